@@ -1,0 +1,88 @@
+#include "core/device.h"
+
+#include <future>
+#include <new>
+
+namespace sparsegpt {
+
+Device::Device(std::shared_ptr<Backend> backend) : backend_(std::move(backend)), thread_([this] { work(); }) {}
+
+Device::~Device() { stop(); }
+
+void Device::stop() {
+  std::deque<Task> dropped;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    dropped.swap(tasks_);
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Device::push(Task task) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_) return;
+    tasks_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void Device::enqueue(const char* operation, std::function<void(Backend&)> run) {
+  push({operation, std::move(run), nullptr, false});
+}
+
+void Device::synchronize(std::function<void(const std::optional<Error>&)> done) {
+  push({"synchronize", nullptr, std::move(done), true});
+}
+
+void Device::finally(std::function<void()> done) {
+  push({"finally", nullptr, [done = std::move(done)](const std::optional<Error>&) { done(); }, false});
+}
+
+void Device::synchronize() {
+  // The queue alone owns the promise, so that dropping the task breaks it and ends the wait.
+  auto promise = std::make_shared<std::promise<std::optional<Error>>>();
+  auto result = promise->get_future();
+  synchronize([promise](const std::optional<Error>& failure) { promise->set_value(failure); });
+  promise.reset();
+  std::optional<Error> failure;
+  try {
+    failure = result.get();
+  } catch (const std::future_error&) {
+    throw Error("DEVICE_UNAVAILABLE", "the device was stopped");
+  }
+  if (failure) throw *failure;
+}
+
+void Device::work() {
+  for (;;) {
+    Task task;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      if (stopping_) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    if (task.done) {
+      task.done(failure_);
+      if (task.clears_failure) failure_.reset();
+    } else if (!failure_) {
+      const std::string where = std::string(" (in ") + task.operation + ")";
+      try {
+        std::lock_guard<std::mutex> turn(backend_->turn);
+        task.run(*backend_);
+      } catch (const Error& error) {
+        failure_.emplace(error.code(), error.what() + where);
+      } catch (const std::bad_alloc&) {
+        failure_.emplace("OUT_OF_MEMORY", "not enough memory" + where);
+      } catch (const std::exception& error) {
+        failure_.emplace("INTERNAL", error.what() + where);
+      }
+    }
+  }
+}
+
+}  // namespace sparsegpt

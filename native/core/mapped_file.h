@@ -1,0 +1,32 @@
+// A file mapped read-only into memory. Pages are read when touched and can be given back after use.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+namespace sparsegpt {
+
+class MappedFile {
+ public:
+  // Throws FILE_NOT_FOUND when the file cannot be opened or mapped.
+  static std::shared_ptr<MappedFile> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+  // Gives the pages of [offset, offset + bytes) back to the system; they are read again when touched.
+  void release_pages(size_t offset, size_t bytes) const;
+
+ private:
+  MappedFile(std::string path, const std::byte* data, size_t size) : path_(std::move(path)), data_(data), size_(size) {}
+  std::string path_;
+  const std::byte* data_;
+  size_t size_;
+};
+
+}  // namespace sparsegpt

@@ -1,0 +1,522 @@
+#include "cpu/cpu_backend.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "cpu/dispatch.h"
+#include "cpu/factor.h"
+#include "cpu/gemm.h"
+#include "cpu/kernels/kernels.h"
+#include "cpu/memory_pool.h"
+#include "cpu/prune.h"
+
+namespace sparsegpt {
+
+namespace {
+
+using cpu::Kernels;
+using cpu::operand;
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw Error("INTERNAL", what);
+}
+
+void require_shape(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
+  require(tensor && tensor.rows == rows && tensor.columns == columns,
+          std::string(name) + " is " + describe(tensor) + ", expected [" + std::to_string(rows) + ", " +
+              std::to_string(columns) + "]");
+}
+
+void require_float(const Tensor& tensor, const char* name) {
+  require(tensor && is_float(tensor.dtype), std::string(name) + " is " + describe(tensor) + ", expected a float type");
+}
+
+// f32 with rows one after another, as solvers want it.
+void require_plain(const Tensor& tensor, int64_t rows, int64_t columns, DType dtype, const char* name) {
+  require_shape(tensor, rows, columns, name);
+  require(tensor.dtype == dtype && tensor.contiguous(),
+          std::string(name) + " must be contiguous " + dtype_name(dtype) + ", is " + describe(tensor));
+}
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+class CpuBackend : public Backend {
+ public:
+  explicit CpuBackend(int threads)
+      : kernels_(cpu::selected_kernels()),
+        pool_(threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
+        memory_(std::make_shared<cpu::MemoryPool>()) {}
+
+  std::string description() const override {
+    return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) + " threads, BLAS: " +
+           cpu::blas_description();
+  }
+
+  std::shared_ptr<Storage> allocate(size_t bytes) override { return memory_->storage(bytes); }
+
+  // --- moving and converting ---------------------------------------------------------------------------------------
+
+  void upload(const Tensor& out, const void* host) override {
+    require(out.contiguous(), "upload needs a contiguous tensor");
+    std::memcpy(out.bytes(), host, byte_size(out));
+  }
+
+  void download(void* host, const Tensor& tensor) override {
+    require(tensor.contiguous(), "download needs a contiguous tensor");
+    std::memcpy(host, tensor.bytes(), byte_size(tensor));
+  }
+
+  void cast(const Tensor& out, const Tensor& in) override {
+    require_float(in, "input");
+    require_float(out, "output");
+    require_shape(out, in.rows, in.columns, "output");
+    for_rows(in.rows, in.columns, [&](int64_t i, std::vector<float>& row) {
+      if (out.dtype == DType::f32) {
+        kernels_.to_float(reinterpret_cast<float*>(row_of(out, i)), row_of(in, i), in.dtype, in.columns);
+      } else if (in.dtype == DType::f32) {
+        kernels_.from_float(row_of(out, i), out.dtype, reinterpret_cast<const float*>(row_of(in, i)), in.columns);
+      } else {
+        row.resize(static_cast<size_t>(in.columns));
+        kernels_.to_float(row.data(), row_of(in, i), in.dtype, in.columns);
+        kernels_.from_float(row_of(out, i), out.dtype, row.data(), in.columns);
+      }
+    });
+  }
+
+  void transpose(const Tensor& out, const Tensor& in) override {
+    require_shape(out, in.columns, in.rows, "output");
+    if (in.dtype == DType::u8) {
+      for (int64_t i = 0; i < in.rows; ++i)
+        for (int64_t j = 0; j < in.columns; ++j)
+          out.data<uint8_t>()[j * out.stride + i] = in.data<uint8_t>()[i * in.stride + j];
+      return;
+    }
+    require_float(in, "input");
+    require_float(out, "output");
+    // Tiles keep both sides in cache.
+    constexpr int64_t side = 32;
+    const int64_t down = (in.rows + side - 1) / side, across = (in.columns + side - 1) / side;
+    pool_.parallel_for(down * across, [&](int64_t task, int) {
+      const int64_t i0 = task / across * side, j0 = task % across * side;
+      const int64_t rows = std::min(side, in.rows - i0), columns = std::min(side, in.columns - j0);
+      float tile[side][side], turned[side][side];
+      for (int64_t i = 0; i < rows; ++i) kernels_.to_float(tile[i], element(in, i0 + i, j0), in.dtype, columns);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) turned[j][i] = tile[i][j];
+      for (int64_t j = 0; j < columns; ++j) kernels_.from_float(element(out, j0 + j, i0), out.dtype, turned[j], rows);
+    });
+  }
+
+  void fill(const Tensor& out, double value) override {
+    require(out.contiguous(), "fill needs a contiguous tensor");
+    if (out.dtype == DType::f64) {
+      std::fill_n(out.data<double>(), out.size(), value);
+    } else {
+      std::fill_n(out.data<float>(), out.size(), static_cast<float>(value));
+    }
+  }
+
+  void write_file(int fd, int64_t position, const Tensor& tensor) override {
+    require(tensor.contiguous(), "write needs a contiguous tensor");
+    const auto* data = reinterpret_cast<const char*>(tensor.bytes());
+    for (size_t left = byte_size(tensor); left > 0;) {
+      const ssize_t written = pwrite(fd, data, std::min(left, size_t{64} << 20), position);
+      if (written < 0 && errno == EINTR) continue;
+      if (written <= 0) {
+        const int reason = errno;
+        throw Error("WRITE_FAILED", reason == ENOSPC ? "the disk is full" : std::string("write: ") + std::strerror(reason));
+      }
+      data += written;
+      position += written;
+      left -= static_cast<size_t>(written);
+    }
+  }
+
+  // --- forward -----------------------------------------------------------------------------------------------------
+
+  void embedding(const Tensor& out, const Tensor& table, const Tensor& ids) override {
+    require_float(table, "table");
+    require_float(out, "output");
+    require_shape(out, ids.size(), table.columns, "output");
+    const int32_t* id = ids.data<int32_t>();
+    for (int64_t t = 0; t < out.rows; ++t)
+      if (id[t] < 0 || id[t] >= table.rows)
+        throw Error("INVALID_OPTION", "token id " + std::to_string(id[t]) + " at position " + std::to_string(t) +
+                                          " is outside the table of " + std::to_string(table.rows) + " entries");
+    for_rows(out.rows, out.columns, [&](int64_t t, std::vector<float>& row) {
+      row.resize(static_cast<size_t>(out.columns));
+      kernels_.to_float(row.data(), row_of(table, id[t]), table.dtype, out.columns);
+      kernels_.from_float(row_of(out, t), out.dtype, row.data(), out.columns);
+    });
+  }
+
+  void linear(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias) override {
+    require_float(x, "x");
+    require_float(weight, "weight");
+    require_float(out, "output");
+    require(x.columns == weight.columns, "x " + describe(x) + " does not fit weight " + describe(weight));
+    require_shape(out, x.rows, weight.rows, "output");
+    std::vector<float> bias_row;
+    if (bias) {
+      require_shape(bias, 1, weight.rows, "bias");
+      bias_row.resize(static_cast<size_t>(bias.columns));
+      kernels_.to_float(bias_row.data(), bias.bytes(), bias.dtype, bias.columns);
+    }
+    // Half-precision outputs are summed in float32, some rows at a time.
+    const bool direct = out.dtype == DType::f32;
+    const int64_t chunk = direct ? std::max<int64_t>(x.rows, 1) : 1024;
+    std::vector<float> sums;
+    for (int64_t t = 0; t < x.rows; t += chunk) {
+      const int64_t rows = std::min(chunk, x.rows - t);
+      if (!direct) sums.resize(static_cast<size_t>(rows * out.columns));
+      float* c = direct ? out.data<float>() : sums.data();
+      const int64_t stride = direct ? out.stride : out.columns;
+      if (bias) {
+        for_rows(rows, out.columns, [&](int64_t i, std::vector<float>&) {
+          std::copy(bias_row.begin(), bias_row.end(), c + i * stride);
+        });
+      }
+      cpu::Gemm product{rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(), c, stride};
+      product.accumulate = static_cast<bool>(bias);
+      cpu::gemm(pool_, kernels_, product);
+      if (!direct) {
+        for_rows(rows, out.columns, [&](int64_t i, std::vector<float>&) {
+          kernels_.from_float(row_of(out, t + i), out.dtype, c + i * stride, out.columns);
+        });
+      }
+    }
+  }
+
+  void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) override {
+    require_shape(weight, 1, x.columns, "weight");
+    require_shape(bias, 1, x.columns, "bias");
+    map_rows(out, x, [&](float* y, const float* row) {
+      kernels_.layer_norm(y, row, weight.data<float>(), bias.data<float>(), x.columns, eps);
+    });
+  }
+
+  void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) override {
+    require_shape(weight, 1, x.columns, "weight");
+    map_rows(out, x, [&](float* y, const float* row) {
+      kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps);
+    });
+  }
+
+  void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim) override {
+    const int64_t sequence = cosine.rows, half = cosine.columns;
+    require_shape(sine, sequence, half, "sine");
+    require(2 * half <= head_dim && x.columns % head_dim == 0 && x.rows % sequence == 0,
+            "x " + describe(x) + " does not hold whole sequences of heads");
+    map_rows(x, x, [&](float* y, const float*, int64_t t) {
+      const int64_t position = t % sequence;
+      for (int64_t h = 0; h < x.columns; h += head_dim)
+        kernels_.rotary(y + h, cosine.data<float>() + position * cosine.stride, sine.data<float>() + position * sine.stride,
+                        half);
+    });
+  }
+
+  void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const AttentionShape& shape) override {
+    const int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
+    require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && q.rows % shape.sequence == 0,
+            "heads or sequences do not divide");
+    require_shape(q, q.rows, width, "q");
+    require_shape(out, q.rows, width, "output");
+    require_shape(k, q.rows, kv_width, "k");
+    require_shape(v, q.rows, kv_width, "v");
+    require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype && k.stride == v.stride,
+            "q, k, v and output must agree in type, k and v in layout");
+    const int64_t group = shape.heads / shape.kv_heads;
+    const auto scratch_size = static_cast<size_t>(kernels_.attention_scratch(shape.sequence, shape.head_dim));
+    std::vector<std::vector<float>> scratch(static_cast<size_t>(pool_.threads()));
+    pool_.parallel_for(q.rows / shape.sequence * shape.kv_heads, [&](int64_t task, int thread) {
+      auto& mine = scratch[static_cast<size_t>(thread)];
+      mine.resize(scratch_size);
+      const int64_t first = task / shape.kv_heads * shape.sequence, head = task % shape.kv_heads;
+      cpu::AttentionHead h{};
+      h.dtype = q.dtype;
+      h.q = element(q, first, head * group * shape.head_dim);
+      h.k = element(k, first, head * shape.head_dim);
+      h.v = element(v, first, head * shape.head_dim);
+      h.out = element(out, first, head * group * shape.head_dim);
+      h.q_stride = q.stride;
+      h.kv_stride = k.stride;
+      h.out_stride = out.stride;
+      h.queries = group;
+      h.sequence = shape.sequence;
+      h.head_dim = shape.head_dim;
+      h.scale = shape.scale;
+      kernels_.attention(h, mine.data());
+    });
+  }
+
+  void activation(const Tensor& x, Activation kind) override {
+    map_rows(x, x, [&](float* y, const float*) { kernels_.activation(y, x.columns, kind); });
+  }
+
+  void gate(const Tensor& x, const Tensor& up, Activation kind) override {
+    combine_rows(x, up, [&](float* y, const float* other) { kernels_.gate(y, other, x.columns, kind); });
+  }
+
+  void add(const Tensor& x, const Tensor& y) override {
+    combine_rows(x, y, [&](float* sum, const float* other) { kernels_.add(sum, other, x.columns); });
+  }
+
+  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& targets) override {
+    require_plain(losses, 1, x.rows, DType::f32, "losses");
+    require_shape(targets, 1, x.rows, "targets");
+    require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
+    const int32_t* target = targets.data<int32_t>();
+    for (int64_t t = 0; t < x.rows; ++t)
+      if (target[t] < 0 || target[t] >= head.rows)
+        throw Error("INVALID_OPTION", "token id " + std::to_string(target[t]) + " is outside the vocabulary of " +
+                                          std::to_string(head.rows));
+    constexpr int64_t tile_tokens = 1024, tile_words = 4096;
+    std::vector<float> logits(static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
+    struct Running {
+      float largest;
+      double sum;  // of exp(logit - largest)
+      double wanted;
+    };
+    for (int64_t t0 = 0; t0 < x.rows; t0 += tile_tokens) {
+      const int64_t tokens = std::min(tile_tokens, x.rows - t0);
+      std::vector<Running> running(static_cast<size_t>(tokens), Running{-INFINITY, 0, 0});
+      for (int64_t w0 = 0; w0 < head.rows; w0 += tile_words) {
+        const int64_t words = std::min(tile_words, head.rows - w0);
+        cpu::gemm(pool_, kernels_,
+                  {tokens, words, x.columns, operand(x.row_range(t0, tokens)),
+                   operand(head.row_range(w0, words)).transposed(), logits.data(), words});
+        for_rows(tokens, words, [&](int64_t t, std::vector<float>&) {
+          const float* row = logits.data() + t * words;
+          Running& r = running[static_cast<size_t>(t)];
+          float largest;
+          double sum;
+          kernels_.log_sum_exp(row, words, &largest, &sum);
+          const float top = std::max(largest, r.largest);
+          r.sum = r.sum * std::exp(static_cast<double>(r.largest) - top) + sum * std::exp(static_cast<double>(largest) - top);
+          r.largest = top;
+          const int64_t wanted = target[t0 + t] - w0;
+          if (wanted >= 0 && wanted < words) r.wanted = row[wanted];
+        });
+      }
+      for (int64_t t = 0; t < tokens; ++t) {
+        const Running& r = running[static_cast<size_t>(t)];
+        losses.data<float>()[t0 + t] = static_cast<float>(r.largest + std::log(r.sum) - r.wanted);
+      }
+    }
+  }
+
+  // --- calibration -------------------------------------------------------------------------------------------------
+
+  void accumulate_gram(const Tensor& gram, const Tensor& x, float scale) override {
+    require_float(x, "x");
+    require_plain(gram, x.columns, x.columns, DType::f32, "gram");
+    cpu::Gemm product{x.columns, x.columns, x.rows, operand(x).transposed(), operand(x), gram.data<float>(), gram.stride};
+    product.alpha = scale;
+    product.accumulate = true;
+    product.triangle = cpu::Triangle::upper;
+    cpu::gemm(pool_, kernels_, product);
+  }
+
+  void accumulate_squares(const Tensor& sums, const Tensor& x, float scale) override {
+    require_float(x, "x");
+    require_plain(sums, 1, x.columns, DType::f32, "sums");
+    // By columns, so that the order of summation does not depend on the number of threads.
+    constexpr int64_t strip = 256;
+    pool_.parallel_for((x.columns + strip - 1) / strip, [&](int64_t task, int) {
+      const int64_t j = task * strip, count = std::min(strip, x.columns - j);
+      float row[strip];
+      for (int64_t t = 0; t < x.rows; ++t) {
+        kernels_.to_float(row, element(x, t, j), x.dtype, count);
+        kernels_.add_squares(sums.data<float>() + j, row, scale, count);
+      }
+    });
+  }
+
+  // --- pruning -----------------------------------------------------------------------------------------------------
+
+  void factor_hessian(const Tensor& hessian, const Tensor& dead, double dampening, const Tensor& stats) override {
+    const Stopwatch watch;
+    require_plain(hessian, hessian.columns, hessian.columns, DType::f32, "hessian");
+    require_plain(dead, 1, hessian.columns, DType::u8, "dead");
+    require_plain(stats, 1, factor_stats::count, DType::f64, "stats");
+    const auto report = cpu::factor_hessian(pool_, kernels_, hessian.data<float>(), hessian.columns, dead.data<uint8_t>(),
+                                            dampening);
+    double* out = stats.data<double>();
+    out[factor_stats::dampening] = report.dampening;
+    out[factor_stats::retries] = report.retries;
+    out[factor_stats::dead_columns] = static_cast<double>(report.dead_columns);
+    out[factor_stats::seconds] = watch.seconds();
+  }
+
+  void prune_sparsegpt(const Tensor& weight, const Tensor& mask, const Tensor& factor, const Tensor& dead,
+                       const Selection& selection, int64_t block_size, int bits, const Tensor& stats) override {
+    require_plain(factor, weight.columns, weight.columns, DType::f32, "factor");
+    require_plain(dead, 1, weight.columns, DType::u8, "dead");
+    prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
+      return cpu::prune_sparsegpt(pool_, kernels_, w, factor.data<float>(), dead.data<uint8_t>(), choice, block_size, bits);
+    });
+  }
+
+  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection,
+                       const Tensor& stats) override {
+    prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
+      cpu::prune_magnitude(pool_, kernels_, w, choice);
+      return NAN;
+    });
+  }
+
+  void prune_wanda(const Tensor& weight, const Tensor& mask, const Tensor& squares, const Selection& selection,
+                   const Tensor& stats) override {
+    require_plain(squares, 1, weight.columns, DType::f32, "squares");
+    prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
+      cpu::prune_wanda(pool_, kernels_, w, squares.data<float>(), choice);
+      return NAN;
+    });
+  }
+
+  // --- inspection --------------------------------------------------------------------------------------------------
+
+  void count_zeros(const Tensor& stats, const Tensor& tensor, const Tensor& patterns) override {
+    require_float(tensor, "tensor");
+    require_shape(patterns, patterns.rows, 2, "patterns");
+    require_plain(stats, 1, 1 + patterns.rows, DType::f64, "stats");
+    const int32_t* pattern = patterns.data<int32_t>();
+    struct Row {
+      int64_t zeros = 0;
+      uint32_t broken = 0;  // bit p: pattern p does not hold
+    };
+    std::vector<Row> rows(static_cast<size_t>(tensor.rows));
+    for_rows(tensor.rows, tensor.columns, [&](int64_t i, std::vector<float>& values) {
+      values.resize(static_cast<size_t>(tensor.columns));
+      kernels_.to_float(values.data(), row_of(tensor, i), tensor.dtype, tensor.columns);
+      Row& row = rows[static_cast<size_t>(i)];
+      for (float value : values) row.zeros += value == 0;
+      for (int64_t p = 0; p < patterns.rows; ++p) {
+        const int32_t n = pattern[2 * p], m = pattern[2 * p + 1];
+        bool holds = tensor.columns % m == 0;
+        for (int64_t j = 0; holds && j < tensor.columns; j += m) {
+          int32_t zeros = 0;
+          for (int64_t g = j; g < j + m; ++g) zeros += values[static_cast<size_t>(g)] == 0;
+          holds = zeros >= n;
+        }
+        if (!holds) row.broken |= 1u << p;
+      }
+    });
+    Row all;
+    for (const Row& row : rows) {
+      all.zeros += row.zeros;
+      all.broken |= row.broken;
+    }
+    stats.data<double>()[0] = static_cast<double>(all.zeros);
+    for (int64_t p = 0; p < patterns.rows; ++p) stats.data<double>()[1 + p] = (all.broken >> p & 1u) == 0;
+  }
+
+ private:
+  static size_t byte_size(const Tensor& tensor) {
+    return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype);
+  }
+
+  static std::byte* element(const Tensor& tensor, int64_t row, int64_t column) {
+    return tensor.bytes() + (row * tensor.stride + column) * static_cast<int64_t>(dtype_size(tensor.dtype));
+  }
+  static std::byte* row_of(const Tensor& tensor, int64_t row) { return element(tensor, row, 0); }
+
+  // body(row, buffer) for every row, in parallel; rows of `columns` elements are handed out some at a time.
+  template <typename Body>
+  void for_rows(int64_t rows, int64_t columns, const Body& body) {
+    const int64_t per_task = std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1));
+    pool_.parallel_for((rows + per_task - 1) / per_task, [&](int64_t task, int) {
+      std::vector<float> buffer;
+      for (int64_t i = task * per_task; i < std::min(rows, (task + 1) * per_task); ++i) body(i, buffer);
+    });
+  }
+
+  // out = f(in) by rows in float32, whatever the element types; out may be in. f(out row, in row [, index]).
+  template <typename Function>
+  void map_rows(const Tensor& out, const Tensor& in, const Function& f) {
+    require_float(in, "input");
+    require_float(out, "output");
+    require_shape(out, in.rows, in.columns, "output");
+    const auto call = [&](float* y, const float* x, int64_t i) {
+      if constexpr (std::is_invocable_v<Function, float*, const float*, int64_t>) {
+        f(y, x, i);
+      } else {
+        f(y, x);
+      }
+    };
+    for_rows(in.rows, in.columns, [&](int64_t i, std::vector<float>& buffer) {
+      if (in.dtype == DType::f32 && out.dtype == DType::f32) {
+        call(reinterpret_cast<float*>(row_of(out, i)), reinterpret_cast<const float*>(row_of(in, i)), i);
+        return;
+      }
+      buffer.resize(static_cast<size_t>(in.columns));
+      kernels_.to_float(buffer.data(), row_of(in, i), in.dtype, in.columns);
+      call(buffer.data(), buffer.data(), i);
+      kernels_.from_float(row_of(out, i), out.dtype, buffer.data(), in.columns);
+    });
+  }
+
+  // x = f(x, y) by rows in float32.
+  template <typename Function>
+  void combine_rows(const Tensor& x, const Tensor& y, const Function& f) {
+    require_float(y, "second operand");
+    require_shape(y, x.rows, x.columns, "second operand");
+    map_rows(x, x, [&](float* sum, const float*, int64_t i) {
+      if (y.dtype == DType::f32) {
+        f(sum, reinterpret_cast<const float*>(row_of(y, i)));
+      } else {
+        std::vector<float> other(static_cast<size_t>(y.columns));
+        kernels_.to_float(other.data(), row_of(y, i), y.dtype, y.columns);
+        f(sum, other.data());
+      }
+    });
+  }
+
+  template <typename Method>
+  void prune(const Tensor& weight, const Tensor& mask, const Selection& selection, const Tensor& stats,
+             const Method& method) {
+    const Stopwatch watch;
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    require_plain(mask, weight.rows, weight.columns, DType::u8, "mask");
+    require_plain(stats, 1, solve_stats::count, DType::f64, "stats");
+    if (selection.mask) require_plain(selection.mask, weight.rows, weight.columns, DType::u8, "selection mask");
+    const cpu::WeightMatrix matrix{weight.data<float>(), mask.data<uint8_t>(), weight.rows, weight.columns};
+    const cpu::Choice choice{selection.sparsity, selection.n, selection.m,
+                             selection.mask ? selection.mask.data<uint8_t>() : nullptr};
+    double* out = stats.data<double>();
+    out[solve_stats::loss] = method(matrix, choice);
+    int64_t zeros = 0;
+    for (int64_t i = 0; i < weight.size(); ++i) zeros += matrix.weight[i] == 0;
+    out[solve_stats::zeros] = static_cast<double>(zeros);
+    out[solve_stats::seconds] = watch.seconds();
+  }
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  std::shared_ptr<cpu::MemoryPool> memory_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(int threads) { return std::make_unique<CpuBackend>(threads); }
+
+}  // namespace sparsegpt

@@ -1,0 +1,44 @@
+// The kernels of one instruction-set level, for each other and for its table. See kernels.h for what they compute.
+#pragma once
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/vec.h"
+
+namespace sparsegpt::cpu::SPARSEGPT_ISA {
+
+// The register tile of the GEMM: mr * 2 accumulators, 2 registers for B, 1 broadcast of A; there are 32 registers with
+// AVX-512 and 16 otherwise.
+constexpr int64_t mr = width == 16 ? 12 : width == 8 ? 6 : 4;
+constexpr int64_t nr = 2 * width;
+
+// gemm.cpp
+void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
+            int64_t depth, float alpha);
+void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
+            int64_t columns);
+void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+           bool accumulate);
+
+// spans.cpp
+void to_float(float* out, const void* in, DType dtype, int64_t count);
+void from_float(void* out, DType dtype, const float* in, int64_t count);
+void activation(float* x, int64_t count, Activation kind);
+void gate(float* x, const float* up, int64_t count, Activation kind);
+void add(float* x, const float* y, int64_t count);
+void add_squares(float* sums, const float* x, float scale, int64_t count);
+bool all_finite(const float* x, int64_t count);
+
+// rows.cpp
+void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps);
+void rms_norm(float* out, const float* x, const float* weight, int64_t count, float eps);
+void rotary(float* x, const float* cosine, const float* sine, int64_t half);
+void log_sum_exp(const float* x, int64_t count, float* largest, double* sum);
+
+// attention.cpp
+int64_t attention_scratch(int64_t sequence, int64_t head_dim);
+void attention(const AttentionHead& head, float* scratch);
+
+// sweep.cpp
+double sweep(const SweepTile& tile);
+
+}  // namespace sparsegpt::cpu::SPARSEGPT_ISA

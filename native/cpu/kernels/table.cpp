@@ -1,0 +1,33 @@
+// The table of this level's kernels; dispatch.cpp lists the tables.
+#include "cpu/kernels/level.h"
+
+namespace sparsegpt::cpu::SPARSEGPT_ISA {
+
+#define SPARSEGPT_STRING(x) #x
+#define SPARSEGPT_NAME(x) SPARSEGPT_STRING(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    SPARSEGPT_NAME(SPARSEGPT_ISA),
+    mr,
+    nr,
+    pack_a,
+    pack_b,
+    micro,
+    to_float,
+    from_float,
+    activation,
+    gate,
+    add,
+    add_squares,
+    all_finite,
+    layer_norm,
+    rms_norm,
+    rotary,
+    log_sum_exp,
+    attention_scratch,
+    attention,
+    sweep,
+};
+
+}  // namespace sparsegpt::cpu::SPARSEGPT_ISA

@@ -1,0 +1,188 @@
+// One vector type for the width of the level being compiled, on GCC's vector extensions. Everything is static or in the
+// level's own namespace, so that no wide-instruction code can be picked by the linker for a narrower level.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include "core/dtype.h"
+
+#ifndef SPARSEGPT_ISA
+#error "compile with -DSPARSEGPT_ISA=baseline, avx2 or avx512"
+#endif
+
+namespace sparsegpt::cpu::SPARSEGPT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int64_t width = 16;
+#elif defined(__AVX2__)
+constexpr int64_t width = 8;
+#else
+constexpr int64_t width = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(width * 4), aligned(4), may_alias));
+
+static inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
+static inline void store(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
+static inline vf broadcast(float x) { return x - vf{}; }
+static inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+// When one is NaN the result is b.
+static inline vf vmax(vf a, vf b) { return a > b ? a : b; }
+static inline vf vmin(vf a, vf b) { return a < b ? a : b; }
+static inline vf as_float(vi v) { return reinterpret_cast<vf&>(v); }
+static inline vi as_int(vf v) { return reinterpret_cast<vi&>(v); }
+
+static inline float horizontal_sum(vf v) {
+  float lanes[width];
+  store(lanes, v);
+  for (int64_t step = width / 2; step > 0; step /= 2)
+    for (int64_t i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
+static inline float horizontal_max(vf v) {
+  float lanes[width];
+  store(lanes, v);
+  float best = lanes[0];
+  for (int64_t i = 1; i < width; ++i) best = lanes[i] > best ? lanes[i] : best;
+  return best;
+}
+
+// The first `count` elements of p, zero elsewhere, without touching what lies behind them.
+static inline vf load_part(const float* p, int64_t count) {
+  vf v = {};
+  memcpy(&v, p, static_cast<size_t>(count) * 4);
+  return v;
+}
+static inline void store_part(float* p, vf v, int64_t count) { memcpy(p, &v, static_cast<size_t>(count) * 4); }
+
+// Nearest integer, ties to even, for |x| < 2^22.
+static inline vf round_even(vf x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23
+  return (x + magic) - magic;
+}
+
+// exp(x) to about 1 ulp; 0 below -87.3, inf-free (clamped) above 88.3; NaN stays NaN.
+static inline vf vexp(vf x) {
+  const vi underflow = x < -87.3f;
+  x = vmin(broadcast(88.3f), vmax(broadcast(-87.3f), x));
+  const vf n = round_even(x * 1.44269504088896341f);
+  vf r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vf p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
+  return select(underflow, vf{}, p * as_float(exponent));
+}
+
+// --- float16 and bfloat16 ---------------------------------------------------------------------------------------------
+
+static inline float bf16_to_float(uint16_t h) {
+  const uint32_t bits = static_cast<uint32_t>(h) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+// Round to nearest even; NaN stays NaN.
+static inline uint16_t float_to_bf16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline float f16_to_float(uint16_t h) {
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
+  const uint32_t magnitude = h & 0x7fffu;
+  uint32_t bits;
+  if (magnitude >= 0x7c00u) {
+    bits = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+  } else if (magnitude >= 0x400u) {
+    bits = sign | ((magnitude << 13) + (112u << 23));
+  } else {
+    const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;  // 2^-24
+    memcpy(&bits, &subnormal, 4);
+    bits |= sign;
+  }
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+
+static inline uint16_t float_to_f16(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
+  if (bits < 0x38800000u) {                                               // subnormal: let the FPU round
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    const float shifted = magnitude + 0.5f;  // ulp of [0.5, 1) is 2^-24
+    uint32_t result;
+    memcpy(&result, &shifted, 4);
+    return static_cast<uint16_t>(sign | (result - 0x3f000000u));
+  }
+  const uint32_t odd = (bits >> 13) & 1u;
+  return static_cast<uint16_t>(sign | ((bits + 0xc8000fffu + odd) >> 13));
+}
+
+static inline float load_scalar(const void* p, int64_t index, DType dtype) {
+  switch (dtype) {
+    case DType::bf16: return bf16_to_float(static_cast<const uint16_t*>(p)[index]);
+    case DType::f16: return f16_to_float(static_cast<const uint16_t*>(p)[index]);
+    default: return static_cast<const float*>(p)[index];
+  }
+}
+
+static inline void span_to_float(float* out, const void* in, DType dtype, int64_t count) {
+  const auto* half = static_cast<const uint16_t*>(in);
+  int64_t i = 0;
+  switch (dtype) {
+    case DType::bf16:
+      for (; i < count; ++i) out[i] = bf16_to_float(half[i]);
+      break;
+    case DType::f16:
+#if defined(__F16C__)
+      for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+#endif
+      for (; i < count; ++i) out[i] = f16_to_float(half[i]);
+      break;
+    default: memcpy(out, in, static_cast<size_t>(count) * 4);
+  }
+}
+
+static inline void span_from_float(void* out, DType dtype, const float* in, int64_t count) {
+  auto* half = static_cast<uint16_t*>(out);
+  int64_t i = 0;
+  switch (dtype) {
+    case DType::bf16:
+      for (; i < count; ++i) half[i] = float_to_bf16(in[i]);
+      break;
+    case DType::f16:
+#if defined(__F16C__)
+      for (; i + 8 <= count; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(half + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#endif
+      for (; i < count; ++i) half[i] = float_to_f16(in[i]);
+      break;
+    default: memcpy(out, in, static_cast<size_t>(count) * 4);
+  }
+}
+
+}  // namespace sparsegpt::cpu::SPARSEGPT_ISA

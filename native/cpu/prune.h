@@ -1,0 +1,36 @@
+// The pruning methods on one weight matrix, [rows, columns] with rows `columns` apart, changed in place.
+#pragma once
+
+#include <cstdint>
+
+#include "core/thread_pool.h"
+#include "cpu/kernels/kernels.h"
+
+namespace sparsegpt::cpu {
+
+// Which weights go; see sparsegpt::Selection. mask: [rows, columns] or null.
+struct Choice {
+  double sparsity;
+  int n, m;
+  const uint8_t* mask;
+};
+
+struct WeightMatrix {
+  float* weight;  // in: dense, out: pruned
+  uint8_t* mask;  // out: 1 where pruned
+  int64_t rows, columns;
+};
+
+// SparseGPT. factor: R as factor_hessian left it, [columns, columns]; dead: [columns]; bits: 0 or the width of each row's
+// asymmetric min-max grid. Returns ½ Σ (w - q)² / U_jj². Throws NON_FINITE.
+double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const float* factor,
+                       const uint8_t* dead, const Choice& choice, int64_t block_size, int bits);
+
+// The smallest |w| of the whole matrix.
+void prune_magnitude(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const Choice& choice);
+
+// The smallest |w| · sqrt(squares[j]) of every row.
+void prune_wanda(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const float* squares,
+                 const Choice& choice);
+
+}  // namespace sparsegpt::cpu

@@ -1,0 +1,365 @@
+// The CPU backend through a device, as the addon uses it: types, views, error messages, the simple pruning methods.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "core/device.h"
+#include "cpu/cpu_backend.h"
+#include "test/matrix.h"
+
+using namespace sparsegpt;
+using namespace sparsegpt::test;
+
+namespace {
+
+constexpr DType float_types[] = {DType::f32, DType::bf16, DType::f16};
+
+double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 2e-3 : 1.6e-2; }
+
+// A device on which every operation is awaited.
+class Bench {
+ public:
+  Bench() : device_(make_cpu_backend(2)) {}
+
+  template <typename Run>
+  void run(const Run& operation) {
+    device_.enqueue("operation", operation);
+    device_.synchronize();
+  }
+
+  Tensor empty(DType dtype, int64_t rows, int64_t columns) {
+    const auto bytes = static_cast<size_t>(rows * columns) * dtype_size(dtype);
+    return {device_.backend().allocate(bytes), dtype, rows, columns, columns, 0};
+  }
+  Tensor upload(DType dtype, int64_t rows, int64_t columns, const void* data) {
+    Tensor t = empty(dtype, rows, columns);
+    run([&](Backend& b) { b.upload(t, data); });
+    return t;
+  }
+  Tensor floats(DType dtype, int64_t rows, int64_t columns, const std::vector<float>& values) {
+    return upload(dtype, rows, columns, encode(values, dtype).data());
+  }
+  // Poisoned, to see that every element is written.
+  Tensor output(DType dtype, int64_t rows, int64_t columns) {
+    return floats(dtype, rows, columns, std::vector<float>(static_cast<size_t>(rows * columns), NAN));
+  }
+  std::vector<float> read(const Tensor& t) {
+    std::vector<char> bytes(static_cast<size_t>(t.size()) * dtype_size(t.dtype));
+    run([&](Backend& b) { b.download(bytes.data(), t); });
+    return decode(bytes, t.dtype);
+  }
+  template <typename T>
+  std::vector<T> read_as(const Tensor& t) {
+    std::vector<T> values(static_cast<size_t>(t.size()));
+    run([&](Backend& b) { b.download(values.data(), t); });
+    return values;
+  }
+
+ private:
+  Device device_;
+};
+
+std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }
+
+int64_t ones(const std::vector<uint8_t>& mask) { return std::accumulate(mask.begin(), mask.end(), int64_t{0}); }
+
+}  // namespace
+
+TEST("backend: the description names the kernels, threads and the BLAS") {
+  const auto text = make_cpu_backend(3)->description();
+  describe_case(text);
+  CHECK(text.find("3 threads") != std::string::npos && text.find("BLAS: ") != std::string::npos);
+}
+
+TEST("backend: cast and transpose between all float types, of views too") {
+  Bench bench;
+  Random random(1);
+  for (DType from : float_types) {
+    for (DType to : float_types) {
+      const int64_t rows = random.integer(1, 90), columns = random.integer(2, 90);
+      describe_case(dtype_name(from), " to ", dtype_name(to), ", ", rows, " x ", columns);
+      const auto values = rounded(random.uniforms(rows * columns), from);
+      const Tensor in = bench.floats(from, rows, columns, values), out = bench.output(to, rows, columns);
+      bench.run([&](Backend& b) { b.cast(out, in); });
+      CHECK(bench.read(out) == rounded(values, to));
+      const Tensor view = in.column_range(1, columns - 1), turned = bench.output(to, columns - 1, rows);
+      bench.run([&](Backend& b) { b.transpose(turned, view); });
+      const auto actual = bench.read(turned), expected = rounded(values, to);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 1; j < columns; ++j)
+          CHECK_EQUAL(actual[static_cast<size_t>((j - 1) * rows + i)], expected[static_cast<size_t>(i * columns + j)]);
+    }
+  }
+  const std::vector<uint8_t> mask = {1, 2, 3, 4, 5, 6};
+  const Tensor in = bench.upload(DType::u8, 2, 3, mask.data()), out = bench.empty(DType::u8, 3, 2);
+  bench.run([&](Backend& b) { b.transpose(out, in); });
+  CHECK(bench.read_as<uint8_t>(out) == (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cast(out, in); }), "INTERNAL", "uint8 [2, 3]");
+}
+
+TEST("backend: embedding, and ids outside the table") {
+  Bench bench;
+  Random random(2);
+  const auto table = rounded(random.uniforms(11 * 7), DType::bf16);
+  const Tensor t = bench.floats(DType::bf16, 11, 7, table);
+  std::vector<int32_t> ids = {0, 10, 3, 3, 7};
+  const Tensor i = bench.upload(DType::i32, 1, 5, ids.data()), out = bench.output(DType::f32, 5, 7);
+  bench.run([&](Backend& b) { b.embedding(out, t, i); });
+  const auto actual = bench.read(out);
+  for (size_t k = 0; k < ids.size(); ++k)
+    for (size_t j = 0; j < 7; ++j) CHECK_EQUAL(actual[k * 7 + j], table[static_cast<size_t>(ids[k]) * 7 + j]);
+  for (int32_t bad : {-1, 11}) {
+    ids[3] = bad;
+    const Tensor wrong = bench.upload(DType::i32, 1, 5, ids.data());
+    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.embedding(out, t, wrong); }), "INVALID_OPTION",
+                      "token id " + std::to_string(bad) + " at position 3");
+  }
+}
+
+TEST("backend: linear layers with and without bias, in every type") {
+  Bench bench;
+  uint64_t seed = 0;
+  for (DType type : float_types) {
+    for (DType out_type : {type, DType::f32}) {
+      for (bool with_bias : {false, true}) {
+        Random random(++seed);
+        const int64_t tokens = seed % 4 == 0 ? 1500 : random.integer(1, 90);
+        const int64_t in = random.integer(1, 90), outs = random.integer(1, 90);
+        describe_case("seed ", seed, ", ", dtype_name(type), ", ", tokens, " x ", in, " x ", outs);
+        const auto x = rounded(random.uniforms(tokens * in), type), w = rounded(random.uniforms(outs * in), type);
+        const auto bias = rounded(random.uniforms(outs), type);
+        const Tensor xt = bench.floats(type, tokens, in, x), wt = bench.floats(type, outs, in, w);
+        const Tensor bt = with_bias ? bench.floats(type, 1, outs, bias) : Tensor{};
+        // A window of a wider tensor, as q, k and v of one product are.
+        const Tensor wide = bench.output(out_type, tokens, outs + 5), window = wide.column_range(3, outs);
+        bench.run([&](Backend& b) { b.linear(window, xt, wt, bt); });
+        const auto actual = bench.read(wide);
+        for (int64_t t = 0; t < tokens; ++t) {
+          const auto at = [&](int64_t j) { return actual[static_cast<size_t>(t * (outs + 5) + j)]; };
+          CHECK(std::isnan(at(2)) && std::isnan(at(outs + 3)));
+          for (int64_t o = 0; o < outs; ++o) {
+            double sum = with_bias ? bias[static_cast<size_t>(o)] : 0;
+            for (int64_t j = 0; j < in; ++j)
+              sum += static_cast<double>(x[static_cast<size_t>(t * in + j)]) * w[static_cast<size_t>(o * in + j)];
+            CHECK_CLOSE(at(3 + o), sum, tolerance_of(out_type));
+          }
+        }
+      }
+    }
+  }
+  const Tensor x = bench.output(DType::f32, 3, 4), w = bench.output(DType::f32, 6, 5), out = bench.output(DType::f32, 3, 6);
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.linear(out, x, w, {}); }), "INTERNAL",
+                    "x float32 [3, 4] does not fit weight float32 [6, 5] (in operation)");
+}
+
+TEST("backend: attention over several sequences with shared key heads") {
+  Bench bench;
+  Random random(4);
+  constexpr int64_t sequence = 9, batch = 3, heads = 6, kv_heads = 2, dim = 5, tokens = sequence * batch;
+  const auto q = random.uniforms(tokens * heads * dim, -3, 3), k = random.uniforms(tokens * kv_heads * dim, -3, 3);
+  const auto v = random.uniforms(tokens * kv_heads * dim);
+  const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q), kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
+  const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
+  bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f}); });
+  const auto actual = bench.read(out);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t shared = h / (heads / kv_heads), first = t / sequence * sequence;
+      std::vector<double> expected(dim);
+      double total = 0;
+      for (int64_t s = first; s <= t; ++s) {
+        double dot = 0;
+        for (int64_t d = 0; d < dim; ++d)
+          dot += static_cast<double>(q[static_cast<size_t>((t * heads + h) * dim + d)]) *
+                 k[static_cast<size_t>((s * kv_heads + shared) * dim + d)];
+        const double p = std::exp(0.4 * dot);
+        total += p;
+        for (int64_t d = 0; d < dim; ++d)
+          expected[static_cast<size_t>(d)] += p * v[static_cast<size_t>((s * kv_heads + shared) * dim + d)];
+      }
+      for (int64_t d = 0; d < dim; ++d)
+        CHECK_CLOSE(actual[static_cast<size_t>((t * heads + h) * dim + d)], expected[static_cast<size_t>(d)] / total, 1e-5);
+    }
+  }
+}
+
+TEST("backend: cross entropy over a vocabulary larger than one tile") {
+  Bench bench;
+  for (DType type : {DType::f32, DType::bf16}) {
+    Random random(5);
+    constexpr int64_t tokens = 60, hidden = 24, words = 5000;
+    const auto x = rounded(random.uniforms(tokens * hidden, -4, 4), type);
+    const auto head = rounded(random.uniforms(words * hidden), type);
+    std::vector<int32_t> targets(tokens);
+    for (int32_t& id : targets) id = static_cast<int32_t>(random.integer(0, words - 1));
+    targets[0] = words - 1;
+    const Tensor xt = bench.floats(type, tokens, hidden, x), ht = bench.floats(type, words, hidden, head);
+    const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
+    bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, tt); });
+    const auto actual = bench.read(losses);
+    for (size_t t = 0; t < targets.size(); ++t) {
+      std::vector<double> logits(words);
+      double sum = 0;
+      for (size_t o = 0; o < logits.size(); ++o) {
+        for (size_t j = 0; j < hidden; ++j) logits[o] += static_cast<double>(x[t * hidden + j]) * head[o * hidden + j];
+        sum += std::exp(logits[o]);
+      }
+      CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
+    }
+    targets[2] = words;
+    const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());
+    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, wrong); }), "INVALID_OPTION", "5000");
+  }
+}
+
+TEST("backend: Gram matrix and squares accumulate over calls") {
+  Bench bench;
+  for (DType type : float_types) {
+    Random random(6);
+    const int64_t columns = random.integer(30, 90);
+    std::vector<double> expected(static_cast<size_t>(columns * columns));
+    const Tensor gram = bench.output(DType::f32, columns, columns), squares = bench.output(DType::f32, 1, columns);
+    bench.run([&](Backend& b) {
+      b.fill(gram, 0);
+      b.fill(squares, 0);
+    });
+    for (int call = 0; call < 3; ++call) {
+      const int64_t tokens = random.integer(1, 300);
+      const auto x = rounded(random.uniforms(tokens * columns), type);
+      const Tensor xt = bench.floats(type, tokens, columns, x);
+      bench.run([&](Backend& b) {
+        b.accumulate_gram(gram, xt, 0.25f);
+        b.accumulate_squares(squares, xt, 0.25f);
+      });
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t i = 0; i < columns; ++i)
+          for (int64_t j = i; j < columns; ++j)
+            expected[static_cast<size_t>(i * columns + j)] += 0.25 * x[static_cast<size_t>(t * columns + i)] *
+                                                              static_cast<double>(x[static_cast<size_t>(t * columns + j)]);
+    }
+    describe_case(dtype_name(type));
+    const auto g = bench.read(gram), s = bench.read(squares);
+    for (int64_t i = 0; i < columns; ++i) {
+      for (int64_t j = i; j < columns; ++j) {
+        const auto at = static_cast<size_t>(i * columns + j);
+        CHECK_CLOSE(g[at], expected[at], 1e-5);
+      }
+      CHECK_CLOSE(s[static_cast<size_t>(i)], expected[static_cast<size_t>(i * columns + i)], 1e-5);
+    }
+  }
+}
+
+TEST("backend: zeros and patterns are counted") {
+  Bench bench;
+  const std::vector<int32_t> wanted = {2, 4, 1, 2, 4, 8, 1, 3};
+  const Tensor patterns = bench.upload(DType::i32, 4, 2, wanted.data()), stats = bench.empty(DType::f64, 1, 5);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    //                            2:4 holds, 1:2 does not (the second pair), 4:8 holds; 8 columns are no groups of 3
+    const std::vector<float> x = {0, 0, 1, 2, -0.0f, 3, 0, 4, 0, 1, 0, 1, 1, 0, 1, 0};
+    const Tensor t = bench.floats(type, 2, 8, x);
+    bench.run([&](Backend& b) { b.count_zeros(stats, t, patterns); });
+    CHECK(bench.read_as<double>(stats) == (std::vector<double>{8, 1, 0, 1, 0}));
+  }
+}
+
+TEST("backend: a file is written at its position; a full disk is reported") {
+  Bench bench;
+  Random random(7);
+  const auto values = random.uniforms(3 * 50);
+  const Tensor t = bench.floats(DType::f32, 3, 50, values);
+  char path[] = "/tmp/sparsegpt-test-XXXXXX";
+  const int fd = mkstemp(path);
+  bench.run([&](Backend& b) { b.write_file(fd, 100, t); });
+  std::vector<float> back(values.size());
+  CHECK_EQUAL(pread(fd, back.data(), 4 * back.size(), 100), static_cast<ssize_t>(4 * back.size()));
+  CHECK(back == values);
+  close(fd);
+  unlink(path);
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(fd, 0, t); }), "WRITE_FAILED", "write: Bad file descriptor");
+
+  const int full = open("/dev/full", O_WRONLY);
+  if (full < 0) return;  // not Linux
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(full, 0, t); }), "WRITE_FAILED", "the disk is full");
+  close(full);
+}
+
+TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those of each row") {
+  Bench bench;
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    Random random(seed);
+    const int64_t rows = random.integer(1, 80), columns = 4 * random.integer(1, 30);
+    auto w = random.uniforms(rows * columns);
+    for (float& value : w) value = std::nearbyint(value * 50) / 50 + 0.001f;  // with ties, without zeros
+    const auto squares = random.uniforms(columns, 0.1, 4);
+    const bool wanda = seed % 2 == 0;
+    for (int kind = 0; kind < 3; ++kind) {
+      describe_case("seed ", seed, ", kind ", kind, ", ", rows, " x ", columns);
+      Selection selection;
+      selection.sparsity = 0.37;
+      if (kind == 1) selection.n = 2, selection.m = 4;
+      std::vector<uint8_t> given(w.size());
+      for (uint8_t& m : given) m = random.flip() ? 2 : 0;
+      if (kind == 2) selection.mask = bench.upload(DType::u8, rows, columns, given.data());
+      const Tensor wt = bench.floats(DType::f32, rows, columns, w), mask = bench.empty(DType::u8, rows, columns);
+      const Tensor st = bench.floats(DType::f32, 1, columns, squares);
+      const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
+      bench.run([&](Backend& b) {
+        wanda ? b.prune_wanda(wt, mask, st, selection, stats) : b.prune_magnitude(wt, mask, selection, stats);
+      });
+      const auto pruned = bench.read(wt);
+      const auto chosen = bench.read_as<uint8_t>(mask);
+
+      // What a stable sort of each comparison group would choose.
+      const int64_t group = kind == 1 ? 4 : wanda ? columns : rows * columns;
+      const auto count = kind == 1 ? 2 : static_cast<int64_t>(static_cast<double>(group) * 0.37);
+      std::vector<uint8_t> expected(w.size());
+      for (size_t begin = 0; begin < w.size(); begin += static_cast<size_t>(group)) {
+        std::vector<size_t> order(static_cast<size_t>(group));
+        std::iota(order.begin(), order.end(), begin);
+        const auto score = [&](size_t i) {
+          return wanda ? std::fabs(w[i]) * std::sqrt(squares[i % static_cast<size_t>(columns)]) : std::fabs(w[i]);
+        };
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return score(a) < score(b); });
+        for (int64_t i = 0; i < count; ++i) expected[order[static_cast<size_t>(i)]] = 1;
+      }
+      if (kind == 2)
+        for (size_t i = 0; i < given.size(); ++i) expected[i] = given[i] != 0;
+      CHECK(chosen == expected);
+      for (size_t i = 0; i < w.size(); ++i) CHECK_EQUAL(pruned[i], chosen[i] != 0 ? 0.0f : w[i]);
+      const auto reported = bench.read_as<double>(stats);
+      CHECK_EQUAL(reported[solve_stats::zeros], static_cast<double>(ones(chosen)));
+      CHECK(std::isnan(reported[solve_stats::loss]) && reported[solve_stats::seconds] >= 0);
+    }
+  }
+  const Tensor w = bench.output(DType::f32, 3, 8), mask = bench.empty(DType::u8, 3, 8);
+  const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.prune_magnitude(w, mask, {}, stats); }), "NON_FINITE", "row ");
+}
+
+TEST("backend: SparseGPT end to end, from activations to statistics") {
+  Bench bench;
+  Random random(9);
+  const Tensor x = bench.floats(DType::f32, 200, 48, random.uniforms(200 * 48));
+  const Tensor w = bench.floats(DType::f32, 30, 48, random.uniforms(30 * 48)), mask = bench.empty(DType::u8, 30, 48);
+  const Tensor gram = bench.empty(DType::f32, 48, 48), dead = bench.empty(DType::u8, 1, 48);
+  const Tensor factored = bench.empty(DType::f64, 1, factor_stats::count), solved = bench.empty(DType::f64, 1, solve_stats::count);
+  Selection selection;
+  selection.n = 2;
+  selection.m = 4;
+  bench.run([&](Backend& b) {
+    b.fill(gram, 0);
+    b.accumulate_gram(gram, x, 2.0f / 200);
+    b.factor_hessian(gram, dead, 0.01, factored);
+    b.prune_sparsegpt(w, mask, gram, dead, selection, 128, 0, solved);
+  });
+  const auto factor = bench.read_as<double>(factored), solve = bench.read_as<double>(solved);
+  CHECK_EQUAL(factor[factor_stats::dampening], 0.01);
+  CHECK_EQUAL(factor[factor_stats::retries], 0.0);
+  CHECK_EQUAL(factor[factor_stats::dead_columns], 0.0);
+  CHECK_EQUAL(solve[solve_stats::zeros], 30.0 * 24);
+  CHECK_EQUAL(ones(bench.read_as<uint8_t>(mask)), int64_t{30 * 24});
+  CHECK(solve[solve_stats::loss] > 0 && std::isfinite(solve[solve_stats::loss]));
+}

@@ -1,0 +1,197 @@
+// The thread pool, the device's queue, mapped files and tensor views.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <stdexcept>
+#include <thread>
+
+#include "core/device.h"
+#include "core/mapped_file.h"
+#include "core/thread_pool.h"
+#include "cpu/cpu_backend.h"
+#include "test/check.h"
+
+using namespace sparsegpt;
+using namespace sparsegpt::test;
+
+// --- thread pool ------------------------------------------------------------------------------------------------------
+
+TEST("thread pool: every index runs once, on a thread of the pool") {
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    CHECK_EQUAL(pool.threads(), threads);
+    for (int64_t count : {0, 1, 2, 7, 1000}) {
+      describe_case(threads, " threads, ", count, " indices");
+      std::vector<std::atomic<int>> runs(static_cast<size_t>(count));
+      std::atomic<int> strangers{0};
+      pool.parallel_for(count, [&](int64_t i, int thread) {
+        ++runs[static_cast<size_t>(i)];
+        if (thread < 0 || thread >= threads) ++strangers;
+      });
+      for (const auto& n : runs) CHECK_EQUAL(n.load(), 1);
+      CHECK_EQUAL(strangers.load(), 0);
+    }
+  }
+}
+
+TEST("thread pool: an exception reaches the caller and the pool stays usable") {
+  for (int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (int64_t bad : {0, 50, 99}) {
+      bool caught = false;
+      try {
+        pool.parallel_for(100, [&](int64_t i, int) {
+          if (i == bad) throw std::runtime_error("index");
+        });
+      } catch (const std::runtime_error& error) {
+        caught = std::string(error.what()) == "index";
+      }
+      CHECK(caught);
+      std::atomic<int64_t> sum{0};
+      pool.parallel_for(100, [&](int64_t i, int) { sum += i; });
+      CHECK_EQUAL(sum.load(), int64_t{4950});
+    }
+  }
+}
+
+TEST("thread pool: many short calls in succession") {
+  ThreadPool pool(3);
+  std::atomic<int64_t> sum{0};
+  int64_t expected = 0;
+  for (int64_t call = 0; call < 5000; ++call) {
+    const int64_t count = 1 + call % 5;
+    pool.parallel_for(count, [&](int64_t i, int) { sum += i + 1; });
+    expected += count * (count + 1) / 2;
+    if (sum != expected) break;
+  }
+  CHECK_EQUAL(sum.load(), expected);
+}
+
+// --- device -----------------------------------------------------------------------------------------------------------
+
+TEST("device: operations run in the order of enqueuing") {
+  Device device(make_cpu_backend(1));
+  std::vector<int> order;
+  for (int i = 0; i < 200; ++i) device.enqueue("step", [&order, i](Backend&) { order.push_back(i); });
+  device.synchronize();
+  CHECK_EQUAL(order.size(), size_t{200});
+  for (int i = 0; i < static_cast<int>(order.size()); ++i) CHECK_EQUAL(order[static_cast<size_t>(i)], i);
+}
+
+TEST("device: an error surfaces at the next synchronisation and skips what lies between") {
+  Device device(make_cpu_backend(1));
+  int ran = 0;
+  device.enqueue("fine", [&](Backend&) { ++ran; });
+  device.enqueue("broken", [](Backend&) { throw Error("NON_FINITE", "a NaN"); });
+  device.enqueue("skipped", [&](Backend&) { ++ran; });
+  device.enqueue("broken too", [](Backend&) { throw Error("INTERNAL", "not reached"); });
+  CHECK_THROWS_CODE(device.synchronize(), "NON_FINITE", "a NaN (in broken)");
+  CHECK_EQUAL(ran, 1);
+  device.enqueue("fine again", [&](Backend&) { ++ran; });
+  device.synchronize();
+  CHECK_EQUAL(ran, 2);
+
+  device.enqueue("big", [](Backend&) { throw std::bad_alloc(); });
+  CHECK_THROWS_CODE(device.synchronize(), "OUT_OF_MEMORY", "(in big)");
+  device.enqueue("odd", [](Backend&) { throw std::runtime_error("odd thing"); });
+  CHECK_THROWS_CODE(device.synchronize(), "INTERNAL", "odd thing (in odd)");
+}
+
+TEST("device: each of several synchronisations reports only its own stretch") {
+  Device device(make_cpu_backend(1));
+  std::promise<std::string> first, second;
+  const auto report = [](std::promise<std::string>& to) {
+    return [&to](const std::optional<Error>& failure) { to.set_value(failure ? failure->code() : "none"); };
+  };
+  device.enqueue("broken", [](Backend&) { throw Error("WRITE_FAILED", "full"); });
+  device.synchronize(report(first));
+  device.enqueue("fine", [](Backend&) {});
+  device.synchronize(report(second));
+  CHECK_EQUAL(first.get_future().get(), std::string("WRITE_FAILED"));
+  CHECK_EQUAL(second.get_future().get(), std::string("none"));
+}
+
+TEST("device: stop drops what is queued, and a waiting synchronisation ends") {
+  Device device(make_cpu_backend(1));
+  std::promise<void> started, release;
+  std::atomic<int> ran{0};
+  device.enqueue("slow", [&](Backend&) {
+    started.set_value();
+    release.get_future().wait();
+    ++ran;
+  });
+  started.get_future().wait();
+  for (int i = 0; i < 10; ++i) device.enqueue("queued", [&](Backend&) { ran += 100; });
+  device.synchronize([&](const std::optional<Error>&) { ran += 1000; });
+  std::atomic<bool> waiting{false};
+  auto waiter = std::async(std::launch::async, [&] {
+    waiting = true;
+    CHECK_THROWS_CODE(device.synchronize(), "DEVICE_UNAVAILABLE", "stopped");
+  });
+  while (!waiting) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  auto stopper = std::async(std::launch::async, [&] { device.stop(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  release.set_value();
+  stopper.get();
+  waiter.get();
+  CHECK_EQUAL(ran.load(), 1);
+  device.enqueue("late", [&](Backend&) { ++ran; });
+  CHECK_THROWS_CODE(device.synchronize(), "DEVICE_UNAVAILABLE", "stopped");
+  CHECK_EQUAL(ran.load(), 1);
+  device.stop();
+}
+
+// --- mapped file ------------------------------------------------------------------------------------------------------
+
+TEST("mapped file: content, release of pages, empty and missing files") {
+  char path[] = "/tmp/sparsegpt-test-XXXXXX";
+  const int fd = mkstemp(path);
+  CHECK(fd >= 0);
+  Random random(1);
+  std::vector<uint8_t> content(3 * 4096 + 123);
+  for (uint8_t& byte : content) byte = static_cast<uint8_t>(random.bits());
+  CHECK_EQUAL(write(fd, content.data(), content.size()), static_cast<ssize_t>(content.size()));
+  close(fd);
+
+  auto file = MappedFile::open(path);
+  CHECK_EQUAL(file->size(), content.size());
+  CHECK_EQUAL(file->path(), std::string(path));
+  CHECK(std::memcmp(file->data(), content.data(), content.size()) == 0);
+  file->release_pages(100, content.size() - 100);
+  CHECK(std::memcmp(file->data(), content.data(), content.size()) == 0);
+  file.reset();
+
+  CHECK_EQUAL(truncate(path, 0), 0);
+  file = MappedFile::open(path);
+  CHECK_EQUAL(file->size(), size_t{0});
+  file->release_pages(0, 0);
+  unlink(path);
+  CHECK_THROWS_CODE(MappedFile::open(path), "FILE_NOT_FOUND", path);
+  CHECK_THROWS_CODE(MappedFile::open("/tmp"), "FILE_NOT_FOUND", "not a regular file");
+}
+
+// --- tensors ----------------------------------------------------------------------------------------------------------
+
+TEST("tensor: views share the storage and stay inside it") {
+  const auto backend = make_cpu_backend(1);
+  Tensor whole{backend->allocate(6 * 10 * 4), DType::f32, 6, 10, 10, 0};
+  for (int i = 0; i < 60; ++i) whole.data<float>()[i] = static_cast<float>(i);
+  CHECK(whole.contiguous());
+  const Tensor view = whole.row_range(2, 3).column_range(4, 5);
+  CHECK_EQUAL(view.rows, int64_t{3});
+  CHECK_EQUAL(view.columns, int64_t{5});
+  CHECK(!view.contiguous());
+  CHECK(view.row_range(1, 1).contiguous());
+  CHECK_EQUAL(view.data<float>()[0], 24.0f);
+  CHECK_EQUAL(view.data<float>()[2 * view.stride + 4], 48.0f);
+  CHECK_EQUAL(whole.row_range(6, 0).rows, int64_t{0});
+  CHECK_THROWS_CODE(whole.row_range(4, 3), "INTERNAL", "float32 [6, 10]");
+  CHECK_THROWS_CODE(whole.column_range(-1, 3), "INTERNAL", "column range");
+  CHECK_THROWS_CODE(whole.data<int32_t>(), "INTERNAL", "float32 [6, 10]");
+  CHECK_EQUAL(describe(Tensor{}), std::string("no tensor"));
+}

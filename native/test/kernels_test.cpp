@@ -1,0 +1,227 @@
+// Elementwise and row kernels of every level against the same formula in double, and the choice of a level.
+#include <cfloat>
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels/kernels.h"
+#include "test/check.h"
+
+using namespace sparsegpt;
+using namespace sparsegpt::test;
+
+namespace {
+
+double activate(double x, Activation kind) {
+  switch (kind) {
+    case Activation::relu: return x > 0 ? x : 0;
+    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case Activation::silu: return x / (1 + std::exp(-x));
+  }
+  return NAN;
+}
+
+const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu};
+
+// What lies behind the end of every output, to see that it is left alone.
+constexpr float guard = 1234.5f;
+constexpr int64_t guards = 20;
+
+std::vector<float> guarded(int64_t count, float value) {
+  std::vector<float> out(static_cast<size_t>(count + guards), guard);
+  std::fill_n(out.begin(), count, value);
+  return out;
+}
+
+bool guard_intact(const std::vector<float>& out) {
+  for (size_t i = out.size() - guards; i < out.size(); ++i)
+    if (out[i] != guard) return false;
+  return true;
+}
+
+// Saves and restores SPARSEGPT_CPU.
+class LevelVariable {
+ public:
+  LevelVariable() {
+    if (const char* value = std::getenv("SPARSEGPT_CPU")) saved_ = value;
+  }
+  ~LevelVariable() { saved_.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", saved_.c_str(), 1); }
+
+ private:
+  std::string saved_;
+};
+
+}  // namespace
+
+TEST("levels: SPARSEGPT_CPU picks one, an unknown name lists what there is") {
+  const LevelVariable restore;
+  const auto levels = cpu::available_kernels();
+  CHECK_EQUAL(std::string(levels.front()->name), std::string("baseline"));
+  std::string names;
+  for (const auto* level : levels) {
+    setenv("SPARSEGPT_CPU", level->name, 1);
+    CHECK(&cpu::selected_kernels() == level);
+    names += (names.empty() ? "" : ", ") + std::string(level->name);
+  }
+  setenv("SPARSEGPT_CPU", "mmx", 1);
+  CHECK_THROWS_CODE(cpu::selected_kernels(), "DEVICE_UNAVAILABLE", names);
+  CHECK_THROWS_CODE(cpu::selected_kernels(), "DEVICE_UNAVAILABLE", "SPARSEGPT_CPU=mmx");
+  setenv("SPARSEGPT_CPU", "", 1);
+  CHECK(&cpu::selected_kernels() == levels.back());
+  unsetenv("SPARSEGPT_CPU");
+  CHECK(&cpu::selected_kernels() == levels.back());
+}
+
+TEST("activations, alone and as gates") {
+  Random random(1);
+  auto x = random.uniforms(3001, -12, 12);
+  for (double special : {0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.299, 0.301, 20.0, -20.0, 60.0, -60.0, 88.0, -88.0, 100.0,
+                         -100.0, 1e4, -1e4, 1e10, -1e10})
+    x.push_back(static_cast<float>(special));
+  const auto up = random.uniforms(static_cast<int64_t>(x.size()));
+  for (const auto* level : cpu::available_kernels()) {
+    for (Activation kind : activations) {
+      describe_case(level->name, ", activation ", static_cast<int>(kind));
+      auto y = x, gated = x;
+      level->activation(y.data(), static_cast<int64_t>(y.size()), kind);
+      level->gate(gated.data(), up.data(), static_cast<int64_t>(y.size()), kind);
+      for (size_t i = 0; i < x.size(); ++i) {
+        CHECK_CLOSE(y[i], activate(x[i], kind), 2e-6);
+        CHECK_CLOSE(gated[i], activate(x[i], kind) * up[i], 2e-6);
+      }
+      for (int64_t count = 0; count <= 40; ++count) {
+        auto part = guarded(count, -0.5f), gate = guarded(count, -0.5f);
+        level->activation(part.data(), count, kind);
+        level->gate(gate.data(), up.data(), count, kind);
+        for (int64_t i = 0; i < count; ++i) {
+          CHECK_CLOSE(part[static_cast<size_t>(i)], activate(-0.5, kind), 2e-6);
+          CHECK_CLOSE(gate[static_cast<size_t>(i)], activate(-0.5, kind) * up[static_cast<size_t>(i)], 2e-6);
+        }
+        CHECK(guard_intact(part) && guard_intact(gate));
+      }
+    }
+  }
+}
+
+// Otherwise a broken model would be pruned without a word: the solvers find NaN in the Gram matrix.
+TEST("activations and sums of exponentials keep NaN") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (int64_t at : {0, 5, 37}) {
+      for (Activation kind : activations) {
+        describe_case(level->name, ", activation ", static_cast<int>(kind), ", at ", at);
+        std::vector<float> x(38, 1.0f), up(38, 1.0f);
+        x[static_cast<size_t>(at)] = NAN;
+        auto gated = x;
+        level->activation(x.data(), 38, kind);
+        level->gate(gated.data(), up.data(), 38, kind);
+        CHECK(std::isnan(x[static_cast<size_t>(at)]) && std::isnan(gated[static_cast<size_t>(at)]));
+      }
+      std::vector<float> x(38, 1.0f);
+      x[static_cast<size_t>(at)] = NAN;
+      float largest;
+      double sum;
+      level->log_sum_exp(x.data(), 38, &largest, &sum);
+      CHECK(std::isnan(largest + sum));
+    }
+  }
+}
+
+TEST("layer norm and RMS norm") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (uint64_t seed = 1; seed <= 30; ++seed) {
+      Random random(seed);
+      const int64_t count = seed <= 20 ? random.integer(1, 70) : random.integer(71, 5000);
+      describe_case(level->name, ", seed ", seed, ", count ", count);
+      const auto weight = random.uniforms(count), bias = random.uniforms(count);
+      auto x = random.normals(count);
+      const auto shift = static_cast<float>(random.uniform(-3, 3));
+      for (float& value : x) value += shift;
+      double mean = 0, squares = 0, variance = 0;
+      for (float value : x) {
+        mean += value;
+        squares += static_cast<double>(value) * value;
+      }
+      mean /= static_cast<double>(count);
+      for (float value : x) variance += (value - mean) * (value - mean);
+      variance /= static_cast<double>(count);
+      auto normal = guarded(count, NAN), rms = guarded(count, NAN);
+      level->layer_norm(normal.data(), x.data(), weight.data(), bias.data(), count, 1e-5f);
+      level->rms_norm(rms.data(), x.data(), weight.data(), count, 1e-6f);
+      for (size_t i = 0; i < x.size(); ++i) {
+        CHECK_CLOSE(normal[i], (x[i] - mean) / std::sqrt(variance + 1e-5f) * weight[i] + bias[i], 1e-5);
+        CHECK_CLOSE(rms[i], x[i] / std::sqrt(squares / static_cast<double>(count) + 1e-6f) * weight[i], 5e-6);
+      }
+      CHECK(guard_intact(normal) && guard_intact(rms));
+    }
+  }
+}
+
+TEST("rotary, add and sums of squares") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (uint64_t seed = 1; seed <= 20; ++seed) {
+      Random random(seed);
+      const int64_t half = random.integer(1, 70);
+      describe_case(level->name, ", seed ", seed, ", half ", half);
+      const auto angles = random.uniforms(half, -4, 4);
+      std::vector<float> cosine, sine;
+      for (float angle : angles) {
+        cosine.push_back(std::cos(angle));
+        sine.push_back(std::sin(angle));
+      }
+      const auto before = random.uniforms(2 * half), y = random.uniforms(2 * half);
+      auto x = before, sum = before, squares = before;
+      level->rotary(x.data(), cosine.data(), sine.data(), half);
+      level->add(sum.data(), y.data(), 2 * half);
+      level->add_squares(squares.data(), y.data(), 0.25f, 2 * half);
+      const auto split = static_cast<size_t>(half);
+      for (size_t i = 0; i < split; ++i) {
+        const double a = before[i], b = before[i + split];
+        CHECK_CLOSE(x[i], a * cosine[i] - b * sine[i], 1e-6);
+        CHECK_CLOSE(x[i + split], b * cosine[i] + a * sine[i], 1e-6);
+      }
+      for (size_t i = 0; i < 2 * split; ++i) {
+        CHECK_EQUAL(sum[i], before[i] + y[i]);
+        CHECK_CLOSE(squares[i], before[i] + 0.25 * y[i] * y[i], 1e-6);
+      }
+    }
+  }
+}
+
+TEST("log of a sum of exponentials") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (uint64_t seed = 1; seed <= 40; ++seed) {
+      Random random(seed);
+      const int64_t count = seed <= 25 ? random.integer(1, 70) : random.integer(71, 9000);
+      const double spread = random.uniform(0, 60), shift = random.uniform(-300, 300);
+      describe_case(level->name, ", seed ", seed, ", count ", count);
+      const auto x = random.uniforms(count, shift - spread, shift + spread);
+      float largest = NAN, expected_largest = x[0];
+      double sum = NAN, expected = 0;
+      level->log_sum_exp(x.data(), count, &largest, &sum);
+      for (float value : x) expected_largest = std::max(expected_largest, value);
+      for (float value : x) expected += std::exp(static_cast<double>(value) - expected_largest);
+      CHECK_EQUAL(largest, expected_largest);
+      CHECK_CLOSE(sum / expected, 1.0, 1e-6);
+    }
+  }
+}
+
+TEST("all_finite sees one bad value anywhere, and no others") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (int64_t count = 0; count <= 70; ++count) {
+      describe_case(level->name, ", count ", count);
+      std::vector<float> x(static_cast<size_t>(count) + 1, FLT_MAX);
+      for (size_t i = 0; i < x.size(); i += 2) x[i] = i % 4 == 0 ? -FLT_MAX : 1e-45f;
+      x.back() = NAN;  // not part of the span
+      CHECK(level->all_finite(x.data(), count));
+      for (size_t at = 0; at < static_cast<size_t>(count); ++at) {
+        const float good = x[at];
+        for (float bad : {INFINITY, -INFINITY, NAN}) {
+          x[at] = bad;
+          CHECK(!level->all_finite(x.data(), count));
+        }
+        x[at] = good;
+      }
+    }
+  }
+}

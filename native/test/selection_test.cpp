@@ -1,0 +1,97 @@
+// Choosing the smallest scores, against a stable sort.
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/selection.h"
+#include "test/check.h"
+
+using namespace sparsegpt;
+using namespace sparsegpt::test;
+
+namespace {
+
+std::vector<uint8_t> sorted_choice(const std::vector<float>& scores, int64_t count) {
+  std::vector<size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return scores[a] < scores[b]; });
+  std::vector<uint8_t> mask(scores.size());
+  for (int64_t i = 0; i < count; ++i) mask[order[static_cast<size_t>(i)]] = 1;
+  return mask;
+}
+
+// Few distinct values, so that the threshold is shared by many; or many values over all magnitudes.
+std::vector<float> random_scores(Random& random, int64_t total) {
+  std::vector<float> scores(static_cast<size_t>(total));
+  const int64_t distinct = random.integer(0, 3) == 0 ? 0 : random.integer(1, 6);
+  for (float& score : scores) {
+    if (distinct > 0) {
+      score = static_cast<float>(random.integer(0, distinct - 1)) * 0.1f;
+    } else {
+      score = static_cast<float>(std::exp(random.uniform(-95, 85)));
+    }
+  }
+  return scores;
+}
+
+void check_both(ThreadPool& pool, const std::vector<float>& scores, int64_t count) {
+  const auto expected = sorted_choice(scores, count);
+  const auto total = static_cast<int64_t>(scores.size());
+  std::vector<uint8_t> mask(scores.size(), 9);
+  cpu::select_smallest(pool, scores.data(), total, count, mask.data());
+  CHECK(mask == expected);
+  std::fill(mask.begin(), mask.end(), uint8_t{9});
+  cpu::select_smallest(scores.data(), total, count, mask.data());
+  CHECK(mask == expected);
+}
+
+}  // namespace
+
+TEST("selection: exactly the smallest, of equal scores the first") {
+  for (int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (uint64_t seed = 1; seed <= 300; ++seed) {
+      Random random(seed);
+      const int64_t total = random.integer(1, 400);
+      const auto scores = random_scores(random, total);
+      for (int64_t count : {int64_t{0}, int64_t{1}, random.integer(0, total), total - 1, total}) {
+        describe_case(threads, " threads, seed ", seed, ", ", count, " of ", total);
+        check_both(pool, scores, count);
+      }
+    }
+  }
+}
+
+TEST("selection: more scores than one thread's part") {
+  for (int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (uint64_t seed = 1; seed <= 4; ++seed) {
+      Random random(seed);
+      const int64_t total = random.integer(200000, 300000);
+      auto scores = random_scores(random, total);
+      if (seed == 1) scores.assign(scores.size(), 0.5f);
+      for (double share : {0.3, 0.5, 0.99}) {
+        const auto count = static_cast<int64_t>(static_cast<double>(total) * share);
+        describe_case(threads, " threads, seed ", seed, ", ", count, " of ", total);
+        check_both(pool, scores, count);
+      }
+    }
+  }
+}
+
+TEST("selection: groups of m, of equal scores the leftmost") {
+  for (uint64_t seed = 1; seed <= 100; ++seed) {
+    Random random(seed);
+    const auto m = static_cast<int>(random.integer(1, 9)), n = static_cast<int>(random.integer(0, m));
+    const int64_t groups = random.integer(1, 20);
+    describe_case("seed ", seed, ", ", n, ":", m);
+    const auto scores = random_scores(random, groups * m);
+    std::vector<uint8_t> mask(scores.size(), 9), expected;
+    cpu::select_groups(scores.data(), groups * m, n, m, mask.data());
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto first = scores.begin() + g * m;
+      const auto part = sorted_choice({first, first + m}, n);
+      expected.insert(expected.end(), part.begin(), part.end());
+    }
+    CHECK(mask == expected);
+  }
+}

@@ -1,0 +1,6 @@
+import { SparseGptError } from './errors.js'
+
+/** Throws ABORTED when the signal has fired. Called between steps of at most a few seconds. */
+export function abortable(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new SparseGptError('ABORTED', 'stopped by the signal', { cause: signal.reason })
+}

@@ -1,0 +1,183 @@
+import { readFile, readdir, stat } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
+import { SparseGptError } from '../errors.js'
+import { duplicateKey } from './json-keys.js'
+import { isPlainName } from './plain-name.js'
+import { readError, reason } from './read-error.js'
+import { readSafetensorsHeader, type StoredTensor } from './safetensors.js'
+
+export type { StoredTensor }
+
+export const singleFile = 'model.safetensors'
+export const indexFile = 'model.safetensors.index.json'
+
+/** One weight file of a checkpoint. */
+export interface Shard {
+  /** Base name, for example `model-00001-of-00002.safetensors`. */
+  file: string
+  /** Ordered by offset. */
+  tensors: StoredTensor[]
+  /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
+  metadata: Record<string, string>
+}
+
+/** A model folder in Hugging Face layout whose headers have been read and checked; the weights stay on disk. */
+export interface Checkpoint {
+  /** Absolute path. */
+  folder: string
+  /** The contents of config.json, unchecked but for being an object. */
+  config: Record<string, unknown>
+  /** Ordered by file name. */
+  shards: Shard[]
+  /** Every tensor of every shard by name. */
+  tensors: Map<string, StoredTensor>
+}
+
+/**
+ * Opens a local model folder: config.json and either model.safetensors or the shards that
+ * model.safetensors.index.json names. Reads headers only.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND when the folder, config.json or the weights are missing; UNSUPPORTED_MODEL when
+ * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or index and shards disagree.
+ */
+export async function openCheckpoint(folder: string): Promise<Checkpoint> {
+  const path = resolve(folder)
+  const names = await listFolder(path, folder)
+  if (!names.includes('config.json')) {
+    throw new SparseGptError(
+      'FILE_NOT_FOUND',
+      `${path} has no config.json: a model folder in Hugging Face layout is needed`,
+    )
+  }
+  const { value: config } = await readJsonObject(join(path, 'config.json'))
+  const shards: Shard[] = []
+  let mapped: Map<string, string> | undefined
+  if (names.includes(singleFile)) {
+    shards.push({ file: singleFile, ...(await readSafetensorsHeader(join(path, singleFile))) })
+  } else if (names.includes(indexFile)) {
+    mapped = await readWeightMap(join(path, indexFile))
+    for (const file of [...new Set(mapped.values())].sort()) {
+      if (!names.includes(file)) {
+        throw new SparseGptError(
+          'FILE_NOT_FOUND',
+          `${join(path, file)} does not exist, but ${indexFile} names it: download the missing shard`,
+        )
+      }
+      shards.push({ file, ...(await readSafetensorsHeader(join(path, file))) })
+    }
+  } else {
+    throw noWeights(path, names)
+  }
+  const tensors = collectTensors(path, shards)
+  if (mapped) checkWeightMap(join(path, indexFile), mapped, tensors)
+  return { folder: path, config, shards, tensors }
+}
+
+async function listFolder(path: string, given: string): Promise<string[]> {
+  const advice = 'give the path of a local model folder (models are not downloaded from a hub id yet)'
+  try {
+    if (!(await stat(path)).isDirectory()) {
+      throw new SparseGptError('FILE_NOT_FOUND', `${path} is a file: ${advice}`)
+    }
+    return await readdir(path)
+  } catch (error) {
+    throw readError(error, `model folder ${given === path ? path : `${given} (${path})`}`, advice)
+  }
+}
+
+function noWeights(path: string, names: string[]): SparseGptError {
+  const pickled = names.find((name) => /^pytorch_model.*\.bin(\.index\.json)?$/.test(name))
+  if (pickled !== undefined) {
+    return new SparseGptError(
+      'UNSUPPORTED_MODEL',
+      `${path} has its weights as ${pickled}, which is not read yet: convert it to safetensors ` +
+        '(transformers: model.save_pretrained(folder, safe_serialization=True))',
+    )
+  }
+  return new SparseGptError(
+    'FILE_NOT_FOUND',
+    `${path} has no weights: neither ${singleFile} nor ${indexFile} is there`,
+  )
+}
+
+async function readJsonObject(file: string): Promise<{ value: Record<string, unknown>; text: string }> {
+  const text = await readFile(file, 'utf8').catch((error: unknown) => {
+    throw readError(error, file, 'a readable file is needed')
+  })
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (error) {
+    const message = `${file} is not valid JSON: ${reason(error)}`
+    throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
+  }
+  if (!isMap(value)) throw new SparseGptError('INVALID_CHECKPOINT', `${file} must hold a JSON object`)
+  return { value, text }
+}
+
+async function readWeightMap(file: string): Promise<Map<string, string>> {
+  const { value, text } = await readJsonObject(file)
+  const twice = duplicateKey(text)
+  if (twice !== undefined) {
+    throw new SparseGptError('INVALID_CHECKPOINT', `${file} has the key ${JSON.stringify(twice)} twice`)
+  }
+  const map = value['weight_map']
+  if (!isMap(map) || Object.keys(map).length === 0) {
+    throw new SparseGptError('INVALID_CHECKPOINT', `${file} must have a weight_map from tensor to file names`)
+  }
+  return new Map(
+    Object.entries(map).map(([name, shard]) => {
+      if (typeof shard !== 'string' || !isPlainShardName(shard)) {
+        throw new SparseGptError(
+          'INVALID_CHECKPOINT',
+          `${file} maps tensor ${JSON.stringify(name)} to ${JSON.stringify(shard)}, ` +
+            'which is not the plain name of a .safetensors file in the same folder',
+        )
+      }
+      return [name, shard]
+    }),
+  )
+}
+
+// The index is untrusted: a path in it could read, and later write, outside the folder.
+const isPlainShardName = (name: string) => isPlainName(name) && name.endsWith('.safetensors')
+
+function collectTensors(path: string, shards: Shard[]): Map<string, StoredTensor> {
+  const tensors = new Map<string, StoredTensor>()
+  for (const shard of shards) {
+    for (const tensor of shard.tensors) {
+      const other = tensors.get(tensor.name)
+      if (other) {
+        throw new SparseGptError(
+          'INVALID_CHECKPOINT',
+          `${path} has the tensor ${JSON.stringify(tensor.name)} in both ${basename(other.file)} and ${shard.file}`,
+        )
+      }
+      tensors.set(tensor.name, tensor)
+    }
+  }
+  return tensors
+}
+
+function checkWeightMap(file: string, mapped: Map<string, string>, tensors: Map<string, StoredTensor>): void {
+  for (const [name, shard] of mapped) {
+    const tensor = tensors.get(name)
+    if (!tensor || basename(tensor.file) !== shard) {
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${file} says that tensor ${JSON.stringify(name)} is in ${shard}, but it is not`,
+      )
+    }
+  }
+  for (const { name, file: shard } of tensors.values()) {
+    if (!mapped.has(name)) {
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${file} does not mention tensor ${JSON.stringify(name)}, which is in ${basename(shard)}`,
+      )
+    }
+  }
+}
+
+const isMap = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)

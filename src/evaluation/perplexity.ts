@@ -1,0 +1,121 @@
+import * as z from 'zod'
+import { readTokens, textSource, type TextSource } from '../calibration/source.js'
+import { splitWindows } from '../calibration/windows.js'
+import { SparseGptError } from '../errors.js'
+import type { Model } from '../models/model.js'
+import type { Tensor } from '../native/device.js'
+import { parseOptions } from '../pruning/options.js'
+import { abortable } from '../abort.js'
+
+export interface PerplexityOptions extends TextSource {
+  /** Tokens per window. Default: the model's context, at most 2048. */
+  sequenceLength?: number
+  /** Evaluate the first `windows` windows only. Default: all. */
+  windows?: number
+  /** Called after each step with the share of the work done, in (0, 1]. */
+  onProgress?: (fraction: number) => void
+  signal?: AbortSignal
+}
+
+export interface Perplexity {
+  /** exp(mean over windows of the mean next-token loss). */
+  perplexity: number
+  /** Tokens of the whole text. */
+  tokens: number
+  /** Windows evaluated. */
+  windows: number
+  sequenceLength: number
+}
+
+const schema = textSource.extend({
+  sequenceLength: z.int().min(2).optional(),
+  windows: z.int().min(1).optional(),
+  onProgress: z.custom<(fraction: number) => void>((value) => typeof value === 'function').optional(),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+/** Tokens that travel through all blocks together; bounds the memory for hidden states. */
+const tokensAtOnce = 32768
+
+/**
+ * Perplexity over non-overlapping windows, as in the SparseGPT paper.
+ *
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (shorter than one window), NON_FINITE, ABORTED.
+ */
+export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
+  const o = parseOptions(schema.strict(), options, 'perplexity')
+  const sequenceLength = o.sequenceLength ?? Math.min(model.architecture.contextLength, 2048)
+  model.checkSequence(sequenceLength)
+  const tokens = await readTokens(model, o)
+  const windows = splitWindows(tokens, sequenceLength, o.windows)
+  const chunkSize = Math.max(1, Math.floor(tokensAtOnce / sequenceLength))
+  const blocks = model.architecture.blockCount
+  const perBatch = model.windowsPerBatch(sequenceLength)
+
+  // The units of progress: a batch through a block, or through the head.
+  const batches = Math.ceil(windows.length / perBatch)
+  let done = 0
+  const step = () => o.onProgress?.(Math.min(1, ++done / (batches * (blocks + 1))))
+
+  let sum = 0
+  for (let first = 0; first < windows.length; first += chunkSize) {
+    const chunk = windows.slice(first, first + chunkSize)
+    const losses = await windowLosses(model, chunk, perBatch, step, o.signal)
+    losses.forEach((loss, i) => {
+      if (!Number.isFinite(loss)) {
+        const message = `the loss of window ${first + i} is ${loss}: the model's weights or activations are not finite`
+        throw new SparseGptError('NON_FINITE', message)
+      }
+      sum += loss
+    })
+  }
+  return { perplexity: Math.exp(sum / windows.length), tokens: tokens.length, windows: windows.length, sequenceLength }
+}
+
+/** The mean next-token loss of each window. */
+async function windowLosses(
+  model: Model,
+  windows: readonly Int32Array[],
+  perBatch: number,
+  step: () => void,
+  signal: AbortSignal | undefined,
+): Promise<number[]> {
+  const groups: Int32Array[][] = []
+  for (let i = 0; i < windows.length; i += perBatch) groups.push(windows.slice(i, i + perBatch))
+  const batches = model.embed(groups)
+  const owned: Tensor[] = []
+  try {
+    for (let index = 0; index < model.architecture.blockCount; index++) {
+      abortable(signal)
+      await model.passBlock(index, batches, undefined, step)
+    }
+    const results: number[] = []
+    for (const [g, group] of groups.entries()) {
+      abortable(signal)
+      const hidden = batches[g]?.hidden as Tensor
+      const losses = model.device.within(owned, () => {
+        // The token after each position; the last position of a window predicts nothing, so its target is any token.
+        const targets = new Int32Array(hidden.rows)
+        group.forEach((window, i) => targets.set(window.subarray(1), i * window.length))
+        const x = model.architecture.finish(model.weights, model.device, hidden)
+        const uploaded = model.device.upload(targets, [targets.length])
+        return model.device.crossEntropy(x, model.architecture.head(model.weights), uploaded)
+      })
+      const values = await model.device.readFloat32(losses)
+      for (const tensor of owned) tensor.dispose()
+      owned.length = 0
+      let offset = 0
+      for (const window of group) {
+        let total = 0
+        for (let t = 0; t < window.length - 1; t++) total += values[offset + t] ?? 0
+        results.push(total / (window.length - 1))
+        offset += window.length
+      }
+      step()
+    }
+    return results
+  } finally {
+    for (const batch of batches) batch.hidden.dispose()
+    for (const tensor of owned) tensor.dispose()
+  }
+}

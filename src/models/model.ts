@@ -1,0 +1,256 @@
+import { basename, resolve } from 'node:path'
+import * as z from 'zod'
+import { loadTokenizer, type Tokenizer } from '../calibration/tokenizer.js'
+import { openCheckpoint, type Checkpoint } from '../checkpoint/checkpoint.js'
+import { SparseGptError } from '../errors.js'
+import { Device, type DeviceKind, type Tensor } from '../native/device.js'
+import { parseOptions } from '../pruning/options.js'
+import type { Architecture } from './architecture.js'
+import { Block, BlockRun, type RotaryTables } from './block.js'
+import { familyOf } from './registry.js'
+import { rotaryAngles } from './rotary.js'
+import { Weights, type BlockWeights } from './weights.js'
+
+export interface LoadOptions {
+  /** Default 'auto'. */
+  device?: DeviceKind
+  /** Element type of activations and matrices; sums are in float32 either way. Default 'float32'. */
+  dtype?: 'float32' | 'bfloat16'
+  /** Threads of the CPU device; 0 (default) for one per core. */
+  threads?: number
+}
+
+const loadOptions = z.strictObject({
+  device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
+  dtype: z.enum(['float32', 'bfloat16']).default('float32'),
+  threads: z.int().min(0).max(1024).default(0),
+})
+
+export interface Logits {
+  /** float32, row-major. */
+  data: Float32Array
+  /** [batch, sequence, vocabulary]. */
+  shape: [number, number, number]
+}
+
+/** Some sequences of equal length on their way through the model. */
+export interface Batch {
+  /** Of each sequence. */
+  sequence: number
+  /** [sequences · sequence, hidden]. */
+  hidden: Tensor
+}
+
+/**
+ * A causal language model: weights mapped from a folder in Hugging Face layout, one block at a time in the device's memory.
+ */
+export class Model {
+  private tokenizerPromise: Promise<Tokenizer> | undefined
+  private readonly rotary = new Map<number, RotaryTables>()
+  private disposed = false
+
+  private constructor(
+    readonly device: Device,
+    readonly architecture: Architecture & { rotaryFrequencies?: Float32Array },
+    readonly weights: Weights,
+    private currentCheckpoint: Checkpoint,
+  ) {}
+
+  /** See loadModel. */
+  static async load(folder: string, options: LoadOptions = {}): Promise<Model> {
+    const o = parseOptions(loadOptions, options, 'loadModel')
+    const checkpoint = await openCheckpoint(resolve(folder))
+    const family = familyOf(checkpoint.config)
+    const device = new Device(o.device, o.threads)
+    try {
+      const weights = new Weights(device, checkpoint, o.dtype)
+      const architecture = family.build(checkpoint.config, weights)
+      for (let i = 0; i < architecture.blockCount; i++) {
+        const spec = architecture.block(i)
+        for (const linear of spec.linears) weights.requireLinear(spec, linear)
+      }
+      return new Model(device, architecture, weights, checkpoint)
+    } catch (error) {
+      await device.close()
+      throw error
+    }
+  }
+
+  get checkpoint(): Checkpoint {
+    return this.currentCheckpoint
+  }
+
+  get folder(): string {
+    return this.currentCheckpoint.folder
+  }
+
+  get name(): string {
+    return basename(this.currentCheckpoint.folder)
+  }
+
+  /** The tokenizer of the model's folder. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+  tokenizer(): Promise<Tokenizer> {
+    this.tokenizerPromise ??= loadTokenizer(this.folder)
+    return this.tokenizerPromise
+  }
+
+  /**
+   * The next-token logits at every position, float32 [batch, sequence, vocabulary].
+   * `ids`: token ids, sequences of equal length. Throws INVALID_OPTION.
+   */
+  async logits(ids: readonly (readonly number[])[]): Promise<Logits> {
+    const sequence = ids[0]?.length ?? 0
+    if (sequence === 0 || ids.some((row) => row.length !== sequence)) {
+      throw new SparseGptError('INVALID_OPTION', 'logits: ids must be one or more sequences of the same length >= 1')
+    }
+    this.checkSequence(sequence)
+    const windows = ids.map((row) => Int32Array.from(row))
+    windows.forEach((window, i) => this.checkTokens(window, ids[i] ?? []))
+    const [batch] = this.embed([windows]) as [Batch]
+    for (let i = 0; i < this.architecture.blockCount; i++) await this.passBlock(i, [batch])
+    const owned: Tensor[] = []
+    try {
+      const logits = this.device.within(owned, () => {
+        const x = this.architecture.finish(this.weights, this.device, batch.hidden)
+        return this.device.linear(x, this.architecture.head(this.weights), undefined, 'float32')
+      })
+      const data = await this.device.readFloat32(logits)
+      return { data, shape: [ids.length, sequence, this.architecture.vocabularySize] }
+    } finally {
+      batch.hidden.dispose()
+      for (const tensor of owned) tensor.dispose()
+    }
+  }
+
+  /** Frees native memory and threads. The model cannot be used afterwards. */
+  async dispose(): Promise<void> {
+    if (this.disposed) return
+    this.disposed = true
+    this.weights.dispose()
+    for (const tables of this.rotary.values()) {
+      tables.cosine.dispose()
+      tables.sine.dispose()
+    }
+    await this.device.close()
+  }
+
+  // --- for pruning and evaluation ---
+
+  /** Throws INVALID_OPTION when the model has no positions for that many tokens. */
+  checkSequence(sequence: number): void {
+    const longest = this.architecture.contextLength
+    if (sequence > longest) {
+      const message = `sequence length ${sequence} is longer than the model's context of ${longest} tokens`
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
+  }
+
+  /** Throws INVALID_OPTION when an id is no integer in [0, vocabulary); `given` is what the ids were before conversion. */
+  checkTokens(ids: Int32Array, given: ArrayLike<number> = ids): void {
+    const limit = this.architecture.vocabularySize
+    ids.forEach((id, i) => {
+      if (id < 0 || id >= limit || id !== given[i]) {
+        const message = `token id ${String(given[i])} at position ${i} is not an integer in [0, ${limit})`
+        throw new SparseGptError('INVALID_OPTION', message)
+      }
+    })
+  }
+
+  /** How many windows of `sequence` tokens to run at once: enough to fill the machine, few enough to stay in memory. */
+  windowsPerBatch(sequence: number): number {
+    const elements = 2 ** 24 // of the widest activation: 64 MiB in float32
+    const tokens = Math.min(4096, Math.floor(elements / this.architecture.widestActivation))
+    return Math.max(1, Math.floor(tokens / sequence))
+  }
+
+  /** The embedded windows; all of one length. */
+  embed(batches: readonly (readonly Int32Array[])[]): Batch[] {
+    return batches.map((windows) => {
+      const sequence = windows[0]?.length ?? 0
+      const ids = new Int32Array(windows.length * sequence)
+      windows.forEach((window, i) => ids.set(window, i * sequence))
+      const hidden = this.device.tidy(() => {
+        const uploaded = this.device.upload(ids, [ids.length])
+        return this.architecture.embed(this.weights, this.device, uploaded, sequence)
+      })
+      return { sequence, hidden }
+    })
+  }
+
+  /** A run of `batch` through a block. */
+  runBlock(index: number, weights: BlockWeights, batch: Batch): BlockRun {
+    const tables = this.rotaryTables(batch.sequence)
+    const block = new Block(this.device, weights, index, batch.sequence, tables)
+    return new BlockRun(this.device, block, this.architecture.forward(block, batch.hidden))
+  }
+
+  /** Replaces the hidden states of each batch by the block's output. `step` is called after each batch. */
+  async passBlock(
+    index: number,
+    batches: readonly Batch[],
+    weights?: BlockWeights,
+    step?: () => void,
+  ): Promise<void> {
+    const own = weights ? undefined : this.weights.block(this.architecture.block(index))
+    const used = (weights ?? own) as BlockWeights
+    try {
+      await this.paced(batches, (batch) => {
+        const output = this.runBlock(index, used, batch).finish()
+        batch.hidden.dispose()
+        batch.hidden = output
+      }, step)
+    } finally {
+      own?.dispose()
+    }
+  }
+
+  /**
+   * Enqueues the work of each item, at most two items ahead of the device, so that it never waits for JavaScript and memory
+   * stays bounded.
+   */
+  async paced<T>(items: readonly T[], enqueue: (item: T) => void, step?: () => void): Promise<void> {
+    let previous: Promise<void> | undefined
+    for (const item of items) {
+      enqueue(item)
+      const current = this.device.synchronize()
+      current.catch(() => undefined) // reported when awaited
+      await previous
+      if (previous) step?.()
+      previous = current
+    }
+    await previous
+    if (previous) step?.()
+  }
+
+  /** From now on the weights are those of `checkpoint`. */
+  reopen(checkpoint: Checkpoint): void {
+    this.currentCheckpoint = checkpoint
+    this.weights.reopen(checkpoint)
+  }
+
+  private rotaryTables(sequence: number): RotaryTables | undefined {
+    const frequencies = this.architecture.rotaryFrequencies
+    if (!frequencies) return undefined
+    let tables = this.rotary.get(sequence)
+    if (!tables) {
+      const { cosine, sine } = rotaryAngles(frequencies, sequence)
+      const shape = [sequence, frequencies.length]
+      tables = this.device.within([], () => ({
+        cosine: this.device.upload(cosine, shape),
+        sine: this.device.upload(sine, shape),
+      }))
+      this.rotary.set(sequence, tables)
+    }
+    return tables
+  }
+}
+
+/**
+ * Loads a model from a folder in Hugging Face layout (config.json, safetensors, tokenizer.json). Weights are mapped, not read.
+ *
+ * Throws FILE_NOT_FOUND, INVALID_CHECKPOINT (damaged or contradictory files), UNSUPPORTED_MODEL, INVALID_OPTION,
+ * DEVICE_UNAVAILABLE.
+ */
+export function loadModel(folder: string, options: LoadOptions = {}): Promise<Model> {
+  return Model.load(folder, options)
+}

@@ -1,0 +1,167 @@
+import type { Checkpoint } from '../checkpoint/checkpoint.js'
+import type { StoredTensor } from '../checkpoint/safetensors.js'
+import { SparseGptError } from '../errors.js'
+import { addon, type DType, type FileHandle } from '../native/addon.js'
+import { native, Tensor, type Device } from '../native/device.js'
+import type { BlockSpec, LinearSpec } from './architecture.js'
+
+const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
+
+/** A block's parameters on the device, by name below the block's prefix. Matrices are [out, in] in the compute type. */
+export class BlockWeights {
+  private readonly tensors = new Map<string, Tensor>()
+
+  constructor(
+    readonly spec: BlockSpec,
+    readonly linears: ReadonlyMap<string, LinearSpec>,
+  ) {}
+
+  get(name: string): Tensor {
+    const tensor = this.tensors.get(name)
+    if (!tensor) throw new SparseGptError('INTERNAL', `the block ${this.spec.prefix} has no weight ${name}`)
+    return tensor
+  }
+
+  find(name: string): Tensor | undefined {
+    return this.tensors.get(name)
+  }
+
+  set(name: string, tensor: Tensor): void {
+    this.tensors.get(name)?.dispose()
+    this.tensors.set(name, tensor)
+  }
+
+  dispose(): void {
+    for (const tensor of this.tensors.values()) tensor.dispose()
+  }
+}
+
+/** The weights of a checkpoint as device tensors: mapped from the files, or replaced by pruned ones. */
+export class Weights {
+  private readonly files = new Map<string, FileHandle>()
+  private readonly replaced = new Map<string, Tensor>()
+  private readonly parameters = new Map<string, Tensor>()
+
+  constructor(
+    private readonly device: Device,
+    private checkpoint: Checkpoint,
+    /** The element type of activations and of the matrices they are multiplied with. */
+    readonly dtype: DType,
+  ) {}
+
+  has(name: string): boolean {
+    return this.checkpoint.tensors.has(name)
+  }
+
+  /** The first of `prefixes` under which the checkpoint has `name`; the first one when it has none. */
+  findPrefix(prefixes: readonly [string, ...string[]], name: string): string {
+    return prefixes.find((prefix) => this.has(prefix + name)) ?? prefixes[0]
+  }
+
+  /** Throws INVALID_CHECKPOINT unless the checkpoint has the tensor with this shape. */
+  require(name: string, shape: readonly number[]): StoredTensor {
+    const stored = this.checkpoint.tensors.get(name)
+    if (!stored) {
+      throw new SparseGptError('INVALID_CHECKPOINT', `${this.checkpoint.folder}: the tensor ${name} is missing`)
+    }
+    if (stored.shape.length !== shape.length || stored.shape.some((size, i) => size !== shape[i])) {
+      const message = `${stored.file}: the tensor ${name} is [${stored.shape.join(', ')}], but config.json implies [${shape.join(', ')}]`
+      throw new SparseGptError('INVALID_CHECKPOINT', message)
+    }
+    return stored
+  }
+
+  /** The tensor as stored: float32, bfloat16 or float16. */
+  stored(name: string, shape: readonly number[]): Tensor {
+    const info = this.require(name, shape)
+    const replaced = this.replaced.get(name)
+    // A handle of its own, since callers dispose of what they get.
+    if (replaced) return new Tensor(replaced.rowRange(0, replaced.rows).handle, replaced.dtype, shape)
+    const dtype = dtypes[info.dtype]
+    if (!dtype) {
+      const message = `${info.file}: the tensor ${name} has dtype ${info.dtype}; supported are F32, BF16 and F16`
+      throw new SparseGptError('UNSUPPORTED_MODEL', message)
+    }
+    let file = this.files.get(info.file)
+    if (!file) {
+      file = native(() => addon().mapFile(info.file))
+      this.files.set(info.file, file)
+    }
+    const mapped = file
+    const columns = shape[shape.length - 1] ?? 1
+    const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1)
+    const handle = native(() => addon().mapTensor(mapped, info.offset, dtype, rows, columns))
+    return new Tensor(handle, dtype, shape)
+  }
+
+  /** A parameter outside the blocks (final norm, position table) in float32, kept for the life of the model. */
+  parameter(name: string, shape: readonly number[]): Tensor {
+    let tensor = this.parameters.get(name)
+    if (!tensor) {
+      tensor = this.device.within([], () => this.device.cast(this.stored(name, shape), 'float32'))
+      this.parameters.set(name, tensor)
+    }
+    return tensor
+  }
+
+  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form. */
+  matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
+    if (linear.layout === 'in-out') return this.device.transpose(stored, dtype)
+    return stored.dtype === dtype ? stored : this.device.cast(stored, dtype)
+  }
+
+  /** The stored form of a matrix [out, in], in the element type of the checkpoint. */
+  toStored(matrix: Tensor, linear: LinearSpec, dtype: DType): Tensor {
+    return linear.layout === 'in-out' ? this.device.transpose(matrix, dtype) : this.device.cast(matrix, dtype)
+  }
+
+  storedLinear(spec: BlockSpec, linear: LinearSpec): Tensor {
+    return this.stored(`${spec.prefix}${linear.name}.weight`, storedShape(linear))
+  }
+
+  requireLinear(spec: BlockSpec, linear: LinearSpec): StoredTensor {
+    return this.require(`${spec.prefix}${linear.name}.weight`, storedShape(linear))
+  }
+
+  /** Loads a block; the caller disposes of it. */
+  block(spec: BlockSpec): BlockWeights {
+    const block = new BlockWeights(spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
+    this.device.within([], () => {
+      for (const linear of spec.linears) {
+        block.set(`${linear.name}.weight`, this.matrix(this.storedLinear(spec, linear), linear, this.dtype))
+        if (!linear.bias) continue
+        const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
+        block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))
+      }
+      for (const { name, size } of spec.vectors) {
+        block.set(name, this.device.cast(this.stored(spec.prefix + name, [size]), 'float32'))
+      }
+    })
+    return block
+  }
+
+  /** From now on `name` is `tensor`, in its stored form; the weights own it. */
+  replace(name: string, tensor: Tensor): void {
+    this.replaced.get(name)?.dispose()
+    this.replaced.set(name, tensor)
+  }
+
+  /** From now on all weights come from `checkpoint`, which has the same tensors. */
+  reopen(checkpoint: Checkpoint): void {
+    this.checkpoint = checkpoint
+    this.files.clear()
+    for (const tensor of this.replaced.values()) tensor.dispose()
+    this.replaced.clear()
+  }
+
+  dispose(): void {
+    for (const tensor of [...this.replaced.values(), ...this.parameters.values()]) tensor.dispose()
+    this.replaced.clear()
+    this.parameters.clear()
+    this.files.clear()
+  }
+}
+
+export function storedShape({ rows, columns, layout }: LinearSpec): number[] {
+  return layout === 'in-out' ? [columns, rows] : [rows, columns]
+}

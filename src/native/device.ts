@@ -1,0 +1,394 @@
+import { SparseGptError, type ErrorCode } from '../errors.js'
+import {
+  addon,
+  type Activation,
+  type AttentionShape,
+  type DeviceHandle,
+  type DType,
+  type HostArray,
+  type TensorHandle,
+} from './addon.js'
+
+export type { Activation, AttentionShape, DType } from './addon.js'
+
+/** Which weights a pruning operation removes: those of the mask; else n of every m; else trunc(count · sparsity). */
+export interface Selection {
+  sparsity?: number
+  pattern?: { n: number; m: number }
+  /** uint8 [rows, columns], 1 = prune. */
+  mask?: Tensor
+}
+
+/**
+ * A tensor in device memory or in a mapped file. It owns native memory: dispose of it (`dispose()`, `using`, or the scope it
+ * was made in); a finalizer is the safety net. Operations already enqueued keep what they need.
+ */
+export class Tensor {
+  constructor(
+    readonly handle: TensorHandle,
+    readonly dtype: DType,
+    /** Row-major; a vector has one dimension, everything else two. */
+    readonly shape: readonly number[],
+  ) {}
+
+  /** Columns [first, first + count) of every row; shares the memory. */
+  columns(first: number, count: number): Tensor {
+    const handle = addon().view(this.handle, 0, this.rows, first, count)
+    return new Tensor(handle, this.dtype, [this.rows, count])
+  }
+
+  /** Rows [first, first + count); shares the memory. */
+  rowRange(first: number, count: number): Tensor {
+    const handle = addon().view(this.handle, first, count, 0, this.width)
+    return new Tensor(handle, this.dtype, [count, this.width])
+  }
+
+  get rows(): number {
+    return this.shape.length === 1 ? 1 : this.shape.slice(0, -1).reduce((a, b) => a * b, 1)
+  }
+
+  get width(): number {
+    return this.shape[this.shape.length - 1] ?? 1
+  }
+
+  dispose(): void {
+    addon().release(this.handle)
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+/**
+ * A device with its queue. Operations return at once and run in order on native threads; `synchronize` and `read` wait and
+ * report the first failure since the last wait. Operations that make a tensor put it into the innermost open scope.
+ *
+ * Operands and meanings are those of `Backend` in native/core/backend.h.
+ */
+export class Device {
+  private readonly handle: DeviceHandle
+  private scope: Tensor[] | undefined
+
+  /**
+   * kind: 'cpu', or 'auto' for the best available. threads: 0 for one per core.
+   * Throws DEVICE_UNAVAILABLE.
+   */
+  constructor(
+    readonly kind: DeviceKind = 'cpu',
+    threads = 0,
+  ) {
+    if (kind === 'cuda') {
+      throw new SparseGptError(
+        'DEVICE_UNAVAILABLE',
+        'device "cuda": this build has no CUDA backend; use "cpu" or "auto"',
+      )
+    }
+    this.handle = native(() => addon().openDevice(threads))
+  }
+
+  /** For people: instruction set, threads, BLAS library. */
+  get description(): string {
+    return addon().describeDevice(this.handle)
+  }
+
+  /** Waits until everything enqueued so far has run; rejects with the first failure as SparseGptError. */
+  async synchronize(): Promise<void> {
+    await awaitNative(addon().synchronize(this.handle))
+  }
+
+  /** Waits for the queue and frees the device. Failures of what was still queued are not reported. */
+  async close(): Promise<void> {
+    await this.synchronize().catch(() => undefined)
+    addon().closeDevice(this.handle)
+  }
+
+  /** Disposes of every tensor made while `body` runs, except the returned one(s). */
+  tidy<T extends Tensor | Tensor[] | undefined>(body: () => T): T {
+    const outer = this.scope
+    const mine: Tensor[] = []
+    this.scope = mine
+    try {
+      const result = body()
+      const kept = new Set<Tensor>(result === undefined ? [] : Array.isArray(result) ? result : [result])
+      for (const tensor of mine) if (!kept.has(tensor)) tensor.dispose()
+      if (outer) outer.push(...kept)
+      return result
+    } catch (error) {
+      for (const tensor of mine) tensor.dispose()
+      throw error
+    } finally {
+      this.scope = outer
+    }
+  }
+
+  /** Runs `body` with `tensors` as the scope; the caller disposes of them. For work that is interrupted and resumed. */
+  within<T>(tensors: Tensor[], body: () => T): T {
+    const outer = this.scope
+    this.scope = tensors
+    try {
+      return body()
+    } finally {
+      this.scope = outer
+    }
+  }
+
+  // --- tensors ---
+
+  /** Uninitialised. */
+  empty(dtype: DType, shape: readonly number[]): Tensor {
+    const columns = shape[shape.length - 1] ?? 1
+    const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1)
+    const tensor = new Tensor(addon().allocate(this.handle, dtype, rows, columns), dtype, shape)
+    this.scope?.push(tensor)
+    return tensor
+  }
+
+  zeros(dtype: 'float32' | 'float64', shape: readonly number[]): Tensor {
+    const tensor = this.empty(dtype, shape)
+    addon().fill(this.handle, tensor.handle, 0)
+    return tensor
+  }
+
+  /** Copies on the queue: `array` must not change before the next synchronisation. */
+  upload(array: Float32Array | Int32Array | Uint8Array, shape: readonly number[]): Tensor {
+    const dtype =
+      array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : ('uint8' as const)
+    const tensor = this.empty(dtype, shape)
+    addon().upload(this.handle, tensor.handle, array)
+    return tensor
+  }
+
+  /** The tensor's elements; float32, float64, int32 and uint8 tensors only. Waits for the queue. */
+  async read(tensor: Tensor): Promise<HostArray> {
+    const size = tensor.shape.reduce((a, b) => a * b, 1)
+    const array = allocateHost(tensor.dtype, size)
+    await awaitNative(addon().download(this.handle, tensor.handle, array))
+    return array
+  }
+
+  async readFloat32(tensor: Tensor): Promise<Float32Array> {
+    return (await this.read(tensor)) as Float32Array
+  }
+
+  cast(input: Tensor, dtype: DType): Tensor {
+    const out = this.empty(dtype, input.shape)
+    addon().cast(this.handle, out.handle, input.handle)
+    return out
+  }
+
+  transpose(input: Tensor, dtype: DType): Tensor {
+    const out = this.empty(dtype, [input.width, input.rows])
+    addon().transpose(this.handle, out.handle, input.handle)
+    return out
+  }
+
+  /** Gives a mapped tensor's pages back to the system once what is enqueued so far has run. */
+  releasePages(tensor: Tensor): void {
+    addon().releasePages(this.handle, tensor.handle)
+  }
+
+  /** Writes the tensor's bytes to an open file; a failure (WRITE_FAILED) shows at the next synchronisation. */
+  writeFile(fd: number, position: number, tensor: Tensor): void {
+    addon().writeFile(this.handle, fd, position, tensor.handle)
+  }
+
+  // --- forward ---
+
+  /** [tokens, columns of table]: the rows of `table` that `ids` names. */
+  embedding(table: Tensor, ids: Tensor, dtype: DType): Tensor {
+    const out = this.empty(dtype, [ids.width, table.width])
+    addon().embedding(this.handle, out.handle, table.handle, ids.handle)
+    return out
+  }
+
+  /** x Wᵀ + b: x [tokens, in], weight [out, in], bias [out]. */
+  linear(x: Tensor, weight: Tensor, bias?: Tensor, dtype: DType = x.dtype): Tensor {
+    const out = this.empty(dtype, [x.rows, weight.rows])
+    addon().linear(this.handle, out.handle, x.handle, weight.handle, bias?.handle)
+    return out
+  }
+
+  layerNorm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: number): Tensor {
+    const out = this.empty(x.dtype, x.shape)
+    addon().layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
+    return out
+  }
+
+  rmsNorm(x: Tensor, weight: Tensor, epsilon: number): Tensor {
+    const out = this.empty(x.dtype, x.shape)
+    addon().rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
+    return out
+  }
+
+  /** In place. cosine, sine: float32 [sequence, rotary dimensions / 2]. */
+  rotary(x: Tensor, cosine: Tensor, sine: Tensor, headDim: number): void {
+    addon().rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim)
+  }
+
+  /** Causal self-attention: q [tokens, heads · headDim], k and v [tokens, kvHeads · headDim]. */
+  attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape): Tensor {
+    const out = this.empty(q.dtype, [q.rows, q.width])
+    addon().attention(this.handle, out.handle, q.handle, k.handle, v.handle, shape)
+    return out
+  }
+
+  /** x = f(x). */
+  activation(x: Tensor, kind: Activation): void {
+    addon().activation(this.handle, x.handle, kind)
+  }
+
+  /** x = f(x) · up. */
+  gate(x: Tensor, up: Tensor, kind: Activation): void {
+    addon().gate(this.handle, x.handle, up.handle, kind)
+  }
+
+  /** x += y. */
+  add(x: Tensor, y: Tensor): void {
+    addon().add(this.handle, x.handle, y.handle)
+  }
+
+  /** float32 [tokens]: the loss of predicting targets[t] from x[t] through `head`, [vocabulary, columns of x]. */
+  crossEntropy(x: Tensor, head: Tensor, targets: Tensor): Tensor {
+    const losses = this.empty('float32', [x.rows])
+    addon().crossEntropy(this.handle, losses.handle, x.handle, head.handle, targets.handle)
+    return losses
+  }
+
+  // --- calibration ---
+
+  /** gram += scale · xᵀ x (upper triangle). */
+  accumulateGram(gram: Tensor, x: Tensor, scale: number): void {
+    addon().accumulateGram(this.handle, gram.handle, x.handle, scale)
+  }
+
+  /** sums += scale · Σ_t x[t]². */
+  accumulateSquares(sums: Tensor, x: Tensor, scale: number): void {
+    addon().accumulateSquares(this.handle, sums.handle, x.handle, scale)
+  }
+
+  // --- pruning ---
+
+  /** Factors the Hessian in place. */
+  factorHessian(hessian: Tensor, dampening: number): Factor {
+    const dead = this.empty('uint8', [hessian.width])
+    const stats = this.empty('float64', [4])
+    addon().factorHessian(this.handle, hessian.handle, dead.handle, dampening, stats.handle)
+    return { matrix: hessian, dead, stats }
+  }
+
+  pruneSparsegpt(
+    weight: Tensor,
+    factor: Factor,
+    selection: Selection,
+    options: { blockSize: number; bits: number },
+  ): Pruned {
+    const { mask, stats } = this.pruned(weight)
+    addon().pruneSparsegpt(
+      this.handle,
+      weight.handle,
+      mask.handle,
+      factor.matrix.handle,
+      factor.dead.handle,
+      selectionArguments(selection),
+      options.blockSize,
+      options.bits,
+      stats.handle,
+    )
+    return { mask, stats }
+  }
+
+  pruneMagnitude(weight: Tensor, selection: Selection): Pruned {
+    const { mask, stats } = this.pruned(weight)
+    const arguments_ = selectionArguments(selection)
+    addon().pruneMagnitude(this.handle, weight.handle, mask.handle, arguments_, stats.handle)
+    return { mask, stats }
+  }
+
+  /** squares: float32 [columns], Σ x² of each input. */
+  pruneWanda(weight: Tensor, squares: Tensor, selection: Selection): Pruned {
+    const { mask, stats } = this.pruned(weight)
+    const arguments_ = selectionArguments(selection)
+    addon().pruneWanda(this.handle, weight.handle, mask.handle, squares.handle, arguments_, stats.handle)
+    return { mask, stats }
+  }
+
+  // --- inspection ---
+
+  /** float64 [1 + patterns]: zeros, then 1 for each pattern [n, m] that every group of m neighbours keeps. */
+  countZeros(tensor: Tensor, patterns: readonly (readonly [number, number])[]): Tensor {
+    const stats = this.empty('float64', [1 + patterns.length])
+    const uploaded = this.upload(Int32Array.from(patterns.flat()), [patterns.length, 2])
+    addon().countZeros(this.handle, stats.handle, tensor.handle, uploaded.handle)
+    return stats
+  }
+
+  private pruned(weight: Tensor): Pruned {
+    return { mask: this.empty('uint8', [weight.rows, weight.width]), stats: this.empty('float64', [3]) }
+  }
+}
+
+export type DeviceKind = 'auto' | 'cpu' | 'cuda'
+
+/** R of H = R Rᵀ, what it cost, and which columns are dead. */
+export interface Factor {
+  matrix: Tensor
+  dead: Tensor
+  /** float64: dampening used, retries, dead columns, seconds. */
+  stats: Tensor
+}
+
+export interface Pruned {
+  /** uint8 [rows, columns], 1 = pruned. */
+  mask: Tensor
+  /** float64: loss (NaN where the method has none), zeros, seconds. */
+  stats: Tensor
+}
+
+function selectionArguments(selection: Selection) {
+  return {
+    sparsity: selection.sparsity ?? 0,
+    n: selection.pattern?.n ?? 0,
+    m: selection.pattern?.m ?? 0,
+    mask: selection.mask?.handle,
+  }
+}
+
+function allocateHost(dtype: DType, size: number): HostArray {
+  switch (dtype) {
+    case 'float32':
+      return new Float32Array(size)
+    case 'float64':
+      return new Float64Array(size)
+    case 'int32':
+      return new Int32Array(size)
+    case 'uint8':
+      return new Uint8Array(size)
+    default:
+      return new Uint16Array(size)
+  }
+}
+
+/** Errors of the addon carry a code; give them the package's class. */
+function asSparseGptError(error: unknown): unknown {
+  if (typeof error === 'object' && error !== null && 'code' in error && 'message' in error) {
+    return new SparseGptError(error.code as ErrorCode, String(error.message), { cause: error })
+  }
+  return error
+}
+
+export function native<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw asSparseGptError(error)
+  }
+}
+
+async function awaitNative(promise: Promise<void>): Promise<void> {
+  try {
+    await promise
+  } catch (error) {
+    throw asSparseGptError(error)
+  }
+}

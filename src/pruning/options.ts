@@ -1,0 +1,80 @@
+import * as z from 'zod'
+import { SparseGptError } from '../errors.js'
+
+/** n of every m neighbouring weights in a row are pruned. */
+export interface Pattern {
+  n: number
+  m: number
+}
+
+const pattern = z.string().transform((text, context): Pattern => {
+  const match = /^(\d{1,4}):(\d{1,4})$/.exec(text)
+  const [n, m] = match ? [Number(match[1]), Number(match[2])] : [0, 0]
+  if (n < 1 || n >= m) {
+    context.issues.push({ code: 'custom', input: text, message: 'must be n:m with 1 <= n < m, such as 2:4 or 4:8' })
+    return z.NEVER
+  }
+  return { n, m }
+})
+
+/** The options every pruning call shares. */
+export const pruningOptions = z.object({
+  method: z.enum(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
+  sparsity: z.number().min(0).lt(1).optional(),
+  pattern: pattern.optional(),
+  blockSize: z.int().min(1).max(65536).default(128),
+  dampening: z.number().min(0).max(1000).default(0.01),
+  bits: z.int().min(2).max(8).optional(),
+})
+
+export type PruningMethod = z.output<typeof pruningOptions>['method']
+
+/** What every schema of pruning options checks across options. */
+export function checkSelection(
+  options: {
+    method: PruningMethod
+    sparsity?: number | undefined
+    pattern?: Pattern | undefined
+    mask?: unknown
+    bits?: number | undefined
+  },
+  context: z.RefinementCtx,
+): void {
+  const given = (['sparsity', 'pattern', 'mask'] as const).filter((name) => options[name] !== undefined)
+  if (given.length > 1) {
+    const message = `cannot be combined with ${given[0] ?? ''}: give one of sparsity, pattern and mask`
+    context.addIssue({ code: 'custom', path: [given[1] ?? ''], message })
+  }
+  if (options.bits !== undefined && options.method !== 'sparsegpt') {
+    const message = `needs method "sparsegpt": "${options.method}" cannot make up for rounding`
+    context.addIssue({ code: 'custom', path: ['bits'], message })
+  }
+}
+
+/**
+ * Parses `value` with `schema`; throws INVALID_OPTION that names the option, its value and what is allowed.
+ * `subject` says whose options they are.
+ */
+export function parseOptions<Schema extends z.ZodType>(
+  schema: Schema,
+  value: unknown,
+  subject: string,
+): z.output<Schema> {
+  const result = schema.safeParse(value)
+  if (result.success) return result.data
+  const problems = result.error.issues.map((issue) => {
+    if (issue.code === 'unrecognized_keys') return `unknown option ${issue.keys.join(', ')}`
+    const name = issue.path.join('.')
+    const given: unknown = issue.path.reduce<unknown>(
+      (inner, key) => (typeof inner === 'object' && inner !== null ? Reflect.get(inner, key) : undefined),
+      value,
+    )
+    return `option ${name}: ${issue.message}${given === undefined ? '' : ` (given: ${show(given)})`}`
+  })
+  throw new SparseGptError('INVALID_OPTION', `${subject}: ${problems.join('; ')}`)
+}
+
+function show(value: unknown): string {
+  if (typeof value === 'object' && value !== null) return value.constructor.name
+  return JSON.stringify(value) ?? String(value)
+}
