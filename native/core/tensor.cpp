@@ -37,7 +37,8 @@ uint8_t* Tensor::data<uint8_t>() const {
 }
 
 Tensor Tensor::column_range(int64_t begin, int64_t count) const {
-  if (begin < 0 || count < 0 || begin + count > columns) throw Error("INTERNAL", "column range outside " + describe(*this));
+  if (begin < 0 || count < 0 || begin + count > columns)
+    throw Error("INTERNAL", "column range outside " + describe(*this));
   Tensor view = *this;
   view.columns = count;
   view.offset += begin * static_cast<int64_t>(dtype_size(dtype));
@@ -45,7 +46,8 @@ Tensor Tensor::column_range(int64_t begin, int64_t count) const {
 }
 
 Tensor Tensor::row_range(int64_t begin, int64_t count) const {
-  if (begin < 0 || count < 0 || begin + count > rows) throw Error("INTERNAL", "row range outside " + describe(*this));
+  if (begin < 0 || count < 0 || begin + count > rows)
+    throw Error("INTERNAL", "row range outside " + describe(*this));
   Tensor view = *this;
   view.rows = count;
   view.offset += begin * stride * static_cast<int64_t>(dtype_size(dtype));

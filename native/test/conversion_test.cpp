@@ -102,7 +102,8 @@ TEST("conversion: floats round to the nearest half, ties to even") {
       std::memcpy(&x, &bits, 4);
       floats.push_back(x);
     }
-    for (float x : {INFINITY, -INFINITY, NAN, 3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 65504.0f, 65519.0f, 65520.0f})
+    for (float x :
+         {INFINITY, -INFINITY, NAN, 3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 65504.0f, 65519.0f, 65520.0f})
       floats.push_back(x);
     for (const auto* level : cpu::available_kernels()) {
       describe_case(level->name, ", ", dtype_name(format.dtype));

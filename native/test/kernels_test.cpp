@@ -12,16 +12,17 @@ namespace {
 
 double activate(double x, Activation kind) {
   switch (kind) {
-    case Activation::relu: return x > 0 ? x : 0;
-    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::gelu_tanh:
-      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
-    case Activation::silu: return x / (1 + std::exp(-x));
+  case Activation::relu: return x > 0 ? x : 0;
+  case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+  case Activation::gelu_tanh:
+    return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+  case Activation::silu: return x / (1 + std::exp(-x));
   }
   return NAN;
 }
 
-const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu};
+const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh,
+                                  Activation::silu};
 
 // What lies behind the end of every output, to see that it is left alone.
 constexpr float guard = 1234.5f;
@@ -41,13 +42,15 @@ bool guard_intact(const std::vector<float>& out) {
 
 // Saves and restores SPARSEGPT_CPU.
 class LevelVariable {
- public:
+public:
   LevelVariable() {
     if (const char* value = std::getenv("SPARSEGPT_CPU")) saved_ = value;
   }
-  ~LevelVariable() { saved_.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", saved_.c_str(), 1); }
+  ~LevelVariable() {
+    saved_.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", saved_.c_str(), 1);
+  }
 
- private:
+private:
   std::string saved_;
 };
 
@@ -75,8 +78,8 @@ TEST("levels: SPARSEGPT_CPU picks one, an unknown name lists what there is") {
 TEST("activations, alone and as gates") {
   Random random(1);
   auto x = random.uniforms(3001, -12, 12);
-  for (double special : {0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.299, 0.301, 20.0, -20.0, 60.0, -60.0, 88.0, -88.0, 100.0,
-                         -100.0, 1e4, -1e4, 1e10, -1e10})
+  for (double special : {0.0,  -0.0,  1e-30, -1e-30, 1e-4,  -1e-4,  0.299, 0.301, 20.0, -20.0,
+                         60.0, -60.0, 88.0,  -88.0,  100.0, -100.0, 1e4,   -1e4,  1e10, -1e10})
     x.push_back(static_cast<float>(special));
   const auto up = random.uniforms(static_cast<int64_t>(x.size()));
   for (const auto* level : cpu::available_kernels()) {

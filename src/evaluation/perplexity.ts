@@ -69,7 +69,12 @@ export async function perplexity(model: Model, options: PerplexityOptions): Prom
       sum += loss
     })
   }
-  return { perplexity: Math.exp(sum / windows.length), tokens: tokens.length, windows: windows.length, sequenceLength }
+  return {
+    perplexity: Math.exp(sum / windows.length),
+    tokens: tokens.length,
+    windows: windows.length,
+    sequenceLength,
+  }
 }
 
 /** The mean next-token loss of each window. */

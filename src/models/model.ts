@@ -208,10 +208,14 @@ export class Model {
    * Enqueues the work of each item, at most two items ahead of the device, so that it never waits for JavaScript and memory
    * stays bounded.
    */
-  async paced<T>(items: readonly T[], enqueue: (item: T) => void, step?: () => void): Promise<void> {
+  async paced<T>(
+    items: readonly T[],
+    enqueue: (item: T) => void | Promise<void>,
+    step?: () => void,
+  ): Promise<void> {
     let previous: Promise<void> | undefined
     for (const item of items) {
-      enqueue(item)
+      await enqueue(item)
       const current = this.device.synchronize()
       current.catch(() => undefined) // reported when awaited
       await previous

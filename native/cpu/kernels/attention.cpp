@@ -1,5 +1,6 @@
-// Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities and multiplied
-// with V before the next queries are looked at, so the score matrix never exists. Both products use the GEMM's register tile.
+// Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities
+// and multiplied with V before the next queries are looked at, so the score matrix never exists. Both
+// products use the GEMM's register tile.
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {

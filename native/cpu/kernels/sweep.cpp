@@ -1,9 +1,9 @@
-// The column loop of SparseGPT over some rows of one block, in the paper's symbols: for each column i, prune (and round) it,
-// and move its error onto the columns to its right through row i of U.
+// The column loop of SparseGPT over some rows of one block, in the paper's symbols: for each column i, prune
+// (and round) it, and move its error onto the columns to its right through row i of U.
 //
-// Rows are independent, so they lie along the vector lanes: the block is held transposed, [column][row]. Columns are taken in
-// strips; errors reach the rest of the strip at once and the rest of the block once per strip, as one small matrix product
-// that stays in registers.
+// Rows are independent, so they lie along the vector lanes: the block is held transposed, [column][row].
+// Columns are taken in strips; errors reach the rest of the strip at once and the rest of the block once per
+// strip, as one small matrix product that stays in registers.
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
@@ -31,7 +31,8 @@ void mark_smallest(float* marks, const float* scores, int n, int m) {
 }
 
 // w[j] -= Σ_i U[i, j] err[i] for the columns j in [begin, end) and the `count` columns i of a finished strip.
-void update_rest(float* w, const float* err, const float* u, int64_t block, int64_t count, int64_t begin, int64_t end) {
+void update_rest(float* w, const float* err, const float* u, int64_t block, int64_t count, int64_t begin,
+                 int64_t end) {
   constexpr int64_t group = width == 16 ? 4 : 2;  // columns that share the loads of err
   constexpr int64_t chunk = 4 * width;
   for (int64_t r = 0; r < lanes; r += chunk) {
