@@ -33,8 +33,7 @@ auto guarded(const Info& info, const Body& body) {
   }
 }
 
-// --- Backend operations: (device, ...arguments) => undefined, enqueued
-// ------------------------------------------------
+// --- Backend operations: (device, ...arguments) => undefined, enqueued ------------------------------------------------
 
 template <typename... Parameters, size_t... Index>
 auto read_arguments(const Info& info, std::index_sequence<Index...>) {
@@ -44,20 +43,17 @@ auto read_arguments(const Info& info, std::index_sequence<Index...>) {
 template <typename... Parameters>
 void enqueue(const Info& info, void (Backend::*method)(Parameters...), const char* name) {
   auto arguments = read_arguments<Parameters...>(info, std::index_sequence_for<Parameters...>());
-  DeviceHandle::from(info[0]).device().enqueue(
-      name, [method, arguments = std::move(arguments)](Backend& backend) {
-        std::apply([&](const auto&... argument) { (backend.*method)(argument...); }, arguments);
-      });
+  DeviceHandle::from(info[0]).device().enqueue(name, [method, arguments = std::move(arguments)](Backend& backend) {
+    std::apply([&](const auto&... argument) { (backend.*method)(argument...); }, arguments);
+  });
 }
 
 template <auto Method>
 void export_operation(Napi::Object exports, const char* name) {
-  exports.Set(name, Napi::Function::New(
-                        exports.Env(), [name](const Info& info) { enqueue(info, Method, name); }, name));
+  exports.Set(name, Napi::Function::New(exports.Env(), [name](const Info& info) { enqueue(info, Method, name); }, name));
 }
 
-// --- devices
-// ------------------------------------------------------------------------------------------------------------
+// --- devices ------------------------------------------------------------------------------------------------------------
 
 // Devices with the same settings share a backend: its threads and its memory.
 std::shared_ptr<Backend> cpu_backend(int threads) {
@@ -89,19 +85,16 @@ Napi::Value describe_device(const Info& info) {
 
 Napi::Value cpu_levels(const Info& info) {
   auto names = Napi::Array::New(info.Env());
-  for (const auto* level : cpu::available_kernels())
-    names[names.Length()] = Napi::String::New(info.Env(), level->name);
+  for (const auto* level : cpu::available_kernels()) names[names.Length()] = Napi::String::New(info.Env(), level->name);
   return names;
 }
 
 Napi::Value synchronize(const Info& info) { return DeviceHandle::from(info[0]).synchronize(info.Env()); }
 
-// --- tensors
-// ------------------------------------------------------------------------------------------------------------
+// --- tensors ------------------------------------------------------------------------------------------------------------
 
 Napi::Value wrap(Napi::Env env, Tensor tensor) {
-  return Napi::External<Tensor>::New(env, new Tensor(std::move(tensor)),
-                                     [](Napi::Env, Tensor* dead) { delete dead; });
+  return Napi::External<Tensor>::New(env, new Tensor(std::move(tensor)), [](Napi::Env, Tensor* dead) { delete dead; });
 }
 
 Tensor shaped(const Info& info, size_t dtype_index) {
@@ -136,8 +129,7 @@ void upload(const Info& info) {
   const auto array = info[2].As<Napi::TypedArray>();
   const auto* host = static_cast<const std::byte*>(array.ArrayBuffer().Data()) + array.ByteOffset();
   DeviceHandle::from(info[0]).enqueue_with(
-      array, "upload",
-      [tensor = read_tensor(info[1]), host](Backend& backend) { backend.upload(tensor, host); });
+      array, "upload", [tensor = read_tensor(info[1]), host](Backend& backend) { backend.upload(tensor, host); });
 }
 
 // (device, tensor, typedArray) => promise
@@ -145,24 +137,22 @@ Napi::Value download(const Info& info) {
   const auto array = info[2].As<Napi::TypedArray>();
   auto* host = static_cast<std::byte*>(array.ArrayBuffer().Data()) + array.ByteOffset();
   auto& device = DeviceHandle::from(info[0]);
-  device.enqueue_with(array, "download", [tensor = read_tensor(info[1]), host](Backend& backend) {
-    backend.download(host, tensor);
-  });
+  device.enqueue_with(array, "download",
+                      [tensor = read_tensor(info[1]), host](Backend& backend) { backend.download(host, tensor); });
   return device.synchronize(info.Env());
 }
 
-// --- files
-// --------------------------------------------------------------------------------------------------------------
+// --- files --------------------------------------------------------------------------------------------------------------
 
 class FileStorage : public Storage {
-public:
+ public:
   explicit FileStorage(std::shared_ptr<MappedFile> file) : file_(std::move(file)) {}
   std::byte* data() override { return const_cast<std::byte*>(file_->data()); }
   size_t size() const override { return file_->size(); }
   bool read_only() const override { return true; }
   void release_pages(size_t offset, size_t bytes) override { file_->release_pages(offset, bytes); }
 
-private:
+ private:
   std::shared_ptr<MappedFile> file_;
 };
 
@@ -241,7 +231,5 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
 
 }  // namespace sparsegpt::addon
 
-static Napi::Object init(Napi::Env env, Napi::Object exports) {
-  return sparsegpt::addon::initialise(env, exports);
-}
+static Napi::Object init(Napi::Env env, Napi::Object exports) { return sparsegpt::addon::initialise(env, exports); }
 NODE_API_MODULE(sparsegpt, init)

@@ -50,9 +50,8 @@ T read(const Napi::Value& value) {
     return read_activation(value);
   } else if constexpr (std::is_same_v<T, AttentionShape>) {
     const auto object = value.As<Napi::Object>();
-    return {read<int64_t>(object.Get("sequence")), read<int64_t>(object.Get("heads")),
-            read<int64_t>(object.Get("kvHeads")), read<int64_t>(object.Get("headDim")),
-            read<float>(object.Get("scale"))};
+    return {read<int64_t>(object.Get("sequence")), read<int64_t>(object.Get("heads")), read<int64_t>(object.Get("kvHeads")),
+            read<int64_t>(object.Get("headDim")), read<float>(object.Get("scale"))};
   } else if constexpr (std::is_same_v<T, Selection>) {
     const auto object = value.As<Napi::Object>();
     return {read<double>(object.Get("sparsity")), read<int>(object.Get("n")), read<int>(object.Get("m")),

@@ -19,8 +19,8 @@ DeviceHandle::DeviceHandle(Napi::Env env, std::shared_ptr<Backend> backend) : en
     if (--handle->expected_ == 0) napi_unref_threadsafe_function(env, handle->to_js_);
     (*completion)(Napi::Env(env));
   };
-  if (napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "sparsegpt device"), 0, 1,
-                                      nullptr, nullptr, this, call, &to_js_) != napi_ok)
+  if (napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "sparsegpt device"), 0, 1, nullptr,
+                                      nullptr, this, call, &to_js_) != napi_ok)
     throw Napi::Error::New(env, "cannot create a thread-safe function");
   napi_unref_threadsafe_function(env, to_js_);
   device_ = std::make_unique<Device>(std::move(backend));
@@ -70,8 +70,7 @@ Napi::Promise DeviceHandle::synchronize(Napi::Env env) {
   return deferred.Promise();
 }
 
-void DeviceHandle::enqueue_with(const Napi::Value& value, const char* operation,
-                                std::function<void(Backend&)> run) {
+void DeviceHandle::enqueue_with(const Napi::Value& value, const char* operation, std::function<void(Backend&)> run) {
   expect(value.Env());
   // A reference may only be dropped on the JavaScript thread.
   auto* alive = new Napi::ObjectReference(Napi::Persistent(value.As<Napi::Object>()));

@@ -11,7 +11,7 @@
 namespace sparsegpt::addon {
 
 class DeviceHandle {
-public:
+ public:
   DeviceHandle(Napi::Env env, std::shared_ptr<Backend> backend);
   ~DeviceHandle();
   DeviceHandle(const DeviceHandle&) = delete;
@@ -24,17 +24,15 @@ public:
   // A promise for the completion of everything enqueued so far; it rejects with the first failure.
   Napi::Promise synchronize(Napi::Env env);
 
-  // Enqueues `run`, which reads or writes the memory behind `value`, and keeps `value` alive until it has
-  // run.
+  // Enqueues `run`, which reads or writes the memory behind `value`, and keeps `value` alive until it has run.
   void enqueue_with(const Napi::Value& value, const char* operation, std::function<void(Backend&)> run);
 
   // Stops the queue; what is still in it is dropped.
   void close();
 
-private:
+ private:
   using Completion = std::function<void(Napi::Env)>;
-  // Runs `completion` on the JavaScript thread. Counted by expect(), so that Node stays alive while something
-  // is awaited.
+  // Runs `completion` on the JavaScript thread. Counted by expect(), so that Node stays alive while something is awaited.
   void complete(Completion completion);
   void expect(Napi::Env env);
 

@@ -5,8 +5,7 @@
 
 namespace sparsegpt {
 
-Device::Device(std::shared_ptr<Backend> backend)
-    : backend_(std::move(backend)), thread_([this] { work(); }) {}
+Device::Device(std::shared_ptr<Backend> backend) : backend_(std::move(backend)), thread_([this] { work(); }) {}
 
 Device::~Device() { stop(); }
 

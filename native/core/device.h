@@ -1,7 +1,6 @@
-// A device: a backend and a queue that feeds it. Operations are enqueued from any thread and run in order on
-// one native thread, as on a CUDA stream. Several devices may share a backend; their operations then take
-// turns, and each has its own errors, so that callers who know nothing of each other do not see each other's
-// failures.
+// A device: a backend and a queue that feeds it. Operations are enqueued from any thread and run in order on one native
+// thread, as on a CUDA stream. Several devices may share a backend; their operations then take turns, and each has its own
+// errors, so that callers who know nothing of each other do not see each other's failures.
 #pragma once
 
 #include <condition_variable>
@@ -18,7 +17,7 @@
 namespace sparsegpt {
 
 class Device {
-public:
+ public:
   explicit Device(std::shared_ptr<Backend> backend);
   // Drops what is still queued and waits for the running operation.
   ~Device();
@@ -27,16 +26,15 @@ public:
 
   Backend& backend() { return *backend_; }
 
-  // `operation` is named in the error message. After a failure the operations that follow are skipped up to
-  // the next synchronisation, which reports it.
+  // `operation` is named in the error message. After a failure the operations that follow are skipped up to the next
+  // synchronisation, which reports it.
   void enqueue(const char* operation, std::function<void(Backend&)> run);
 
-  // Calls `done` on the queue thread once everything enqueued before has run, with the first failure since
-  // the last synchronisation, if any. When the device is destroyed first, `done` is dropped.
+  // Calls `done` on the queue thread once everything enqueued before has run, with the first failure since the last
+  // synchronisation, if any. When the device is destroyed first, `done` is dropped.
   void synchronize(std::function<void(const std::optional<Error>&)> done);
 
-  // Calls `done` on the queue thread once everything enqueued before has run or been skipped; leaves failures
-  // alone.
+  // Calls `done` on the queue thread once everything enqueued before has run or been skipped; leaves failures alone.
   void finally(std::function<void()> done);
 
   // Synchronises, blocking; throws the failure.
@@ -45,7 +43,7 @@ public:
   // Drops what is queued and stops; called before the process's JavaScript environment goes away.
   void stop();
 
-private:
+ private:
   struct Task {
     const char* operation;
     std::function<void(Backend&)> run;

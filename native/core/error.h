@@ -7,12 +7,12 @@
 namespace sparsegpt {
 
 class Error : public std::runtime_error {
-public:
+ public:
   // `code` is one of the ErrorCode names of src/errors.ts.
   Error(std::string code, const std::string& message) : std::runtime_error(message), code_(std::move(code)) {}
   const std::string& code() const { return code_; }
 
-private:
+ private:
   std::string code_;
 };
 

@@ -8,7 +8,7 @@
 namespace sparsegpt {
 
 class MappedFile {
-public:
+ public:
   // Throws FILE_NOT_FOUND when the file cannot be opened or mapped.
   static std::shared_ptr<MappedFile> open(const std::string& path);
   ~MappedFile();
@@ -22,9 +22,8 @@ public:
   // Gives the pages of [offset, offset + bytes) back to the system; they are read again when touched.
   void release_pages(size_t offset, size_t bytes) const;
 
-private:
-  MappedFile(std::string path, const std::byte* data, size_t size)
-      : path_(std::move(path)), data_(data), size_(size) {}
+ private:
+  MappedFile(std::string path, const std::byte* data, size_t size) : path_(std::move(path)), data_(data), size_(size) {}
   std::string path_;
   const std::byte* data_;
   size_t size_;

@@ -37,8 +37,7 @@ uint8_t* Tensor::data<uint8_t>() const {
 }
 
 Tensor Tensor::column_range(int64_t begin, int64_t count) const {
-  if (begin < 0 || count < 0 || begin + count > columns)
-    throw Error("INTERNAL", "column range outside " + describe(*this));
+  if (begin < 0 || count < 0 || begin + count > columns) throw Error("INTERNAL", "column range outside " + describe(*this));
   Tensor view = *this;
   view.columns = count;
   view.offset += begin * static_cast<int64_t>(dtype_size(dtype));
@@ -46,8 +45,7 @@ Tensor Tensor::column_range(int64_t begin, int64_t count) const {
 }
 
 Tensor Tensor::row_range(int64_t begin, int64_t count) const {
-  if (begin < 0 || count < 0 || begin + count > rows)
-    throw Error("INTERNAL", "row range outside " + describe(*this));
+  if (begin < 0 || count < 0 || begin + count > rows) throw Error("INTERNAL", "row range outside " + describe(*this));
   Tensor view = *this;
   view.rows = count;
   view.offset += begin * stride * static_cast<int64_t>(dtype_size(dtype));
@@ -56,8 +54,8 @@ Tensor Tensor::row_range(int64_t begin, int64_t count) const {
 
 std::string describe(const Tensor& tensor) {
   if (!tensor) return "no tensor";
-  return std::string(dtype_name(tensor.dtype)) + " [" + std::to_string(tensor.rows) + ", " +
-         std::to_string(tensor.columns) + "]";
+  return std::string(dtype_name(tensor.dtype)) + " [" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) +
+         "]";
 }
 
 }  // namespace sparsegpt

@@ -1,5 +1,4 @@
-// A tensor is a typed, strided window [rows, columns] onto storage that lives on a device. Vectors are [1,
-// n].
+// A tensor is a typed, strided window [rows, columns] onto storage that lives on a device. Vectors are [1, n].
 #pragma once
 
 #include <cstddef>
@@ -13,11 +12,10 @@ namespace sparsegpt {
 
 // Bytes that a tensor looks at: device memory or a mapped file.
 class Storage {
-public:
+ public:
   virtual ~Storage() = default;
-  // The first byte. Device memory is allocated at the first call, which happens on the device's queue thread:
-  // so memory is taken in the order of execution, not of enqueuing, and a buffer freed by one operation
-  // serves the next.
+  // The first byte. Device memory is allocated at the first call, which happens on the device's queue thread: so memory
+  // is taken in the order of execution, not of enqueuing, and a buffer freed by one operation serves the next.
   virtual std::byte* data() = 0;
   virtual size_t size() const = 0;
   virtual bool read_only() const { return false; }

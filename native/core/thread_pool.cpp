@@ -4,8 +4,8 @@ namespace sparsegpt {
 
 namespace {
 
-// Operations follow each other within microseconds, so a short spin saves most sleeps; it is bounded so that
-// an idle device costs nothing.
+// Operations follow each other within microseconds, so a short spin saves most sleeps; it is bounded so that an idle
+// device costs nothing.
 constexpr int spin_rounds = 4000;
 
 inline void pause_cpu() {

@@ -12,7 +12,7 @@
 namespace sparsegpt {
 
 class ThreadPool {
-public:
+ public:
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -20,9 +20,9 @@ public:
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(index, thread) once for every index in [0, count); `thread` is in [0, threads()). Indices are
-  // handed out dynamically, so results must not depend on which thread gets which. The first exception is
-  // rethrown here. Not reentrant: a body must not call parallel_for.
+  // Calls body(index, thread) once for every index in [0, count); `thread` is in [0, threads()). Indices are handed out
+  // dynamically, so results must not depend on which thread gets which. The first exception is rethrown here.
+  // Not reentrant: a body must not call parallel_for.
   template <typename Body>
   void parallel_for(int64_t count, const Body& body) {
     if (count <= 0) return;
@@ -31,14 +31,11 @@ public:
       return;
     }
     run(
-        count,
-        [](const void* context, int64_t index, int thread) {
-          (*static_cast<const Body*>(context))(index, thread);
-        },
+        count, [](const void* context, int64_t index, int thread) { (*static_cast<const Body*>(context))(index, thread); },
         &body);
   }
 
-private:
+ private:
   using Call = void (*)(const void*, int64_t, int);
   void run(int64_t count, Call call, const void* context);
   void work(int thread);

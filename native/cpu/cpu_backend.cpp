@@ -32,14 +32,13 @@ void require(bool condition, const std::string& what) {
 }
 
 void require_shape(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
-  require(tensor && tensor.rows == rows && tensor.columns == columns,
-          std::string(name) + " is " + describe(tensor) + ", expected [" + std::to_string(rows) + ", " +
-              std::to_string(columns) + "]");
+  require(tensor && tensor.rows == rows && tensor.columns == columns, std::string(name) + " is " + describe(tensor) +
+                                                                          ", expected [" + std::to_string(rows) + ", " +
+                                                                          std::to_string(columns) + "]");
 }
 
 void require_float(const Tensor& tensor, const char* name) {
-  require(tensor && is_float(tensor.dtype),
-          std::string(name) + " is " + describe(tensor) + ", expected a float type");
+  require(tensor && is_float(tensor.dtype), std::string(name) + " is " + describe(tensor) + ", expected a float type");
 }
 
 // f32 with rows one after another, as solvers want it.
@@ -50,17 +49,15 @@ void require_plain(const Tensor& tensor, int64_t rows, int64_t columns, DType dt
 }
 
 class Stopwatch {
-public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+ public:
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
-private:
+ private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 class CpuBackend : public Backend {
-public:
+ public:
   explicit CpuBackend(int threads)
       : kernels_(cpu::selected_kernels()),
         pool_(threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
@@ -73,8 +70,7 @@ public:
 
   std::shared_ptr<Storage> allocate(size_t bytes) override { return memory_->storage(bytes); }
 
-  // --- moving and converting
-  // ---------------------------------------------------------------------------------------
+  // --- moving and converting ---------------------------------------------------------------------------------------
 
   void upload(const Tensor& out, const void* host) override {
     require(out.contiguous(), "upload needs a contiguous tensor");
@@ -94,8 +90,7 @@ public:
       if (out.dtype == DType::f32) {
         kernels_.to_float(reinterpret_cast<float*>(row_of(out, i)), row_of(in, i), in.dtype, in.columns);
       } else if (in.dtype == DType::f32) {
-        kernels_.from_float(row_of(out, i), out.dtype, reinterpret_cast<const float*>(row_of(in, i)),
-                            in.columns);
+        kernels_.from_float(row_of(out, i), out.dtype, reinterpret_cast<const float*>(row_of(in, i)), in.columns);
       } else {
         row.resize(static_cast<size_t>(in.columns));
         kernels_.to_float(row.data(), row_of(in, i), in.dtype, in.columns);
@@ -121,12 +116,10 @@ public:
       const int64_t i0 = task / across * side, j0 = task % across * side;
       const int64_t rows = std::min(side, in.rows - i0), columns = std::min(side, in.columns - j0);
       float tile[side][side], turned[side][side];
-      for (int64_t i = 0; i < rows; ++i)
-        kernels_.to_float(tile[i], element(in, i0 + i, j0), in.dtype, columns);
+      for (int64_t i = 0; i < rows; ++i) kernels_.to_float(tile[i], element(in, i0 + i, j0), in.dtype, columns);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) turned[j][i] = tile[i][j];
-      for (int64_t j = 0; j < columns; ++j)
-        kernels_.from_float(element(out, j0 + j, i0), out.dtype, turned[j], rows);
+      for (int64_t j = 0; j < columns; ++j) kernels_.from_float(element(out, j0 + j, i0), out.dtype, turned[j], rows);
     });
   }
 
@@ -147,8 +140,7 @@ public:
       if (written < 0 && errno == EINTR) continue;
       if (written <= 0) {
         const int reason = errno;
-        throw Error("WRITE_FAILED",
-                    reason == ENOSPC ? "the disk is full" : std::string("write: ") + std::strerror(reason));
+        throw Error("WRITE_FAILED", reason == ENOSPC ? "the disk is full" : std::string("write: ") + std::strerror(reason));
       }
       data += written;
       position += written;
@@ -156,8 +148,7 @@ public:
     }
   }
 
-  // --- forward
-  // -----------------------------------------------------------------------------------------------------
+  // --- forward -----------------------------------------------------------------------------------------------------
 
   void embedding(const Tensor& out, const Tensor& table, const Tensor& ids) override {
     require_float(table, "table");
@@ -166,9 +157,8 @@ public:
     const int32_t* id = ids.data<int32_t>();
     for (int64_t t = 0; t < out.rows; ++t)
       if (id[t] < 0 || id[t] >= table.rows)
-        throw Error("INVALID_OPTION", "token id " + std::to_string(id[t]) + " at position " +
-                                          std::to_string(t) + " is outside the table of " +
-                                          std::to_string(table.rows) + " entries");
+        throw Error("INVALID_OPTION", "token id " + std::to_string(id[t]) + " at position " + std::to_string(t) +
+                                          " is outside the table of " + std::to_string(table.rows) + " entries");
     for_rows(out.rows, out.columns, [&](int64_t t, std::vector<float>& row) {
       row.resize(static_cast<size_t>(out.columns));
       kernels_.to_float(row.data(), row_of(table, id[t]), table.dtype, out.columns);
@@ -198,13 +188,11 @@ public:
       float* c = direct ? out.data<float>() : sums.data();
       const int64_t stride = direct ? out.stride : out.columns;
       if (bias) {
-        for_rows(rows, out.columns, [&](int64_t i, std::vector<float>&) {
-          std::copy(bias_row.begin(), bias_row.end(), c + i * stride);
-        });
+        for_rows(rows, out.columns,
+                 [&](int64_t i, std::vector<float>&) { std::copy(bias_row.begin(), bias_row.end(), c + i * stride); });
       }
-      cpu::Gemm product{
-          rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(),
-          c,    stride};
+      cpu::Gemm product{rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(),
+                        c,    stride};
       product.accumulate = static_cast<bool>(bias);
       cpu::gemm(pool_, kernels_, product);
       if (!direct) {
@@ -215,8 +203,7 @@ public:
     }
   }
 
-  void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                  float eps) override {
+  void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) override {
     require_shape(weight, 1, x.columns, "weight");
     require_shape(bias, 1, x.columns, "bias");
     map_rows(out, x, [&](float* y, const float* row) {
@@ -226,9 +213,7 @@ public:
 
   void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) override {
     require_shape(weight, 1, x.columns, "weight");
-    map_rows(out, x, [&](float* y, const float* row) {
-      kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps);
-    });
+    map_rows(out, x, [&](float* y, const float* row) { kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps); });
   }
 
   void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim) override {
@@ -239,8 +224,8 @@ public:
     map_rows(x, x, [&](float* y, const float*, int64_t t) {
       const int64_t position = t % sequence;
       for (int64_t h = 0; h < x.columns; h += head_dim)
-        kernels_.rotary(y + h, cosine.data<float>() + position * cosine.stride,
-                        sine.data<float>() + position * sine.stride, half);
+        kernels_.rotary(y + h, cosine.data<float>() + position * cosine.stride, sine.data<float>() + position * sine.stride,
+                        half);
     });
   }
 
@@ -291,19 +276,17 @@ public:
     combine_rows(x, y, [&](float* sum, const float* other) { kernels_.add(sum, other, x.columns); });
   }
 
-  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head,
-                     const Tensor& targets) override {
+  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& targets) override {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_shape(targets, 1, x.rows, "targets");
     require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
     const int32_t* target = targets.data<int32_t>();
     for (int64_t t = 0; t < x.rows; ++t)
       if (target[t] < 0 || target[t] >= head.rows)
-        throw Error("INVALID_OPTION", "token id " + std::to_string(target[t]) +
-                                          " is outside the vocabulary of " + std::to_string(head.rows));
+        throw Error("INVALID_OPTION",
+                    "token id " + std::to_string(target[t]) + " is outside the vocabulary of " + std::to_string(head.rows));
     constexpr int64_t tile_tokens = 1024, tile_words = 4096;
-    std::vector<float> logits(
-        static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
+    std::vector<float> logits(static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
     struct Running {
       float largest;
       double sum;  // of exp(logit - largest)
@@ -324,8 +307,8 @@ public:
           double sum;
           kernels_.log_sum_exp(row, words, &largest, &sum);
           const float top = std::max(largest, r.largest);
-          r.sum = r.sum * std::exp(static_cast<double>(r.largest) - top) +
-                  sum * std::exp(static_cast<double>(largest) - top);
+          r.sum =
+              r.sum * std::exp(static_cast<double>(r.largest) - top) + sum * std::exp(static_cast<double>(largest) - top);
           r.largest = top;
           const int64_t wanted = target[t0 + t] - w0;
           if (wanted >= 0 && wanted < words) r.wanted = row[wanted];
@@ -338,14 +321,12 @@ public:
     }
   }
 
-  // --- calibration
-  // -------------------------------------------------------------------------------------------------
+  // --- calibration -------------------------------------------------------------------------------------------------
 
   void accumulate_gram(const Tensor& gram, const Tensor& x, float scale) override {
     require_float(x, "x");
     require_plain(gram, x.columns, x.columns, DType::f32, "gram");
-    cpu::Gemm product{x.columns,  x.columns,          x.rows,     operand(x).transposed(),
-                      operand(x), gram.data<float>(), gram.stride};
+    cpu::Gemm product{x.columns, x.columns, x.rows, operand(x).transposed(), operand(x), gram.data<float>(), gram.stride};
     product.alpha = scale;
     product.accumulate = true;
     product.triangle = cpu::Triangle::upper;
@@ -367,17 +348,15 @@ public:
     });
   }
 
-  // --- pruning
-  // -----------------------------------------------------------------------------------------------------
+  // --- pruning -----------------------------------------------------------------------------------------------------
 
-  void factor_hessian(const Tensor& hessian, const Tensor& dead, double dampening,
-                      const Tensor& stats) override {
+  void factor_hessian(const Tensor& hessian, const Tensor& dead, double dampening, const Tensor& stats) override {
     const Stopwatch watch;
     require_plain(hessian, hessian.columns, hessian.columns, DType::f32, "hessian");
     require_plain(dead, 1, hessian.columns, DType::u8, "dead");
     require_plain(stats, 1, factor_stats::count, DType::f64, "stats");
-    const auto report = cpu::factor_hessian(pool_, kernels_, hessian.data<float>(), hessian.columns,
-                                            dead.data<uint8_t>(), dampening);
+    const auto report =
+        cpu::factor_hessian(pool_, kernels_, hessian.data<float>(), hessian.columns, dead.data<uint8_t>(), dampening);
     double* out = stats.data<double>();
     out[factor_stats::dampening] = report.dampening;
     out[factor_stats::retries] = report.retries;
@@ -386,26 +365,23 @@ public:
   }
 
   void prune_sparsegpt(const Tensor& weight, const Tensor& mask, const Tensor& factor, const Tensor& dead,
-                       const Selection& selection, int64_t block_size, int bits,
-                       const Tensor& stats) override {
+                       const Selection& selection, int64_t block_size, int bits, const Tensor& stats) override {
     require_plain(factor, weight.columns, weight.columns, DType::f32, "factor");
     require_plain(dead, 1, weight.columns, DType::u8, "dead");
     prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
-      return cpu::prune_sparsegpt(pool_, kernels_, w, factor.data<float>(), dead.data<uint8_t>(), choice,
-                                  block_size, bits);
+      return cpu::prune_sparsegpt(pool_, kernels_, w, factor.data<float>(), dead.data<uint8_t>(), choice, block_size, bits);
     });
   }
 
-  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection,
-                       const Tensor& stats) override {
+  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection, const Tensor& stats) override {
     prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
       cpu::prune_magnitude(pool_, kernels_, w, choice);
       return NAN;
     });
   }
 
-  void prune_wanda(const Tensor& weight, const Tensor& mask, const Tensor& squares,
-                   const Selection& selection, const Tensor& stats) override {
+  void prune_wanda(const Tensor& weight, const Tensor& mask, const Tensor& squares, const Selection& selection,
+                   const Tensor& stats) override {
     require_plain(squares, 1, weight.columns, DType::f32, "squares");
     prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
       cpu::prune_wanda(pool_, kernels_, w, squares.data<float>(), choice);
@@ -413,8 +389,7 @@ public:
     });
   }
 
-  // --- inspection
-  // --------------------------------------------------------------------------------------------------
+  // --- inspection --------------------------------------------------------------------------------------------------
 
   void count_zeros(const Tensor& stats, const Tensor& tensor, const Tensor& patterns) override {
     require_float(tensor, "tensor");
@@ -451,10 +426,8 @@ public:
     for (int64_t p = 0; p < patterns.rows; ++p) stats.data<double>()[1 + p] = (all.broken >> p & 1u) == 0;
   }
 
-private:
-  static size_t byte_size(const Tensor& tensor) {
-    return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype);
-  }
+ private:
+  static size_t byte_size(const Tensor& tensor) { return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype); }
 
   static std::byte* element(const Tensor& tensor, int64_t row, int64_t column) {
     return tensor.bytes() + (row * tensor.stride + column) * static_cast<int64_t>(dtype_size(tensor.dtype));
@@ -519,8 +492,7 @@ private:
     require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
     require_plain(mask, weight.rows, weight.columns, DType::u8, "mask");
     require_plain(stats, 1, solve_stats::count, DType::f64, "stats");
-    if (selection.mask)
-      require_plain(selection.mask, weight.rows, weight.columns, DType::u8, "selection mask");
+    if (selection.mask) require_plain(selection.mask, weight.rows, weight.columns, DType::u8, "selection mask");
     const cpu::WeightMatrix matrix{weight.data<float>(), mask.data<uint8_t>(), weight.rows, weight.columns};
     const cpu::Choice choice{selection.sparsity, selection.n, selection.m,
                              selection.mask ? selection.mask.data<uint8_t>() : nullptr};

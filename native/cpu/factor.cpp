@@ -33,8 +33,8 @@ bool factor_block(float* a, int64_t stride, int64_t size) {
   return true;
 }
 
-// Right-looking, from the last block column to the first: factor the block, solve the panel above it, update
-// what is left above and to the left. Only the upper triangle is touched.
+// Right-looking, from the last block column to the first: factor the block, solve the panel above it, update what is left
+// above and to the left. Only the upper triangle is touched.
 bool factor_upper(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n) {
   std::vector<float> inverse(static_cast<size_t>(panel * panel)), solved;
   for (int64_t end = n; end > 0;) {
@@ -45,14 +45,12 @@ bool factor_upper(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n)
       invert_upper(a + begin * n + begin, n, size, inverse.data());
       solved.resize(static_cast<size_t>(begin * size));
       gemm(pool, kernels,
-           {begin, size, size, operand(a + begin, n), operand(inverse.data(), size).transposed(),
-            solved.data(), size});
+           {begin, size, size, operand(a + begin, n), operand(inverse.data(), size).transposed(), solved.data(), size});
       pool.parallel_for((begin + 63) / 64, [&](int64_t task, int) {
         for (int64_t i = task * 64; i < std::min(begin, task * 64 + 64); ++i)
           std::copy_n(solved.data() + i * size, size, a + i * n + begin);
       });
-      Gemm update{begin, begin, size, operand(solved.data(), size), operand(solved.data(), size).transposed(),
-                  a,     n};
+      Gemm update{begin, begin, size, operand(solved.data(), size), operand(solved.data(), size).transposed(), a, n};
       update.alpha = -1;
       update.accumulate = true;
       update.triangle = Triangle::upper;
@@ -89,18 +87,16 @@ void invert_upper(const float* r, int64_t stride, int64_t size, float* out) {
     }
     for (int64_t j = 0; j < i; ++j) out[i * size + j] = 0;
     out[i * size + i] = static_cast<float>(inverse);
-    for (int64_t j = i + 1; j < size; ++j)
-      out[i * size + j] = static_cast<float>(-inverse * row[static_cast<size_t>(j)]);
+    for (int64_t j = i + 1; j < size; ++j) out[i * size + j] = static_cast<float>(-inverse * row[static_cast<size_t>(j)]);
   }
 }
 
-FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n,
-                            uint8_t* dead, double dampening) {
+FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n, uint8_t* dead,
+                            double dampening) {
   // Cholesky does not notice NaN or infinity off the diagonal.
   std::vector<uint8_t> finite(static_cast<size_t>(n), 1);
-  pool.parallel_for(n, [&](int64_t i, int) {
-    finite[static_cast<size_t>(i)] = kernels.all_finite(hessian + i * n + i, n - i);
-  });
+  pool.parallel_for(
+      n, [&](int64_t i, int) { finite[static_cast<size_t>(i)] = kernels.all_finite(hessian + i * n + i, n - i); });
   for (int64_t i = 0; i < n; ++i)
     if (!finite[static_cast<size_t>(i)])
       throw Error("NON_FINITE", "the Hessian has a NaN or infinite entry in row " + std::to_string(i) +
@@ -137,9 +133,9 @@ FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hes
         for (int64_t j = std::max(i + 1, j0); j < j1; ++j) hessian[i * n + j] = hessian[j * n + i];
     });
   }
-  throw Error("NOT_POSITIVE_DEFINITE",
-              "the Hessian cannot be factored, even with dampening " + std::to_string(report.dampening) +
-                  ": it is not a Gram matrix of the layer's inputs, or these are degenerate");
+  throw Error("NOT_POSITIVE_DEFINITE", "the Hessian cannot be factored, even with dampening " +
+                                           std::to_string(report.dampening) +
+                                           ": it is not a Gram matrix of the layer's inputs, or these are degenerate");
 }
 
 }  // namespace sparsegpt::cpu

@@ -14,14 +14,12 @@ struct FactorReport {
   int64_t dead_columns = 0;
 };
 
-// hessian: [n, n], rows n apart; only the upper triangle is read, and R replaces it; the lower triangle is
-// overwritten. dead: [n], set to 1 where H_jj = 0. Throws NON_FINITE, and NOT_POSITIVE_DEFINITE when even
-// dampening · 1000 fails.
-FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n,
-                            uint8_t* dead, double dampening);
+// hessian: [n, n], rows n apart; only the upper triangle is read, and R replaces it; the lower triangle is overwritten.
+// dead: [n], set to 1 where H_jj = 0. Throws NON_FINITE, and NOT_POSITIVE_DEFINITE when even dampening · 1000 fails.
+FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n, uint8_t* dead,
+                            double dampening);
 
-// out = inverse of the upper-triangular block [size, size] of r, zeros below the diagonal. rows of r are
-// `stride` apart.
+// out = inverse of the upper-triangular block [size, size] of r, zeros below the diagonal. rows of r are `stride` apart.
 void invert_upper(const float* r, int64_t stride, int64_t size, float* out);
 
 }  // namespace sparsegpt::cpu

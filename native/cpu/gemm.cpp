@@ -11,8 +11,7 @@ namespace sparsegpt::cpu {
 
 namespace {
 
-// BLIS's cache blocks: an A block [mc, kc] stays in L2, a B panel [kc, nr] in L1, the packed B [kc, nc] in
-// L3.
+// BLIS's cache blocks: an A block [mc, kc] stays in L2, a B panel [kc, nr] in L1, the packed B [kc, nc] in L3.
 constexpr int64_t mc_target = 240, kc = 256, nc = 3072;
 
 struct Free {
@@ -30,11 +29,10 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 
 }  // namespace
 
-void store_upper(float* c, int64_t c_stride, const float* tile, int64_t tile_stride, int64_t rows,
-                 int64_t columns, int64_t below, bool accumulate) {
+void store_upper(float* c, int64_t c_stride, const float* tile, int64_t tile_stride, int64_t rows, int64_t columns,
+                 int64_t below, bool accumulate) {
   for (int64_t i = 0; i < rows; ++i, c += c_stride, tile += tile_stride)
-    for (int64_t j = std::max<int64_t>(below + i, 0); j < columns; ++j)
-      c[j] = accumulate ? c[j] + tile[j] : tile[j];
+    for (int64_t j = std::max<int64_t>(below + i, 0); j < columns; ++j) c[j] = accumulate ? c[j] + tile[j] : tile[j];
 }
 
 void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
@@ -57,8 +55,8 @@ void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
       constexpr int64_t panels_per_task = 8;
       pool.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](int64_t task, int) {
         const int64_t first = task * panels_per_task * nr;
-        kernels.pack_b(b_packed.get() + first * depth, g.b.at(p0, j0 + first), g.b.dtype, g.b.row_stride,
-                       g.b.column_stride, depth, std::min(panels_per_task * nr, columns - first));
+        kernels.pack_b(b_packed.get() + first * depth, g.b.at(p0, j0 + first), g.b.dtype, g.b.row_stride, g.b.column_stride,
+                       depth, std::min(panels_per_task * nr, columns - first));
       });
       const bool accumulate = g.accumulate || p0 > 0;
       pool.parallel_for((g.m + mc - 1) / mc, [&](int64_t task, int thread) {

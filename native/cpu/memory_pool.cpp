@@ -10,8 +10,7 @@ namespace sparsegpt::cpu {
 namespace {
 
 constexpr size_t huge_page = size_t{2} << 20;
-// Kept for reuse at most; what exceeds it goes back to the system at once, so that the peak stays near what
-// is in use.
+// Kept for reuse at most; what exceeds it goes back to the system at once, so that the peak stays near what is in use.
 constexpr size_t keep_bytes = size_t{256} << 20;
 
 size_t rounded(size_t bytes) {
@@ -22,7 +21,7 @@ size_t rounded(size_t bytes) {
 }  // namespace
 
 class MemoryPool::Block : public Storage {
-public:
+ public:
   Block(std::shared_ptr<MemoryPool> pool, size_t bytes) : pool_(std::move(pool)), bytes_(bytes) {}
   ~Block() override {
     if (memory_ != nullptr) pool_->give(memory_, rounded(bytes_));
@@ -34,7 +33,7 @@ public:
   }
   size_t size() const override { return bytes_; }
 
-private:
+ private:
   std::shared_ptr<MemoryPool> pool_;
   size_t bytes_;
   std::once_flag taken_;

@@ -1,5 +1,4 @@
-// Reuses the big buffers that a forward pass allocates and frees over and over; a fresh one costs a page
-// fault per 4 KiB.
+// Reuses the big buffers that a forward pass allocates and frees over and over; a fresh one costs a page fault per 4 KiB.
 #pragma once
 
 #include <cstddef>
@@ -12,12 +11,12 @@
 namespace sparsegpt::cpu {
 
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
-public:
+ public:
   ~MemoryPool();
   // Storage that takes its memory from this pool when first touched and gives it back when it dies.
   std::shared_ptr<Storage> storage(size_t bytes);
 
-private:
+ private:
   class Block;
   std::byte* take(size_t bytes);
   void give(std::byte* memory, size_t bytes);

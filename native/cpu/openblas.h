@@ -1,5 +1,5 @@
-// The seam to OpenBLAS: its single-threaded sgemm, called for fixed tiles of C from the thread pool, so that
-// results do not depend on the number of threads and no second set of threads competes for the cores.
+// The seam to OpenBLAS: its single-threaded sgemm, called for fixed tiles of C from the thread pool, so that results do not
+// depend on the number of threads and no second set of threads competes for the cores.
 #pragma once
 
 #include "cpu/gemm.h"

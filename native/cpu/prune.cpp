@@ -21,15 +21,14 @@ void require_finite(ThreadPool& pool, const Kernels& kernels, const WeightMatrix
   pool.parallel_for(w.rows, [&](int64_t r, int) {
     if (!kernels.all_finite(w.weight + r * w.columns, w.columns)) bad = r;
   });
-  if (bad >= 0)
-    throw Error("NON_FINITE", "the weight has a NaN or infinite entry in row " + std::to_string(bad));
+  if (bad >= 0) throw Error("NON_FINITE", "the weight has a NaN or infinite entry in row " + std::to_string(bad));
 }
 
 void require_groups(const WeightMatrix& w, const Choice& choice) {
   if (choice.mask == nullptr && choice.m > 0 && w.columns % choice.m != 0)
     throw Error("INVALID_OPTION", "pattern " + std::to_string(choice.n) + ":" + std::to_string(choice.m) +
-                                      " needs a number of columns divisible by " + std::to_string(choice.m) +
-                                      ", not " + std::to_string(w.columns));
+                                      " needs a number of columns divisible by " + std::to_string(choice.m) + ", not " +
+                                      std::to_string(w.columns));
 }
 
 // Each row's asymmetric grid from its smallest and largest weight, with zero on the grid.
@@ -56,8 +55,8 @@ struct Grid {
 
 // Masks by a score that does not change while pruning, and zeroes the weights.
 template <typename Score>
-void prune_by_score(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& w, const Choice& choice,
-                    bool per_row, const Score& score) {
+void prune_by_score(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& w, const Choice& choice, bool per_row,
+                    const Score& score) {
   require_finite(pool, kernels, w);
   require_groups(w, choice);
   const auto whole = static_cast<size_t>(w.rows * w.columns);
@@ -66,14 +65,13 @@ void prune_by_score(ThreadPool& pool, const Kernels& kernels, const WeightMatrix
   } else if (choice.m > 0 || per_row) {
     pool.parallel_for(w.rows, [&](int64_t r, int) {
       std::vector<float> scores(static_cast<size_t>(w.columns));
-      for (int64_t j = 0; j < w.columns; ++j)
-        scores[static_cast<size_t>(j)] = score(w.weight[r * w.columns + j], j);
+      for (int64_t j = 0; j < w.columns; ++j) scores[static_cast<size_t>(j)] = score(w.weight[r * w.columns + j], j);
       uint8_t* mask = w.mask + r * w.columns;
       if (choice.m > 0) {
         select_groups(scores.data(), w.columns, choice.n, choice.m, mask);
       } else {
-        select_smallest(scores.data(), w.columns,
-                        static_cast<int64_t>(static_cast<double>(w.columns) * choice.sparsity), mask);
+        select_smallest(scores.data(), w.columns, static_cast<int64_t>(static_cast<double>(w.columns) * choice.sparsity),
+                        mask);
       }
     });
   } else {
@@ -117,8 +115,7 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
   // `error` holds the dense W right of the current block and E = W - Q left of it.
   float* error = w.weight;
   const auto block_elements = static_cast<size_t>(rows * block_size);
-  std::vector<float> pruned(static_cast<size_t>(rows * columns)), block(block_elements),
-      carried(block_elements);
+  std::vector<float> pruned(static_cast<size_t>(rows * columns)), block(block_elements), carried(block_elements);
   std::vector<float> inverse(static_cast<size_t>(block_size * block_size));
   std::vector<float> scores;
   std::vector<uint8_t> chosen;
@@ -136,15 +133,12 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
     invert_upper(r_block, columns, size, inverse.data());
 
     // Compensate: W̃_B = W_B + (E_{:,<B} R_{<B,B}) U_BB.
-    pool.parallel_for(rows, [&](int64_t r, int) {
-      std::copy_n(error + r * columns + begin, size, block.data() + r * size);
-    });
+    pool.parallel_for(rows,
+                      [&](int64_t r, int) { std::copy_n(error + r * columns + begin, size, block.data() + r * size); });
     if (begin > 0) {
       gemm(pool, kernels,
-           {rows, size, begin, operand(error, columns), operand(factor + begin, columns), carried.data(),
-            size});
-      Gemm apply{rows,         size, size, operand(carried.data(), size), operand(inverse.data(), size),
-                 block.data(), size};
+           {rows, size, begin, operand(error, columns), operand(factor + begin, columns), carried.data(), size});
+      Gemm apply{rows, size, size, operand(carried.data(), size), operand(inverse.data(), size), block.data(), size};
       apply.accumulate = true;
       gemm(pool, kernels, apply);
     }
@@ -155,8 +149,7 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
     if (!scores.empty()) {
       pool.parallel_for(rows, [&](int64_t r, int) {
         for (int64_t j = 0; j < size; ++j) {
-          const float s =
-              block[static_cast<size_t>(r * size + j)] / inverse[static_cast<size_t>(j * size + j)];
+          const float s = block[static_cast<size_t>(r * size + j)] / inverse[static_cast<size_t>(j * size + j)];
           scores[static_cast<size_t>(r * size + j)] = s * s;
         }
       });
@@ -191,9 +184,8 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
       losses[static_cast<size_t>(t)] += kernels.sweep(tile);
     });
   }
-  pool.parallel_for(rows, [&](int64_t r, int) {
-    std::copy_n(pruned.data() + r * columns, columns, w.weight + r * columns);
-  });
+  pool.parallel_for(rows,
+                    [&](int64_t r, int) { std::copy_n(pruned.data() + r * columns, columns, w.weight + r * columns); });
   require_finite(pool, kernels, w);
   double loss = 0;
   for (double part : losses) loss += part;
@@ -206,8 +198,7 @@ void prune_magnitude(ThreadPool& pool, const Kernels& kernels, const WeightMatri
 
 void prune_wanda(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& w, const float* squares,
                  const Choice& choice) {
-  if (!kernels.all_finite(squares, w.columns))
-    throw Error("NON_FINITE", "the layer's inputs have a NaN or infinite entry");
+  if (!kernels.all_finite(squares, w.columns)) throw Error("NON_FINITE", "the layer's inputs have a NaN or infinite entry");
   std::vector<float> norms(squares, squares + w.columns);
   for (float& norm : norms) norm = std::sqrt(norm);
   prune_by_score(pool, kernels, w, choice, true,

@@ -33,8 +33,7 @@ void select_smallest(ThreadPool& pool, const float* scores, int64_t total, int64
   pool.parallel_for(parts, [&](int64_t p, int thread) {
     auto& histogram = histograms[static_cast<size_t>(thread)];
     histogram.resize(buckets);
-    for (int64_t i = p * part; i < std::min(total, (p + 1) * part); ++i)
-      ++histogram[key(scores[i]) >> bucket_shift];
+    for (int64_t i = p * part; i < std::min(total, (p + 1) * part); ++i) ++histogram[key(scores[i]) >> bucket_shift];
   });
   int64_t before = 0;
   size_t bucket = 0;

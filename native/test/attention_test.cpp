@@ -11,8 +11,7 @@ namespace {
 // One group of query heads: random data in the element type, rows farther apart than they are long.
 void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t sequence, int64_t head_dim) {
   const int64_t queries = random.integer(1, 4);
-  const int64_t q_stride = queries * head_dim + random.integer(0, 7),
-                kv_stride = head_dim + random.integer(0, 7);
+  const int64_t q_stride = queries * head_dim + random.integer(0, 7), kv_stride = head_dim + random.integer(0, 7);
   const auto scale = static_cast<float>(random.uniform(0.05, 0.5));
   const double spread = random.uniform(0.5, 6);
   const auto q_bytes = encode(random.uniforms(sequence * q_stride, -spread, spread), dtype);
@@ -52,20 +51,17 @@ void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t
         p[static_cast<size_t>(s)] = dot * scale;
         largest = std::fmax(largest, dot * scale);
       }
-      for (int64_t s = 0; s <= t; ++s)
-        sum += p[static_cast<size_t>(s)] = std::exp(p[static_cast<size_t>(s)] - largest);
+      for (int64_t s = 0; s <= t; ++s) sum += p[static_cast<size_t>(s)] = std::exp(p[static_cast<size_t>(s)] - largest);
       for (int64_t d = 0; d < head_dim; ++d) {
         double expected = 0;
-        for (int64_t s = 0; s <= t; ++s)
-          expected += p[static_cast<size_t>(s)] * v[static_cast<size_t>(s * kv_stride + d)];
+        for (int64_t s = 0; s <= t; ++s) expected += p[static_cast<size_t>(s)] * v[static_cast<size_t>(s * kv_stride + d)];
         CHECK_CLOSE(out[static_cast<size_t>(t * q_stride + h * head_dim + d)], expected / sum, tolerance);
       }
     }
   }
   // Between the rows nothing is written.
   for (int64_t t = 0; t < sequence; ++t)
-    for (int64_t j = queries * head_dim; j < q_stride; ++j)
-      CHECK(std::isnan(out[static_cast<size_t>(t * q_stride + j)]));
+    for (int64_t j = queries * head_dim; j < q_stride; ++j) CHECK(std::isnan(out[static_cast<size_t>(t * q_stride + j)]));
 }
 
 }  // namespace
@@ -76,8 +72,7 @@ TEST("attention: random sequences, head sizes, groups of queries and types") {
       Random random(seed);
       const DType dtype = seed % 3 == 0 ? DType::bf16 : seed % 3 == 1 ? DType::f32 : DType::f16;
       const int64_t sequence = random.integer(1, 70), head_dim = random.integer(1, 80);
-      describe_case(level->name, ", seed ", seed, ", ", dtype_name(dtype), ", sequence ", sequence,
-                    ", head_dim ", head_dim);
+      describe_case(level->name, ", seed ", seed, ", ", dtype_name(dtype), ", sequence ", sequence, ", head_dim ", head_dim);
       check_group(*level, random, dtype, sequence, head_dim);
     }
   }

@@ -21,7 +21,7 @@ double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == 
 
 // A device on which every operation is awaited.
 class Bench {
-public:
+ public:
   Bench() : device_(make_cpu_backend(2)) {}
 
   template <typename Run>
@@ -58,17 +58,13 @@ public:
     return values;
   }
 
-private:
+ private:
   Device device_;
 };
 
-std::vector<float> rounded(const std::vector<float>& values, DType dtype) {
-  return decode(encode(values, dtype), dtype);
-}
+std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }
 
-int64_t ones(const std::vector<uint8_t>& mask) {
-  return std::accumulate(mask.begin(), mask.end(), int64_t{0});
-}
+int64_t ones(const std::vector<uint8_t>& mask) { return std::accumulate(mask.begin(), mask.end(), int64_t{0}); }
 
 }  // namespace
 
@@ -94,8 +90,7 @@ TEST("backend: cast and transpose between all float types, of views too") {
       const auto actual = bench.read(turned), expected = rounded(values, to);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 1; j < columns; ++j)
-          CHECK_EQUAL(actual[static_cast<size_t>((j - 1) * rows + i)],
-                      expected[static_cast<size_t>(i * columns + j)]);
+          CHECK_EQUAL(actual[static_cast<size_t>((j - 1) * rows + i)], expected[static_cast<size_t>(i * columns + j)]);
     }
   }
   const std::vector<uint8_t> mask = {1, 2, 3, 4, 5, 6};
@@ -134,8 +129,7 @@ TEST("backend: linear layers with and without bias, in every type") {
         const int64_t tokens = seed % 4 == 0 ? 1500 : random.integer(1, 90);
         const int64_t in = random.integer(1, 90), outs = random.integer(1, 90);
         describe_case("seed ", seed, ", ", dtype_name(type), ", ", tokens, " x ", in, " x ", outs);
-        const auto x = rounded(random.uniforms(tokens * in), type),
-                   w = rounded(random.uniforms(outs * in), type);
+        const auto x = rounded(random.uniforms(tokens * in), type), w = rounded(random.uniforms(outs * in), type);
         const auto bias = rounded(random.uniforms(outs), type);
         const Tensor xt = bench.floats(type, tokens, in, x), wt = bench.floats(type, outs, in, w);
         const Tensor bt = with_bias ? bench.floats(type, 1, outs, bias) : Tensor{};
@@ -149,16 +143,14 @@ TEST("backend: linear layers with and without bias, in every type") {
           for (int64_t o = 0; o < outs; ++o) {
             double sum = with_bias ? bias[static_cast<size_t>(o)] : 0;
             for (int64_t j = 0; j < in; ++j)
-              sum += static_cast<double>(x[static_cast<size_t>(t * in + j)]) *
-                     w[static_cast<size_t>(o * in + j)];
+              sum += static_cast<double>(x[static_cast<size_t>(t * in + j)]) * w[static_cast<size_t>(o * in + j)];
             CHECK_CLOSE(at(3 + o), sum, tolerance_of(out_type));
           }
         }
       }
     }
   }
-  const Tensor x = bench.output(DType::f32, 3, 4), w = bench.output(DType::f32, 6, 5),
-               out = bench.output(DType::f32, 3, 6);
+  const Tensor x = bench.output(DType::f32, 3, 4), w = bench.output(DType::f32, 6, 5), out = bench.output(DType::f32, 3, 6);
   CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.linear(out, x, w, {}); }), "INTERNAL",
                     "x float32 [3, 4] does not fit weight float32 [6, 5] (in operation)");
 }
@@ -167,13 +159,11 @@ TEST("backend: attention over several sequences with shared key heads") {
   Bench bench;
   Random random(4);
   constexpr int64_t sequence = 9, batch = 3, heads = 6, kv_heads = 2, dim = 5, tokens = sequence * batch;
-  const auto q = random.uniforms(tokens * heads * dim, -3, 3),
-             k = random.uniforms(tokens * kv_heads * dim, -3, 3);
+  const auto q = random.uniforms(tokens * heads * dim, -3, 3), k = random.uniforms(tokens * kv_heads * dim, -3, 3);
   const auto v = random.uniforms(tokens * kv_heads * dim);
   const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
                kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
-  const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v),
-               out = bench.output(DType::f32, tokens, heads * dim);
+  const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
   bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f}); });
   const auto actual = bench.read(out);
   for (int64_t t = 0; t < tokens; ++t) {
@@ -192,8 +182,7 @@ TEST("backend: attention over several sequences with shared key heads") {
           expected[static_cast<size_t>(d)] += p * v[static_cast<size_t>((s * kv_heads + shared) * dim + d)];
       }
       for (int64_t d = 0; d < dim; ++d)
-        CHECK_CLOSE(actual[static_cast<size_t>((t * heads + h) * dim + d)],
-                    expected[static_cast<size_t>(d)] / total, 1e-5);
+        CHECK_CLOSE(actual[static_cast<size_t>((t * heads + h) * dim + d)], expected[static_cast<size_t>(d)] / total, 1e-5);
     }
   }
 }
@@ -209,24 +198,21 @@ TEST("backend: cross entropy over a vocabulary larger than one tile") {
     for (int32_t& id : targets) id = static_cast<int32_t>(random.integer(0, words - 1));
     targets[0] = words - 1;
     const Tensor xt = bench.floats(type, tokens, hidden, x), ht = bench.floats(type, words, hidden, head);
-    const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()),
-                 losses = bench.output(DType::f32, 1, tokens);
+    const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
     bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, tt); });
     const auto actual = bench.read(losses);
     for (size_t t = 0; t < targets.size(); ++t) {
       std::vector<double> logits(words);
       double sum = 0;
       for (size_t o = 0; o < logits.size(); ++o) {
-        for (size_t j = 0; j < hidden; ++j)
-          logits[o] += static_cast<double>(x[t * hidden + j]) * head[o * hidden + j];
+        for (size_t j = 0; j < hidden; ++j) logits[o] += static_cast<double>(x[t * hidden + j]) * head[o * hidden + j];
         sum += std::exp(logits[o]);
       }
       CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
     }
     targets[2] = words;
     const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());
-    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, wrong); }),
-                      "INVALID_OPTION", "5000");
+    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, wrong); }), "INVALID_OPTION", "5000");
   }
 }
 
@@ -236,8 +222,7 @@ TEST("backend: Gram matrix and squares accumulate over calls") {
     Random random(6);
     const int64_t columns = random.integer(30, 90);
     std::vector<double> expected(static_cast<size_t>(columns * columns));
-    const Tensor gram = bench.output(DType::f32, columns, columns),
-                 squares = bench.output(DType::f32, 1, columns);
+    const Tensor gram = bench.output(DType::f32, columns, columns), squares = bench.output(DType::f32, 1, columns);
     bench.run([&](Backend& b) {
       b.fill(gram, 0);
       b.fill(squares, 0);
@@ -253,9 +238,8 @@ TEST("backend: Gram matrix and squares accumulate over calls") {
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t i = 0; i < columns; ++i)
           for (int64_t j = i; j < columns; ++j)
-            expected[static_cast<size_t>(i * columns + j)] +=
-                0.25 * x[static_cast<size_t>(t * columns + i)] *
-                static_cast<double>(x[static_cast<size_t>(t * columns + j)]);
+            expected[static_cast<size_t>(i * columns + j)] += 0.25 * x[static_cast<size_t>(t * columns + i)] *
+                                                              static_cast<double>(x[static_cast<size_t>(t * columns + j)]);
     }
     describe_case(dtype_name(type));
     const auto g = bench.read(gram), s = bench.read(squares);
@@ -272,8 +256,7 @@ TEST("backend: Gram matrix and squares accumulate over calls") {
 TEST("backend: zeros and patterns are counted") {
   Bench bench;
   const std::vector<int32_t> wanted = {2, 4, 1, 2, 4, 8, 1, 3};
-  const Tensor patterns = bench.upload(DType::i32, 4, 2, wanted.data()),
-               stats = bench.empty(DType::f64, 1, 5);
+  const Tensor patterns = bench.upload(DType::i32, 4, 2, wanted.data()), stats = bench.empty(DType::f64, 1, 5);
   for (DType type : float_types) {
     describe_case(dtype_name(type));
     //                            2:4 holds, 1:2 does not (the second pair), 4:8 holds; 8 columns are no
@@ -298,13 +281,11 @@ TEST("backend: a file is written at its position; a full disk is reported") {
   CHECK(back == values);
   close(fd);
   unlink(path);
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(fd, 0, t); }), "WRITE_FAILED",
-                    "write: Bad file descriptor");
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(fd, 0, t); }), "WRITE_FAILED", "write: Bad file descriptor");
 
   const int full = open("/dev/full", O_WRONLY);
   if (full < 0) return;  // not Linux
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(full, 0, t); }), "WRITE_FAILED",
-                    "the disk is full");
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(full, 0, t); }), "WRITE_FAILED", "the disk is full");
   close(full);
 }
 
@@ -325,8 +306,7 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
       std::vector<uint8_t> given(w.size());
       for (uint8_t& m : given) m = random.flip() ? 2 : 0;
       if (kind == 2) selection.mask = bench.upload(DType::u8, rows, columns, given.data());
-      const Tensor wt = bench.floats(DType::f32, rows, columns, w),
-                   mask = bench.empty(DType::u8, rows, columns);
+      const Tensor wt = bench.floats(DType::f32, rows, columns, w), mask = bench.empty(DType::u8, rows, columns);
       const Tensor st = bench.floats(DType::f32, 1, columns, squares);
       const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
       bench.run([&](Backend& b) {
@@ -344,8 +324,7 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
         std::vector<size_t> order(static_cast<size_t>(group));
         std::iota(order.begin(), order.end(), begin);
         const auto score = [&](size_t i) {
-          return wanda ? std::fabs(w[i]) * std::sqrt(squares[i % static_cast<size_t>(columns)])
-                       : std::fabs(w[i]);
+          return wanda ? std::fabs(w[i]) * std::sqrt(squares[i % static_cast<size_t>(columns)]) : std::fabs(w[i]);
         };
         std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return score(a) < score(b); });
         const float threshold = score(order[static_cast<size_t>(kind == 1 ? count - 1 : count)]);
@@ -355,9 +334,8 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
           if (kind == 1 && score(at) == threshold) expected[at] = chosen[at];
         }
         if (kind == 1)
-          CHECK_EQUAL(ones({chosen.begin() + static_cast<ptrdiff_t>(begin),
-                            chosen.begin() + static_cast<ptrdiff_t>(begin) + 4}),
-                      2);
+          CHECK_EQUAL(
+              ones({chosen.begin() + static_cast<ptrdiff_t>(begin), chosen.begin() + static_cast<ptrdiff_t>(begin) + 4}), 2);
       }
       if (kind == 2)
         for (size_t i = 0; i < given.size(); ++i) expected[i] = given[i] != 0;
@@ -370,16 +348,14 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
   }
   const Tensor w = bench.output(DType::f32, 3, 8), mask = bench.empty(DType::u8, 3, 8);
   const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.prune_magnitude(w, mask, {}, stats); }), "NON_FINITE",
-                    "row ");
+  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.prune_magnitude(w, mask, {}, stats); }), "NON_FINITE", "row ");
 }
 
 TEST("backend: SparseGPT end to end, from activations to statistics") {
   Bench bench;
   Random random(9);
   const Tensor x = bench.floats(DType::f32, 200, 48, random.uniforms(200 * 48));
-  const Tensor w = bench.floats(DType::f32, 30, 48, random.uniforms(30 * 48)),
-               mask = bench.empty(DType::u8, 30, 48);
+  const Tensor w = bench.floats(DType::f32, 30, 48, random.uniforms(30 * 48)), mask = bench.empty(DType::u8, 30, 48);
   const Tensor gram = bench.empty(DType::f32, 48, 48), dead = bench.empty(DType::u8, 1, 48);
   const Tensor factored = bench.empty(DType::f64, 1, factor_stats::count),
                solved = bench.empty(DType::f64, 1, solve_stats::count);

@@ -1,5 +1,4 @@
-// The test harness: registration, checks that say what they saw, and random data that is the same on every
-// machine.
+// The test harness: registration, checks that say what they saw, and random data that is the same on every machine.
 //
 //   TEST("thread pool runs every index once") {
 //     for (uint64_t seed = 1; seed <= 5; ++seed) {
@@ -48,13 +47,12 @@ void describe_case(const Parts&... parts) {
 
 // Within `tolerance`, absolute below 1 and relative above; NaN is never close, equal infinities are.
 inline bool close(double actual, double expected, double tolerance) {
-  return actual == expected ||
-         std::fabs(actual - expected) <= tolerance * std::fmax(1.0, std::fabs(expected));
+  return actual == expected || std::fabs(actual - expected) <= tolerance * std::fmax(1.0, std::fabs(expected));
 }
 
 // SplitMix64 (Steele, Lea, Flood 2014). std's distributions differ between standard libraries; these do not.
 class Random {
-public:
+ public:
   explicit Random(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15u) {}
 
   uint64_t bits() {
@@ -88,7 +86,7 @@ public:
     return values;
   }
 
-private:
+ private:
   uint64_t state_;
 };
 
@@ -97,53 +95,51 @@ private:
 #define SPARSEGPT_JOIN_(a, b) a##b
 #define SPARSEGPT_JOIN(a, b) SPARSEGPT_JOIN_(a, b)
 
-#define TEST(name)                                                                                           \
-  static void SPARSEGPT_JOIN(test_, __LINE__)();                                                             \
-  static const ::sparsegpt::test::Registration SPARSEGPT_JOIN(registration_, __LINE__)(                      \
-      name, SPARSEGPT_JOIN(test_, __LINE__));                                                                \
+#define TEST(name)                                                                                                       \
+  static void SPARSEGPT_JOIN(test_, __LINE__)();                                                                         \
+  static const ::sparsegpt::test::Registration SPARSEGPT_JOIN(registration_, __LINE__)(name,                             \
+                                                                                       SPARSEGPT_JOIN(test_, __LINE__)); \
   static void SPARSEGPT_JOIN(test_, __LINE__)()
 
-#define CHECK(condition)                                                                                     \
-  do {                                                                                                       \
-    if (!(condition)) ::sparsegpt::test::fail(__FILE__, __LINE__, #condition);                               \
+#define CHECK(condition)                                                       \
+  do {                                                                         \
+    if (!(condition)) ::sparsegpt::test::fail(__FILE__, __LINE__, #condition); \
   } while (false)
 
-#define CHECK_EQUAL(actual, expected)                                                                        \
-  do {                                                                                                       \
-    const auto actual_value = (actual);                                                                      \
-    const auto expected_value = (expected);                                                                  \
-    if (!(actual_value == expected_value)) {                                                                 \
-      std::ostringstream text_;                                                                              \
-      text_ << #actual << " is " << actual_value << ", expected " << expected_value;                         \
-      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                                              \
-    }                                                                                                        \
+#define CHECK_EQUAL(actual, expected)                                                \
+  do {                                                                               \
+    const auto actual_value = (actual);                                              \
+    const auto expected_value = (expected);                                          \
+    if (!(actual_value == expected_value)) {                                         \
+      std::ostringstream text_;                                                      \
+      text_ << #actual << " is " << actual_value << ", expected " << expected_value; \
+      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                      \
+    }                                                                                \
   } while (false)
 
-#define CHECK_CLOSE(actual, expected, tolerance)                                                             \
-  do {                                                                                                       \
-    const double actual_value = (actual), expected_value = (expected);                                       \
-    if (!::sparsegpt::test::close(actual_value, expected_value, tolerance)) {                                \
-      std::ostringstream text_;                                                                              \
-      text_.precision(9);                                                                                    \
-      text_ << #actual << " is " << actual_value << ", expected " << expected_value;                         \
-      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                                              \
-    }                                                                                                        \
+#define CHECK_CLOSE(actual, expected, tolerance)                                     \
+  do {                                                                               \
+    const double actual_value = (actual), expected_value = (expected);               \
+    if (!::sparsegpt::test::close(actual_value, expected_value, tolerance)) {        \
+      std::ostringstream text_;                                                      \
+      text_.precision(9);                                                            \
+      text_ << #actual << " is " << actual_value << ", expected " << expected_value; \
+      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                      \
+    }                                                                                \
   } while (false)
 
 // The expression throws Error with this code, and the message contains `text`.
-#define CHECK_THROWS_CODE(expression, expected_code, text)                                                   \
-  do {                                                                                                       \
-    std::string seen_ = "nothing";                                                                           \
-    bool right_ = false;                                                                                     \
-    try {                                                                                                    \
-      expression;                                                                                            \
-    } catch (const ::sparsegpt::Error& error_) {                                                             \
-      seen_ = error_.code() + ": " + error_.what();                                                          \
-      right_ =                                                                                               \
-          error_.code() == (expected_code) && std::string(error_.what()).find(text) != std::string::npos;    \
-    }                                                                                                        \
-    if (!right_)                                                                                             \
-      ::sparsegpt::test::fail(__FILE__, __LINE__,                                                            \
-                              std::string(#expression) + " threw " + seen_ + ", expected " +                 \
-                                  (expected_code));                                                          \
+#define CHECK_THROWS_CODE(expression, expected_code, text)                                                     \
+  do {                                                                                                         \
+    std::string seen_ = "nothing";                                                                             \
+    bool right_ = false;                                                                                       \
+    try {                                                                                                      \
+      expression;                                                                                              \
+    } catch (const ::sparsegpt::Error& error_) {                                                               \
+      seen_ = error_.code() + ": " + error_.what();                                                            \
+      right_ = error_.code() == (expected_code) && std::string(error_.what()).find(text) != std::string::npos; \
+    }                                                                                                          \
+    if (!right_)                                                                                               \
+      ::sparsegpt::test::fail(__FILE__, __LINE__,                                                              \
+                              std::string(#expression) + " threw " + seen_ + ", expected " + (expected_code)); \
   } while (false)

@@ -89,8 +89,7 @@ TEST("conversion: floats round to the nearest half, ties to even") {
       const double value = format.decode(half);
       const int exponent = std::max((i >> format.fraction) - 1, 0) + format.min_exponent;
       const auto middle = static_cast<float>(value + std::ldexp(0.5, exponent - format.fraction));
-      for (float x : {static_cast<float>(value), middle, std::nextafter(middle, 0.0f),
-                      std::nextafter(middle, INFINITY)}) {
+      for (float x : {static_cast<float>(value), middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) {
         floats.push_back(x);
         floats.push_back(-x);
       }
@@ -102,8 +101,7 @@ TEST("conversion: floats round to the nearest half, ties to even") {
       std::memcpy(&x, &bits, 4);
       floats.push_back(x);
     }
-    for (float x :
-         {INFINITY, -INFINITY, NAN, 3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 65504.0f, 65519.0f, 65520.0f})
+    for (float x : {INFINITY, -INFINITY, NAN, 3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 65504.0f, 65519.0f, 65520.0f})
       floats.push_back(x);
     for (const auto* level : cpu::available_kernels()) {
       describe_case(level->name, ", ", dtype_name(format.dtype));

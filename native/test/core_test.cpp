@@ -18,8 +18,7 @@
 using namespace sparsegpt;
 using namespace sparsegpt::test;
 
-// --- thread pool
-// ------------------------------------------------------------------------------------------------------
+// --- thread pool ------------------------------------------------------------------------------------------------------
 
 TEST("thread pool: every index runs once, on a thread of the pool") {
   for (int threads : {1, 2, 3, 8}) {
@@ -72,8 +71,7 @@ TEST("thread pool: many short calls in succession") {
   CHECK_EQUAL(sum.load(), expected);
 }
 
-// --- device
-// -----------------------------------------------------------------------------------------------------------
+// --- device -----------------------------------------------------------------------------------------------------------
 
 TEST("device: operations run in the order of enqueuing") {
   Device device(make_cpu_backend(1));
@@ -148,8 +146,7 @@ TEST("device: stop drops what is queued, and a waiting synchronisation ends") {
   device.stop();
 }
 
-// --- mapped file
-// ------------------------------------------------------------------------------------------------------
+// --- mapped file ------------------------------------------------------------------------------------------------------
 
 TEST("mapped file: content, release of pages, empty and missing files") {
   char path[] = "/tmp/sparsegpt-test-XXXXXX";
@@ -178,8 +175,7 @@ TEST("mapped file: content, release of pages, empty and missing files") {
   CHECK_THROWS_CODE(MappedFile::open("/tmp"), "FILE_NOT_FOUND", "not a regular file");
 }
 
-// --- tensors
-// ----------------------------------------------------------------------------------------------------------
+// --- tensors ----------------------------------------------------------------------------------------------------------
 
 TEST("tensor: views share the storage and stay inside it") {
   const auto backend = make_cpu_backend(1);

@@ -123,8 +123,7 @@ TEST("factor: what cannot be factored says so") {
     auto p = random_problem(random, 1, n, 2 * n);
     auto negative = p.hessian;
     for (float& value : negative) value = -value;
-    CHECK_THROWS_CODE(factor(negative, n, 0.01), "NOT_POSITIVE_DEFINITE",
-                      "cannot be factored, even with dampening 10");
+    CHECK_THROWS_CODE(factor(negative, n, 0.01), "NOT_POSITIVE_DEFINITE", "cannot be factored, even with dampening 10");
     auto large = p.hessian;
     large[static_cast<size_t>(n - 1)] = 1e6f;  // |H_ij| far above both diagonal entries
     CHECK_THROWS_CODE(factor(large, n, 0.01), "NOT_POSITIVE_DEFINITE", "");
@@ -170,8 +169,7 @@ TEST("factor: inverse of an upper-triangular block") {
       for (int64_t j = 0; j < n; ++j) {
         double sum = 0;
         for (int64_t k = i; k < n; ++k)
-          sum += static_cast<double>(r[static_cast<size_t>(i * stride + k)]) *
-                 inverse[static_cast<size_t>(k * n + j)];
+          sum += static_cast<double>(r[static_cast<size_t>(i * stride + k)]) * inverse[static_cast<size_t>(k * n + j)];
         CHECK_CLOSE(sum, i == j ? 1 : 0, 1e-6);
         if (j < i) CHECK_EQUAL(inverse[static_cast<size_t>(i * n + j)], 0.0f);
       }

@@ -1,5 +1,4 @@
-// gemm(), which takes OpenBLAS where it is built in: against the portable product, and the same for any
-// number of threads.
+// gemm(), which takes OpenBLAS where it is built in: against the portable product, and the same for any number of threads.
 #include <cstring>
 
 #include "test/matrix.h"
@@ -29,8 +28,8 @@ const Case cases[] = {
     {100, 100, 1, Layout::transposed, Layout::transposed, true, false, 1},
 };
 
-std::vector<float> multiply(int threads, const cpu::Kernels& level, const Case& c, const Matrix& a,
-                            const Matrix& b, decltype(&cpu::gemm) method) {
+std::vector<float> multiply(int threads, const cpu::Kernels& level, const Case& c, const Matrix& a, const Matrix& b,
+                            decltype(&cpu::gemm) method) {
   ThreadPool pool(threads);
   std::vector<float> out(static_cast<size_t>(c.m * (c.n + 3)), 0.25f);
   cpu::Gemm g{c.m, c.n, c.k, a.operand(), b.operand(), out.data(), c.n + 3};
@@ -49,8 +48,7 @@ TEST("GEMM: equals the portable product, and bit for bit itself on 1, 2 and 3 th
   for (const Case& c : cases) {
     Random random(++seed);
     describe_case("case ", seed, ", m n k ", c.m, " ", c.n, " ", c.k);
-    const Matrix a(random, DType::f32, c.m, c.k, c.a_layout, 2),
-        b(random, DType::f32, c.k, c.n, c.b_layout, 3);
+    const Matrix a(random, DType::f32, c.m, c.k, c.a_layout, 2), b(random, DType::f32, c.k, c.n, c.b_layout, 3);
     const auto one = multiply(1, level, c, a, b, cpu::gemm);
     const auto packed = multiply(1, level, c, a, b, cpu::gemm_packed);
     for (size_t i = 0; i < one.size(); ++i) CHECK_CLOSE(one[i], packed[i], 1e-5);

@@ -12,17 +12,16 @@ namespace {
 
 double activate(double x, Activation kind) {
   switch (kind) {
-  case Activation::relu: return x > 0 ? x : 0;
-  case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-  case Activation::gelu_tanh:
-    return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
-  case Activation::silu: return x / (1 + std::exp(-x));
+    case Activation::relu: return x > 0 ? x : 0;
+    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case Activation::silu: return x / (1 + std::exp(-x));
   }
   return NAN;
 }
 
-const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh,
-                                  Activation::silu};
+const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu};
 
 // What lies behind the end of every output, to see that it is left alone.
 constexpr float guard = 1234.5f;
@@ -42,15 +41,13 @@ bool guard_intact(const std::vector<float>& out) {
 
 // Saves and restores SPARSEGPT_CPU.
 class LevelVariable {
-public:
+ public:
   LevelVariable() {
     if (const char* value = std::getenv("SPARSEGPT_CPU")) saved_ = value;
   }
-  ~LevelVariable() {
-    saved_.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", saved_.c_str(), 1);
-  }
+  ~LevelVariable() { saved_.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", saved_.c_str(), 1); }
 
-private:
+ private:
   std::string saved_;
 };
 

@@ -13,25 +13,21 @@ namespace sparsegpt::test {
 // The nearest value of a float type.
 inline std::vector<char> encode(const std::vector<float>& values, DType dtype) {
   std::vector<char> bytes(values.size() * dtype_size(dtype));
-  cpu::available_kernels().front()->from_float(bytes.data(), dtype, values.data(),
-                                               static_cast<int64_t>(values.size()));
+  cpu::available_kernels().front()->from_float(bytes.data(), dtype, values.data(), static_cast<int64_t>(values.size()));
   return bytes;
 }
 inline std::vector<float> decode(const std::vector<char>& bytes, DType dtype) {
   std::vector<float> values(bytes.size() / dtype_size(dtype));
-  cpu::available_kernels().front()->to_float(values.data(), bytes.data(), dtype,
-                                             static_cast<int64_t>(values.size()));
+  cpu::available_kernels().front()->to_float(values.data(), bytes.data(), dtype, static_cast<int64_t>(values.size()));
   return values;
 }
 
-// [rows, columns] with strides of both dimensions; what lies between is NaN, which spoils any sum that reads
-// it.
+// [rows, columns] with strides of both dimensions; what lies between is NaN, which spoils any sum that reads it.
 class Matrix {
-public:
+ public:
   enum class Layout { rows, transposed, scattered };
 
-  Matrix(Random& random, DType dtype, int64_t rows, int64_t columns, Layout layout, int64_t gap)
-      : dtype_(dtype) {
+  Matrix(Random& random, DType dtype, int64_t rows, int64_t columns, Layout layout, int64_t gap) : dtype_(dtype) {
     const int64_t step = layout == Layout::scattered ? 3 : 1;
     if (layout == Layout::transposed) {
       row_stride_ = 1;
@@ -50,10 +46,8 @@ public:
   double operator()(int64_t i, int64_t j) const { return values_[index(i, j)]; }
   cpu::Operand operand() const { return {bytes_.data(), dtype_, row_stride_, column_stride_}; }
 
-private:
-  size_t index(int64_t i, int64_t j) const {
-    return static_cast<size_t>(i * row_stride_ + j * column_stride_);
-  }
+ private:
+  size_t index(int64_t i, int64_t j) const { return static_cast<size_t>(i * row_stride_ + j * column_stride_); }
 
   DType dtype_;
   int64_t row_stride_, column_stride_;

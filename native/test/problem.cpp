@@ -56,8 +56,7 @@ std::vector<size_t> smallest(const std::vector<double>& scores, int64_t count) {
 }  // namespace
 
 Problem random_problem(Random& random, int64_t rows, int64_t columns, int64_t tokens) {
-  Problem p{rows, columns, random.normals(rows * columns),
-            std::vector<float>(static_cast<size_t>(columns * columns))};
+  Problem p{rows, columns, random.normals(rows * columns), std::vector<float>(static_cast<size_t>(columns * columns))};
   std::vector<double> x(static_cast<size_t>(columns)), scale(x.size()), sum(p.hessian.size());
   for (double& s : scale) s = random.uniform(0.3, 2);
   for (int64_t t = 0; t < tokens; ++t) {
@@ -70,8 +69,7 @@ Problem random_problem(Random& random, int64_t rows, int64_t columns, int64_t to
     for (size_t i = 0; i < x.size(); ++i)
       for (size_t j = 0; j < x.size(); ++j) sum[i * x.size() + j] += x[i] * x[j];
   }
-  for (size_t i = 0; i < sum.size(); ++i)
-    p.hessian[i] = static_cast<float>(sum[i] * 2 / static_cast<double>(tokens));
+  for (size_t i = 0; i < sum.size(); ++i) p.hessian[i] = static_cast<float>(sum[i] * 2 / static_cast<double>(tokens));
   return p;
 }
 
@@ -95,10 +93,9 @@ Pruned solve(const Problem& p, const Method& method, ThreadPool& pool, const cpu
   out.report = cpu::factor_hessian(pool, level, factor.data(), p.columns, dead.data(), method.dampening);
   out.weight = p.weight;
   out.mask.assign(p.weight.size(), 7);
-  const cpu::Choice choice{method.sparsity, method.n, method.m,
-                           method.mask.empty() ? nullptr : method.mask.data()};
-  out.loss = cpu::prune_sparsegpt(pool, level, {out.weight.data(), out.mask.data(), p.rows, p.columns},
-                                  factor.data(), dead.data(), choice, method.block_size, method.bits);
+  const cpu::Choice choice{method.sparsity, method.n, method.m, method.mask.empty() ? nullptr : method.mask.data()};
+  out.loss = cpu::prune_sparsegpt(pool, level, {out.weight.data(), out.mask.data(), p.rows, p.columns}, factor.data(),
+                                  dead.data(), choice, method.block_size, method.bits);
   return out;
 }
 
@@ -146,8 +143,7 @@ Pruned solve_plainly(const Problem& p, const Method& method) {
           double low = std::min(*std::min_element(row, row + n), 0.0f);
           double high = std::max(*std::max_element(row, row + n), 0.0f);
           if (low == high) low = -1, high = 1;
-          const double top = (1 << method.bits) - 1, step = (high - low) / top,
-                       zero = std::nearbyint(-low / step);
+          const double top = (1 << method.bits) - 1, step = (high - low) / top, zero = std::nearbyint(-low / step);
           q = step * (std::clamp(std::nearbyint(q / step) + zero, 0.0, top) - zero);
         }
         const double error = (w[at(r, i)] - q) / u(i, i);

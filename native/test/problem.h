@@ -1,5 +1,5 @@
-// A layer to prune, and the paper's algorithm on it in double precision, written from its definition
-// (Cholesky, inverse, Cholesky of the inverse, one column at a time) and not from our way to compute it.
+// A layer to prune, and the paper's algorithm on it in double precision, written from its definition (Cholesky, inverse,
+// Cholesky of the inverse, one column at a time) and not from our way to compute it.
 #pragma once
 
 #include <vector>

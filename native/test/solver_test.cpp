@@ -17,12 +17,10 @@ Pruned solve_on(const Problem& p, const Method& method, int threads = 2) {
   return solve(p, method, pool, widest());
 }
 
-int64_t ones(const std::vector<uint8_t>& mask) {
-  return std::accumulate(mask.begin(), mask.end(), int64_t{0});
-}
+int64_t ones(const std::vector<uint8_t>& mask) { return std::accumulate(mask.begin(), mask.end(), int64_t{0}); }
 
-// float32 and float64 may rank two nearly equal scores differently, which then changes the rest of that row:
-// so the masks agree but for `flips` entries, and the weights agree in the rows whose masks do.
+// float32 and float64 may rank two nearly equal scores differently, which then changes the rest of that row: so the masks
+// agree but for `flips` entries, and the weights agree in the rows whose masks do.
 void check_same(const Problem& p, const Pruned& actual, const Pruned& expected, int64_t flips) {
   int64_t different = 0;
   double worst = 0;
@@ -49,16 +47,14 @@ void check_same(const Problem& p, const Pruned& actual, const Pruned& expected, 
 
 std::vector<uint8_t> random_mask(Random& random, size_t size) {
   std::vector<uint8_t> mask(size);
-  for (uint8_t& m : mask)
-    m = random.flip() ? static_cast<uint8_t>(random.integer(1, 3)) : 0;  // any non-zero prunes
+  for (uint8_t& m : mask) m = random.flip() ? static_cast<uint8_t>(random.integer(1, 3)) : 0;  // any non-zero prunes
   return mask;
 }
 
 void kill_columns(Problem& p, const std::vector<int64_t>& columns) {
   for (int64_t j : columns)
     for (int64_t i = 0; i < p.columns; ++i)
-      p.hessian[static_cast<size_t>(i * p.columns + j)] = p.hessian[static_cast<size_t>(j * p.columns + i)] =
-          0;
+      p.hessian[static_cast<size_t>(i * p.columns + j)] = p.hessian[static_cast<size_t>(j * p.columns + i)] = 0;
 }
 
 struct Pattern {
@@ -100,8 +96,7 @@ TEST("SparseGPT: n:m masks and weights are the paper's, and the pattern holds") 
       method.n = n;
       method.m = m;
       method.block_size = m * random.integer(1, 40);
-      describe_case("seed ", seed, ", ", rows, " x ", columns, ", ", n, ":", m, ", blocks of ",
-                    method.block_size);
+      describe_case("seed ", seed, ", ", rows, " x ", columns, ", ", n, ":", m, ", blocks of ", method.block_size);
       const auto actual = solve_on(p, method);
       check_same(p, actual, solve_plainly(p, method), std::max<int64_t>(2, rows * columns / 500));
       bool holds = true;
@@ -200,8 +195,7 @@ TEST("SparseGPT: kept weights lie on the row's grid") {
         for (int64_t j = 0; j < columns; ++j) {
           const auto i = static_cast<size_t>(r * columns + j);
           const double level = actual.weight[i] / step + zero;
-          off_grid += std::fabs(level - std::nearbyint(level)) > 1e-3 || level < -1e-3 ||
-                      level > (1 << bits) - 1 + 1e-3;
+          off_grid += std::fabs(level - std::nearbyint(level)) > 1e-3 || level < -1e-3 || level > (1 << bits) - 1 + 1e-3;
           equal += close(actual.weight[i], expected.weight[i], 1e-4);
         }
       }
@@ -255,8 +249,7 @@ TEST("SparseGPT: an indefinite Hessian is damped until it works") {
   auto p = random_problem(random, 60, 200, 70);  // singular
   double mean = 0;
   for (int64_t j = 0; j < 200; ++j) mean += p.hessian[static_cast<size_t>(j * 200 + j)] / 200;
-  for (int64_t j = 0; j < 200; ++j)
-    p.hessian[static_cast<size_t>(j * 200 + j)] -= static_cast<float>(0.05 * mean);
+  for (int64_t j = 0; j < 200; ++j) p.hessian[static_cast<size_t>(j * 200 + j)] -= static_cast<float>(0.05 * mean);
   Method method;
   const auto actual = solve_on(p, method);
   CHECK_EQUAL(actual.report.retries, 1);

@@ -1,6 +1,5 @@
-// Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities
-// and multiplied with V before the next queries are looked at, so the score matrix never exists. Both
-// products use the GEMM's register tile.
+// Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities and multiplied
+// with V before the next queries are looked at, so the score matrix never exists. Both products use the GEMM's register tile.
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
@@ -34,12 +33,12 @@ int64_t attention_scratch(int64_t sequence, int64_t head_dim) {
 void attention(const AttentionHead& h, float* scratch) {
   const int64_t bytes = static_cast<int64_t>(dtype_size(h.dtype));
   const int64_t keys_padded = round_up(h.sequence, nr), features = round_up(h.head_dim, nr);
-  float* k_panels = scratch;                              // Kᵀ: [keys / nr][head_dim][nr]
+  float* k_panels = scratch;  // Kᵀ: [keys / nr][head_dim][nr]
   float* v_panels = k_panels + keys_padded * h.head_dim;  // V: [features / nr][sequence][nr]
-  float* q_panel = v_panels + features * h.sequence;      // [head_dim][mr]
-  float* scores = q_panel + mr * h.head_dim;              // [mr][keys]
-  float* p_panel = scores + mr * keys_padded;             // [keys][mr]
-  float* output = p_panel + mr * keys_padded;             // [mr][features]
+  float* q_panel = v_panels + features * h.sequence;  // [head_dim][mr]
+  float* scores = q_panel + mr * h.head_dim;  // [mr][keys]
+  float* p_panel = scores + mr * keys_padded;  // [keys][mr]
+  float* output = p_panel + mr * keys_padded;  // [mr][features]
 
   pack_b(k_panels, h.k, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
   pack_b(v_panels, h.v, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);

@@ -1,11 +1,10 @@
-// Packing and the register tile of the portable GEMM, after BLIS: C[mr, nr] += A panel [depth, mr] · B panel
-// [depth, nr].
+// Packing and the register tile of the portable GEMM, after BLIS: C[mr, nr] += A panel [depth, mr] · B panel [depth, nr].
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
-void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride,
-            int64_t rows, int64_t depth, float alpha) {
+void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
+            int64_t depth, float alpha) {
   const int64_t bytes = static_cast<int64_t>(dtype_size(dtype));
   for (int64_t i0 = 0; i0 < rows; i0 += mr, packed += mr * depth) {
     const int64_t count = rows - i0 < mr ? rows - i0 : mr;
@@ -42,8 +41,8 @@ void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64
   }
 }
 
-void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride,
-            int64_t depth, int64_t columns) {
+void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
+            int64_t columns) {
   const int64_t bytes = static_cast<int64_t>(dtype_size(dtype));
   for (int64_t j0 = 0; j0 < columns; j0 += nr, packed += nr * depth) {
     const int64_t count = columns - j0 < nr ? columns - j0 : nr;
@@ -76,8 +75,8 @@ void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64
   }
 }
 
-void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows,
-           int64_t columns, bool accumulate) {
+void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+           bool accumulate) {
   vf sums[mr][2] = {};
   for (int64_t p = 0; p < depth; ++p) {
     const vf b0 = load(b), b1 = load(b + width);

@@ -1,8 +1,6 @@
-// The functions that are compiled once per instruction-set level (baseline, avx2, avx512), as a table of
-// pointers.
+// The functions that are compiled once per instruction-set level (baseline, avx2, avx512), as a table of pointers.
 //
-// Everything here works on raw memory of one thread; threads and tensors are the callers' concern. Strides
-// count elements.
+// Everything here works on raw memory of one thread; threads and tensors are the callers' concern. Strides count elements.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +12,9 @@ namespace sparsegpt::cpu {
 
 // The query heads that share one key/value head, in one sequence.
 struct AttentionHead {
-  DType dtype;            // of q, k, v and out
-  const void *q, *k, *v;  // [sequence, head_dim]; the `queries` query heads lie side by side
-  void* out;              // as q
+  DType dtype;                      // of q, k, v and out
+  const void *q, *k, *v;            // [sequence, head_dim]; the `queries` query heads lie side by side
+  void* out;                        // as q
   int64_t q_stride, kv_stride, out_stride;
   int64_t queries, sequence, head_dim;
   float scale;
@@ -24,21 +22,21 @@ struct AttentionHead {
 
 // Some rows of one column block of the SparseGPT solver; B = block.
 struct SweepTile {
-  int64_t rows;                 // at most sweep_rows
-  int64_t block;                // columns of the block
-  const float* weights;         // [rows, B]: compensated for all columns before the block
-  const float* inverse_factor;  // [B, B]: U_BB, upper triangular
-  const uint8_t* chosen;        // [rows, B] mask with rows `chosen_stride` apart, or null for n:m
+  int64_t rows;                  // at most sweep_rows
+  int64_t block;                 // columns of the block
+  const float* weights;          // [rows, B]: compensated for all columns before the block
+  const float* inverse_factor;   // [B, B]: U_BB, upper triangular
+  const uint8_t* chosen;         // [rows, B] mask with rows `chosen_stride` apart, or null for n:m
   int64_t chosen_stride;
-  int n, m;                 // used when chosen is null
-  const float* grid_scale;  // [rows] quantization grid, or null
-  const float* grid_zero;   // [rows]
+  int n, m;                      // used when chosen is null
+  const float* grid_scale;       // [rows] quantization grid, or null
+  const float* grid_zero;        // [rows]
   float grid_max;
-  float* pruned;   // out: q
-  float* dense;    // in: the dense weights w, out: w - q
-  uint8_t* mask;   // out: 1 where pruned
-  int64_t stride;  // of pruned, dense and mask
-  float* scratch;  // sweep_scratch(B) floats
+  float* pruned;                 // out: q
+  float* dense;                  // in: the dense weights w, out: w - q
+  uint8_t* mask;                 // out: 1 where pruned
+  int64_t stride;                // of pruned, dense and mask
+  float* scratch;                // sweep_scratch(B) floats
 };
 
 constexpr int64_t sweep_rows = 64;
@@ -50,14 +48,14 @@ struct Kernels {
   // --- GEMM: packed panels and the register tile (BLIS's micro-kernel) ---
   int64_t mr, nr;
   // Packs alpha * A into panels of mr rows, [panel][depth][mr], zero-padded.
-  void (*pack_a)(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride,
-                 int64_t rows, int64_t depth, float alpha);
+  void (*pack_a)(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
+                 int64_t depth, float alpha);
   // Packs B into panels of nr columns, [panel][depth][nr], zero-padded.
-  void (*pack_b)(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride,
-                 int64_t depth, int64_t columns);
+  void (*pack_b)(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
+                 int64_t columns);
   // C[0:rows, 0:columns] (+)= A panel · B panel; rows <= mr, columns <= nr.
-  void (*micro)(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows,
-                int64_t columns, bool accumulate);
+  void (*micro)(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+                bool accumulate);
 
   // --- spans ---
   void (*to_float)(float* out, const void* in, DType dtype, int64_t count);
@@ -69,8 +67,7 @@ struct Kernels {
   bool (*all_finite)(const float* x, int64_t count);
 
   // --- rows ---
-  void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int64_t count,
-                     float eps);
+  void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps);
   void (*rms_norm)(float* out, const float* x, const float* weight, int64_t count, float eps);
   void (*rotary)(float* x, const float* cosine, const float* sine, int64_t half);
   void (*log_sum_exp)(const float* x, int64_t count, float* largest, double* sum);  // sum of exp(x - largest)

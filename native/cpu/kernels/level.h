@@ -1,5 +1,4 @@
-// The kernels of one instruction-set level, for each other and for its table. See kernels.h for what they
-// compute.
+// The kernels of one instruction-set level, for each other and for its table. See kernels.h for what they compute.
 #pragma once
 
 #include "cpu/kernels/kernels.h"
@@ -7,18 +6,18 @@
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
-// The register tile of the GEMM: mr * 2 accumulators, 2 registers for B, 1 broadcast of A; there are 32
-// registers with AVX-512 and 16 otherwise.
+// The register tile of the GEMM: mr * 2 accumulators, 2 registers for B, 1 broadcast of A; there are 32 registers with
+// AVX-512 and 16 otherwise.
 constexpr int64_t mr = width == 16 ? 12 : width == 8 ? 6 : 4;
 constexpr int64_t nr = 2 * width;
 
 // gemm.cpp
-void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride,
-            int64_t rows, int64_t depth, float alpha);
-void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride,
-            int64_t depth, int64_t columns);
-void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows,
-           int64_t columns, bool accumulate);
+void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
+            int64_t depth, float alpha);
+void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
+            int64_t columns);
+void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+           bool accumulate);
 
 // spans.cpp
 void to_float(float* out, const void* in, DType dtype, int64_t count);

@@ -30,8 +30,7 @@ float sum(const float* x, int64_t count) {
 
 }  // namespace
 
-void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count,
-                float eps) {
+void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps) {
   const float mean = sum(x, count) / static_cast<float>(count);
   const float variance = sum_of_squares(x, count, mean) / static_cast<float>(count);
   const float scale = 1.0f / sqrtf(variance + eps);

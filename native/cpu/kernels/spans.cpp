@@ -7,8 +7,7 @@ namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
-// erff keeps the exact GELU within float32 rounding of the reference; it is rare among GPT models, so no
-// vector version.
+// erff keeps the exact GELU within float32 rounding of the reference; it is rare among GPT models, so no vector version.
 vf gelu(vf x) {
   float lanes[width];
   store(lanes, x);
@@ -18,25 +17,21 @@ vf gelu(vf x) {
 
 vf apply(vf x, Activation kind) {
   switch (kind) {
-  case Activation::relu: return vmax(vf{}, x);  // in this order NaN stays NaN
-  case Activation::gelu: return gelu(x);
-  case Activation::gelu_tanh:
-    // x / 2 · (1 + tanh u) = x / (1 + exp(-2u)), which keeps its accuracy where tanh u nears -1.
-    return x / (1.0f + vexp(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-  case Activation::silu: return x / (1.0f + vexp(-x));
+    case Activation::relu: return vmax(vf{}, x);  // in this order NaN stays NaN
+    case Activation::gelu: return gelu(x);
+    case Activation::gelu_tanh:
+      // x / 2 · (1 + tanh u) = x / (1 + exp(-2u)), which keeps its accuracy where tanh u nears -1.
+      return x / (1.0f + vexp(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+    case Activation::silu: return x / (1.0f + vexp(-x));
   }
   return x;
 }
 
 }  // namespace
 
-void to_float(float* out, const void* in, DType dtype, int64_t count) {
-  span_to_float(out, in, dtype, count);
-}
+void to_float(float* out, const void* in, DType dtype, int64_t count) { span_to_float(out, in, dtype, count); }
 
-void from_float(void* out, DType dtype, const float* in, int64_t count) {
-  span_from_float(out, dtype, in, count);
-}
+void from_float(void* out, DType dtype, const float* in, int64_t count) { span_from_float(out, dtype, in, count); }
 
 void activation(float* x, int64_t count, Activation kind) {
   int64_t i = 0;

@@ -1,9 +1,9 @@
-// The column loop of SparseGPT over some rows of one block, in the paper's symbols: for each column i, prune
-// (and round) it, and move its error onto the columns to its right through row i of U.
+// The column loop of SparseGPT over some rows of one block, in the paper's symbols: for each column i, prune (and round) it,
+// and move its error onto the columns to its right through row i of U.
 //
-// Rows are independent, so they lie along the vector lanes: the block is held transposed, [column][row].
-// Columns are taken in strips; errors reach the rest of the strip at once and the rest of the block once per
-// strip, as one small matrix product that stays in registers.
+// Rows are independent, so they lie along the vector lanes: the block is held transposed, [column][row]. Columns are taken in
+// strips; errors reach the rest of the strip at once and the rest of the block once per strip, as one small matrix product
+// that stays in registers.
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
@@ -31,8 +31,7 @@ void mark_smallest(float* marks, const float* scores, int n, int m) {
 }
 
 // w[j] -= Σ_i U[i, j] err[i] for the columns j in [begin, end) and the `count` columns i of a finished strip.
-void update_rest(float* w, const float* err, const float* u, int64_t block, int64_t count, int64_t begin,
-                 int64_t end) {
+void update_rest(float* w, const float* err, const float* u, int64_t block, int64_t count, int64_t begin, int64_t end) {
   constexpr int64_t group = width == 16 ? 4 : 2;  // columns that share the loads of err
   constexpr int64_t chunk = 4 * width;
   for (int64_t r = 0; r < lanes; r += chunk) {
@@ -76,8 +75,8 @@ void update_rest(float* w, const float* err, const float* u, int64_t block, int6
 double sweep(const SweepTile& tile) {
   const int64_t block = tile.block;
   const float* u = tile.inverse_factor;
-  float* w = tile.scratch;             // [block][lanes]: weights, then pruned weights
-  float* marks = w + block * lanes;    // [block][lanes]: -1 where pruned
+  float* w = tile.scratch;  // [block][lanes]: weights, then pruned weights
+  float* marks = w + block * lanes;  // [block][lanes]: -1 where pruned
   float* err = marks + block * lanes;  // [strip][lanes]: errors of the strip; before them, scores of a group
 
   for (int64_t r = 0; r < lanes; ++r) {
@@ -139,8 +138,7 @@ double sweep(const SweepTile& tile) {
       loss += horizontal_sum(squares);
       for (int64_t j = i + 1; j < s1; ++j) {
         const float factor = u[i * block + j];
-        for (int64_t r = 0; r < lanes; r += width)
-          store(w + j * lanes + r, load(w + j * lanes + r) - load(e + r) * factor);
+        for (int64_t r = 0; r < lanes; r += width) store(w + j * lanes + r, load(w + j * lanes + r) - load(e + r) * factor);
       }
     }
     update_rest(w, err, u + s0 * block, block, s1 - s0, s1, block);

@@ -1,6 +1,5 @@
-// One vector type for the width of the level being compiled, on GCC's vector extensions. Everything is static
-// or in the level's own namespace, so that no wide-instruction code can be picked by the linker for a
-// narrower level.
+// One vector type for the width of the level being compiled, on GCC's vector extensions. Everything is static or in the
+// level's own namespace, so that no wide-instruction code can be picked by the linker for a narrower level.
 #pragma once
 
 #include <cstdint>
@@ -61,9 +60,7 @@ static inline vf load_part(const float* p, int64_t count) {
   memcpy(&v, p, static_cast<size_t>(count) * 4);
   return v;
 }
-static inline void store_part(float* p, vf v, int64_t count) {
-  memcpy(p, &v, static_cast<size_t>(count) * 4);
-}
+static inline void store_part(float* p, vf v, int64_t count) { memcpy(p, &v, static_cast<size_t>(count) * 4); }
 
 // Nearest integer, ties to even, for |x| < 2^22.
 static inline vf round_even(vf x) {
@@ -89,8 +86,7 @@ static inline vf vexp(vf x) {
   return select(underflow, vf{}, p * as_float(exponent));
 }
 
-// --- float16 and bfloat16
-// ---------------------------------------------------------------------------------------------
+// --- float16 and bfloat16 ---------------------------------------------------------------------------------------------
 
 static inline float bf16_to_float(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;
@@ -146,9 +142,9 @@ static inline uint16_t float_to_f16(float f) {
 
 static inline float load_scalar(const void* p, int64_t index, DType dtype) {
   switch (dtype) {
-  case DType::bf16: return bf16_to_float(static_cast<const uint16_t*>(p)[index]);
-  case DType::f16: return f16_to_float(static_cast<const uint16_t*>(p)[index]);
-  default: return static_cast<const float*>(p)[index];
+    case DType::bf16: return bf16_to_float(static_cast<const uint16_t*>(p)[index]);
+    case DType::f16: return f16_to_float(static_cast<const uint16_t*>(p)[index]);
+    default: return static_cast<const float*>(p)[index];
   }
 }
 
@@ -156,17 +152,17 @@ static inline void span_to_float(float* out, const void* in, DType dtype, int64_
   const auto* half = static_cast<const uint16_t*>(in);
   int64_t i = 0;
   switch (dtype) {
-  case DType::bf16:
-    for (; i < count; ++i) out[i] = bf16_to_float(half[i]);
-    break;
-  case DType::f16:
+    case DType::bf16:
+      for (; i < count; ++i) out[i] = bf16_to_float(half[i]);
+      break;
+    case DType::f16:
 #if defined(__F16C__)
-    for (; i + 8 <= count; i += 8)
-      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
+      for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(half + i))));
 #endif
-    for (; i < count; ++i) out[i] = f16_to_float(half[i]);
-    break;
-  default: memcpy(out, in, static_cast<size_t>(count) * 4);
+      for (; i < count; ++i) out[i] = f16_to_float(half[i]);
+      break;
+    default: memcpy(out, in, static_cast<size_t>(count) * 4);
   }
 }
 
@@ -174,19 +170,18 @@ static inline void span_from_float(void* out, DType dtype, const float* in, int6
   auto* half = static_cast<uint16_t*>(out);
   int64_t i = 0;
   switch (dtype) {
-  case DType::bf16:
-    for (; i < count; ++i) half[i] = float_to_bf16(in[i]);
-    break;
-  case DType::f16:
+    case DType::bf16:
+      for (; i < count; ++i) half[i] = float_to_bf16(in[i]);
+      break;
+    case DType::f16:
 #if defined(__F16C__)
-    for (; i + 8 <= count; i += 8)
-      _mm_storeu_si128(
-          reinterpret_cast<__m128i*>(half + i),
-          _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+      for (; i + 8 <= count; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(half + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #endif
-    for (; i < count; ++i) half[i] = float_to_f16(in[i]);
-    break;
-  default: memcpy(out, in, static_cast<size_t>(count) * 4);
+      for (; i < count; ++i) half[i] = float_to_f16(in[i]);
+      break;
+    default: memcpy(out, in, static_cast<size_t>(count) * 4);
   }
 }
 
