@@ -24,6 +24,9 @@ struct AttentionShape {
   int64_t kv_heads;
   int64_t head_dim;
   float scale;
+  int64_t window = 0;  // > 0: a query sees its latest `window` keys only, its own among them
+  float softcap = 0;   // > 0: a scaled score s becomes softcap * tanh(s / softcap)
+  Tensor slopes;       // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
 };
 
 // Which weights a solver removes. With a mask the mask decides, else with m > 0 the n smallest scores of every m
@@ -67,14 +70,23 @@ class Backend {
   virtual void linear(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias) = 0;  // x Wᵀ + b
   virtual void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) = 0;
   virtual void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) = 0;
-  // Rotates pairs (i, i + rotary / 2) of every head in place; cosine and sine are f32 [sequence, rotary / 2].
-  virtual void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim) = 0;
+  // Rotates pairs (i, i + rotary / 2) of every head in place, or (2i, 2i + 1) when interleaved; cosine and sine are f32
+  // [sequence, rotary / 2].
+  virtual void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool interleaved) = 0;
   virtual void attention(const Tensor& out, const Tensor& q, const Tensor& k, const Tensor& v, const AttentionShape&) = 0;
   virtual void activation(const Tensor& x, Activation kind) = 0;                     // x = f(x)
   virtual void gate(const Tensor& x, const Tensor& up, Activation kind) = 0;         // x = f(x) * up
   virtual void add(const Tensor& x, const Tensor& y) = 0;                            // x += y
-  // losses[t] = -log softmax(head x[t])[targets[t]], f32 [1, tokens]; the logits are formed in tiles only.
-  virtual void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& targets) = 0;
+  virtual void scale(const Tensor& x, float factor) = 0;                             // x *= factor
+  virtual void softcap(const Tensor& x, float cap) = 0;                              // x = cap * tanh(x / cap)
+  // Fused projections: out[t, g * count + j] = x[t, g * stride + first + j] for j < count, g < out.columns / count.
+  virtual void take_columns(const Tensor& out, const Tensor& x, int64_t first, int64_t count, int64_t stride) = 0;
+  // out[ids[t]] += factors[t] * x[t]; factors is f32 [1, tokens]. No id occurs twice.
+  virtual void scatter_add(const Tensor& out, const Tensor& x, const Tensor& ids, const Tensor& factors) = 0;
+  // losses[t] = -log softmax(logits)[targets[t]], f32 [1, tokens], with logits = head x[t] + bias (which may be empty), capped
+  // as softcap() does when softcap > 0; they are formed in tiles only.
+  virtual void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& bias, float softcap,
+                             const Tensor& targets) = 0;
 
   // --- calibration -------------------------------------------------------------------------------------------------
   // gram += scale * xᵀ x, upper triangle only. f32 [in, in].

@@ -216,7 +216,7 @@ class CpuBackend : public Backend {
     map_rows(out, x, [&](float* y, const float* row) { kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps); });
   }
 
-  void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim) override {
+  void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool interleaved) override {
     const int64_t sequence = cosine.rows, half = cosine.columns;
     require_shape(sine, sequence, half, "sine");
     require(2 * half <= head_dim && x.columns % head_dim == 0 && x.rows % sequence == 0,
@@ -225,7 +225,7 @@ class CpuBackend : public Backend {
       const int64_t position = t % sequence;
       for (int64_t h = 0; h < x.columns; h += head_dim)
         kernels_.rotary(y + h, cosine.data<float>() + position * cosine.stride, sine.data<float>() + position * sine.stride,
-                        half);
+                        half, interleaved);
     });
   }
 
@@ -240,6 +240,7 @@ class CpuBackend : public Backend {
     require_shape(v, q.rows, kv_width, "v");
     require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype && k.stride == v.stride,
             "q, k, v and output must agree in type, k and v in layout");
+    if (shape.slopes) require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");
     const int64_t group = shape.heads / shape.kv_heads;
     const auto scratch_size = static_cast<size_t>(kernels_.attention_scratch(shape.sequence, shape.head_dim));
     std::vector<std::vector<float>> scratch(static_cast<size_t>(pool_.threads()));
@@ -260,6 +261,9 @@ class CpuBackend : public Backend {
       h.sequence = shape.sequence;
       h.head_dim = shape.head_dim;
       h.scale = shape.scale;
+      h.window = shape.window;
+      h.softcap = shape.softcap;
+      h.slopes = shape.slopes ? shape.slopes.data<float>() + head * group : nullptr;
       kernels_.attention(h, mine.data());
     });
   }
@@ -276,7 +280,48 @@ class CpuBackend : public Backend {
     combine_rows(x, y, [&](float* sum, const float* other) { kernels_.add(sum, other, x.columns); });
   }
 
-  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& targets) override {
+  void scale(const Tensor& x, float factor) override {
+    map_rows(x, x, [&](float* y, const float*) { kernels_.scale(y, factor, x.columns); });
+  }
+
+  void softcap(const Tensor& x, float cap) override {
+    require(cap > 0, "the cap must be positive");
+    map_rows(x, x, [&](float* y, const float*) { kernels_.softcap(y, cap, x.columns); });
+  }
+
+  void take_columns(const Tensor& out, const Tensor& x, int64_t first, int64_t count, int64_t stride) override {
+    require_shape(out, x.rows, out.columns, "output");
+    require(out.dtype == x.dtype && count > 0 && out.columns % count == 0 && first >= 0 && stride >= 0 &&
+                first + (out.columns / count - 1) * stride + count <= x.columns,
+            "x " + describe(x) + " does not hold the columns of output " + describe(out));
+    const auto bytes = static_cast<size_t>(count) * dtype_size(x.dtype);
+    for_rows(x.rows, out.columns, [&](int64_t t, std::vector<float>&) {
+      for (int64_t g = 0; g < out.columns / count; ++g)
+        std::memcpy(element(out, t, g * count), element(x, t, g * stride + first), bytes);
+    });
+  }
+
+  void scatter_add(const Tensor& out, const Tensor& x, const Tensor& ids, const Tensor& factors) override {
+    require_float(x, "x");
+    require_float(out, "output");
+    require_shape(x, ids.size(), out.columns, "x");
+    require_plain(factors, 1, x.rows, DType::f32, "factors");
+    const int32_t* id = ids.data<int32_t>();
+    for (int64_t t = 0; t < x.rows; ++t)
+      require(id[t] >= 0 && id[t] < out.rows, "row " + std::to_string(id[t]) + " is outside output " + describe(out));
+    for_rows(x.rows, x.columns, [&](int64_t t, std::vector<float>& row) {
+      row.resize(static_cast<size_t>(2 * x.columns));
+      float *sum = row.data(), *term = sum + x.columns;
+      kernels_.to_float(sum, row_of(out, id[t]), out.dtype, x.columns);
+      kernels_.to_float(term, row_of(x, t), x.dtype, x.columns);
+      kernels_.scale(term, factors.data<float>()[t], x.columns);
+      kernels_.add(sum, term, x.columns);
+      kernels_.from_float(row_of(out, id[t]), out.dtype, sum, x.columns);
+    });
+  }
+
+  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& bias, float softcap,
+                     const Tensor& targets) override {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_shape(targets, 1, x.rows, "targets");
     require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
@@ -285,6 +330,12 @@ class CpuBackend : public Backend {
       if (target[t] < 0 || target[t] >= head.rows)
         throw Error("INVALID_OPTION",
                     "token id " + std::to_string(target[t]) + " is outside the vocabulary of " + std::to_string(head.rows));
+    std::vector<float> bias_row;
+    if (bias) {
+      require_shape(bias, 1, head.rows, "bias");
+      bias_row.resize(static_cast<size_t>(head.rows));
+      kernels_.to_float(bias_row.data(), bias.bytes(), bias.dtype, bias.columns);
+    }
     constexpr int64_t tile_tokens = 1024, tile_words = 4096;
     std::vector<float> logits(static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
     struct Running {
@@ -301,7 +352,9 @@ class CpuBackend : public Backend {
                   {tokens, words, x.columns, operand(x.row_range(t0, tokens)),
                    operand(head.row_range(w0, words)).transposed(), logits.data(), words});
         for_rows(tokens, words, [&](int64_t t, std::vector<float>&) {
-          const float* row = logits.data() + t * words;
+          float* row = logits.data() + t * words;
+          if (bias) kernels_.add(row, bias_row.data() + w0, words);
+          if (softcap > 0) kernels_.softcap(row, softcap, words);
           Running& r = running[static_cast<size_t>(t)];
           float largest;
           double sum;

@@ -63,12 +63,16 @@ export class BlockPruner {
     outputs: boolean,
   ): Promise<void> {
     const { model, index, weights } = this
-    const collect = (batch: Batch) => {
+    const collect = async (batch: Batch) => {
       const run = model.runBlock(index, weights, batch)
       const left = new Set(this.selected)
       try {
         // What follows the last layer to prune is computed again anyway.
-        for (let group = run.advance(); group; group = left.size > 0 ? run.advance() : undefined) {
+        for (
+          let group = await run.advance();
+          group;
+          group = left.size > 0 ? await run.advance() : undefined
+        ) {
           statistics.add(group)
           for (const name of group.names) left.delete(name)
         }
@@ -96,8 +100,8 @@ export class BlockPruner {
       run: model.runBlock(index, weights, batch),
       group: undefined as LinearGroup | undefined,
     }))
-    const advance = (pass: (typeof passes)[number]) => {
-      pass.group = pass.run.advance()
+    const advance = async (pass: (typeof passes)[number]) => {
+      pass.group = await pass.run.advance()
       if (pass.group) statistics.add(pass.group)
     }
     try {
@@ -114,7 +118,7 @@ export class BlockPruner {
       }
       for (const { batch, run } of passes) {
         if (outputs) {
-          const output = run.finish()
+          const output = await run.finish()
           batch.hidden.dispose()
           batch.hidden = output
         }
