@@ -3,7 +3,7 @@ import { perplexity } from '../evaluation/perplexity.js'
 import { loadModel } from '../models/model.js'
 import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { Progress } from './progress.js'
+import { withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
   dataset: string
@@ -29,16 +29,16 @@ async function run(folder: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, dataset, textField, seqlen, windows, json } = flags
   const result = await interruptible(async (signal) => {
     const model = await loadModel(folder, { device, dtype, threads })
-    const progress = new Progress('evaluating')
     try {
-      return await perplexity(model, {
-        file: dataset,
-        ...given({ textField, windows, sequenceLength: seqlen }),
-        signal,
-        onProgress: (fraction) => progress.update(fraction),
-      })
+      return await withProgress('evaluating', (progress) =>
+        perplexity(model, {
+          file: dataset,
+          ...given({ textField, windows, sequenceLength: seqlen }),
+          signal,
+          onProgress: (fraction) => progress.update(fraction),
+        }),
+      )
     } finally {
-      progress.stop()
       await model.dispose()
     }
   })

@@ -17,6 +17,7 @@ function table({ tensors, sparsity }: Inspection): string {
   const rows = new Table({
     head: ['tensor', 'shape', 'dtype', 'zeros', 'patterns'],
     style: { head: [], border: [] },
+    chars: { mid: '', 'left-mid': '', 'mid-mid': '', 'right-mid': '' },
   })
   for (const tensor of tensors) {
     const zeros = tensor.sparsity === null ? '' : percent(tensor.sparsity)

@@ -3,10 +3,11 @@ import { SingleBar } from 'cli-progress'
 const secondsBetweenLines = 5
 
 /** Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
-export class Progress {
-  private readonly start = performance.now()
+class Progress {
   private readonly bar: SingleBar | undefined
-  private lastLine = this.start
+  private lastLine = performance.now()
+  /** The first report: what came before it, such as reading the text, says nothing about the rate. */
+  private first: { time: number; fraction: number } | undefined
 
   constructor(private readonly title: string) {
     if (!process.stderr.isTTY) return
@@ -25,12 +26,14 @@ export class Progress {
 
   /** fraction: share of the work done, in [0, 1]. */
   update(fraction: number, note = ''): void {
-    const seconds = (performance.now() - this.start) / 1000
-    const left = fraction > 0.01 ? `${duration((seconds / fraction) * (1 - fraction))} left` : ''
+    const now = performance.now()
+    if (fraction > 0) this.first ??= { time: now, fraction }
+    const rate = this.first ? (fraction - this.first.fraction) / (now - this.first.time) : 0
+    const left = rate > 0 ? `${duration((1 - fraction) / rate / 1000)} left` : ''
     if (this.bar) {
       this.bar.update(Math.floor(fraction * 1000), { left, note })
-    } else if (performance.now() - this.lastLine >= secondsBetweenLines * 1000) {
-      this.lastLine = performance.now()
+    } else if (now - this.lastLine >= secondsBetweenLines * 1000) {
+      this.lastLine = now
       const parts = [`${this.title} ${(fraction * 100).toFixed(0)} %`, left, note].filter(Boolean)
       process.stderr.write(`${parts.join(', ')}\n`)
     }
@@ -39,6 +42,16 @@ export class Progress {
   /** Takes the bar away. */
   stop(): void {
     this.bar?.stop()
+  }
+}
+
+/** Shows progress while `body` runs. */
+export async function withProgress<T>(title: string, body: (progress: Progress) => Promise<T>): Promise<T> {
+  const progress = new Progress(title)
+  try {
+    return await body(progress)
+  } finally {
+    progress.stop()
   }
 }
 

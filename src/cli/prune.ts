@@ -5,7 +5,7 @@ import { prune } from '../pruning/prune.js'
 import type { PruneReport } from '../pruning/report.js'
 import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { duration, Progress } from './progress.js'
+import { duration, withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
   out: string
@@ -77,29 +77,32 @@ async function run(folder: string, flags: Flags): Promise<void> {
   const { eval: evaluation, json, ...options } = rest
   const result = await interruptible(async (signal) => {
     const model = await loadModel(folder, { device, dtype, threads })
-    const progress = new Progress('pruning')
     try {
       const text = calibration === undefined ? undefined : { file: calibration }
-      const report = await prune(model, {
-        ...given(options),
-        ...(text
-          ? { calibration: { ...text, ...given({ textField, samples, seed, sequenceLength: seqlen }) } }
-          : {}),
-        signal,
-        onProgress: ({ fraction, block, blocks, phase, layer }) => {
-          progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
-        },
+      const report = await withProgress('pruning', (progress) => {
+        progress.update(0, 'reading the calibration text')
+        return prune(model, {
+          ...given(options),
+          ...(text
+            ? { calibration: { ...text, ...given({ textField, samples, seed, sequenceLength: seqlen }) } }
+            : {}),
+          signal,
+          onProgress: ({ fraction, block, blocks, phase, layer }) => {
+            progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
+          },
+        })
       })
       if (evaluation === undefined) return report
-      const measured = await perplexity(model, {
-        ...given({ sequenceLength: seqlen }),
-        file: evaluation,
-        signal,
-        onProgress: (fraction) => progress.update(fraction, 'evaluating'),
-      })
-      return { ...report, perplexity: measured.perplexity }
+      const { perplexity: measured } = await withProgress('evaluating', (progress) =>
+        perplexity(model, {
+          ...given({ sequenceLength: seqlen }),
+          file: evaluation,
+          signal,
+          onProgress: (fraction) => progress.update(fraction),
+        }),
+      )
+      return { ...report, perplexity: measured }
     } finally {
-      progress.stop()
       await model.dispose()
     }
   })
