@@ -21,11 +21,11 @@ export interface AttentionShape {
   /** Of the scores q · k. */
   scale: number
   /** A query sees its latest `window` keys only, its own among them. Default: all before it. */
-  window?: number
+  window?: number | undefined
   /** A scaled score s becomes softcap · tanh(s / softcap). */
-  softcap?: number
+  softcap?: number | undefined
   /** ALiBi, float32 [heads]: slope · (key position - query position) is added to the score. */
-  slopes?: Tensor
+  slopes?: Tensor | undefined
 }
 
 /** Which weights a pruning operation removes: those of the mask; else n of every m; else trunc(count · sparsity). */
@@ -235,14 +235,20 @@ export class Device {
     return out
   }
 
-  layerNorm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: number): Tensor {
-    const out = this.empty(x.dtype, x.shape)
+  /** `out` may be x. */
+  layerNorm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: number,
+    out = this.empty(x.dtype, x.shape),
+  ): Tensor {
     addon().layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
     return out
   }
 
-  rmsNorm(x: Tensor, weight: Tensor, epsilon: number): Tensor {
-    const out = this.empty(x.dtype, x.shape)
+  /** `out` may be x. */
+  rmsNorm(x: Tensor, weight: Tensor, epsilon: number, out = this.empty(x.dtype, x.shape)): Tensor {
     addon().rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
     return out
   }

@@ -3,10 +3,29 @@ import { loadModel } from '../../src/index.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 
-const families = ['opt', 'opt-350m', 'gpt2', 'llama', 'llama3']
+const models = [
+  'bloom',
+  'falcon',
+  'gemma',
+  'gemma2',
+  'gpt2',
+  'gpt_neo',
+  'gpt_neox',
+  'gptj',
+  'llama',
+  'llama3',
+  'mistral',
+  'mixtral',
+  'opt',
+  'opt-350m',
+  'phi',
+  'phi3',
+  'qwen2',
+  'qwen3',
+]
 
 describeWithShared('logits of tiny models, against transformers', () => {
-  test.each(families)('%s', async (name) => {
+  test.each(models)('%s', async (name) => {
     const folder = sharedPath('golden', 'models', name) ?? ''
     const golden = await readTensors(`${folder}/expected.safetensors`)
     const { values: flat, shape } = golden.get('input_ids')!
