@@ -1,31 +1,11 @@
 import { expect, test } from '@jest/globals'
 import { loadModel } from '../../src/index.js'
 import { readTensors } from '../safetensors-file.js'
+import { goldenModels } from './golden-models.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 
-const models = [
-  'bloom',
-  'falcon',
-  'gemma',
-  'gemma2',
-  'gpt2',
-  'gpt_neo',
-  'gpt_neox',
-  'gptj',
-  'llama',
-  'llama3',
-  'mistral',
-  'mixtral',
-  'opt',
-  'opt-350m',
-  'phi',
-  'phi3',
-  'qwen2',
-  'qwen3',
-]
-
 describeWithShared('logits of tiny models, against transformers', () => {
-  test.each(models)('%s', async (name) => {
+  test.each(goldenModels)('%s', async (name) => {
     const folder = sharedPath('golden', 'models', name) ?? ''
     const golden = await readTensors(`${folder}/expected.safetensors`)
     const { values: flat, shape } = golden.get('input_ids')!
