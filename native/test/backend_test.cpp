@@ -253,6 +253,37 @@ TEST("backend: rotary in both layouts of pairs, of part of every head") {
   }
 }
 
+TEST("backend: norms of every head, in place") {
+  Bench bench;
+  Random random(20);
+  constexpr int64_t tokens = 7, heads = 3, dim = 19;
+  const auto weight = random.uniforms(dim), bias = random.uniforms(dim);
+  const Tensor wt = bench.floats(DType::f32, 1, dim, weight), bt = bench.floats(DType::f32, 1, dim, bias);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const auto x = rounded(random.uniforms(tokens * heads * dim, -3, 3), type);
+    const Tensor layer = bench.floats(type, tokens, heads * dim, x), rms = bench.floats(type, tokens, heads * dim, x);
+    const Tensor layer_heads = layer.reshaped(tokens * heads, dim), rms_heads = rms.reshaped(tokens * heads, dim);
+    bench.run([&](Backend& b) {
+      b.layer_norm(layer_heads, layer_heads, wt, bt, 1e-5f);
+      b.rms_norm(rms_heads, rms_heads, wt, 1e-5f);
+    });
+    const auto l = bench.read(layer), r = bench.read(rms);
+    for (size_t head = 0; head < x.size(); head += dim) {
+      double mean = 0, squares = 0;
+      for (size_t d = 0; d < dim; ++d) {
+        mean += x[head + d] / static_cast<double>(dim);
+        squares += static_cast<double>(x[head + d]) * x[head + d] / static_cast<double>(dim);
+      }
+      for (size_t d = 0; d < dim; ++d) {
+        const double normal = (x[head + d] - mean) / std::sqrt(squares - mean * mean + 1e-5);
+        CHECK_CLOSE(l[head + d], normal * weight[d] + bias[d], tolerance_of(type));
+        CHECK_CLOSE(r[head + d], x[head + d] / std::sqrt(squares + 1e-5) * weight[d], tolerance_of(type));
+      }
+    }
+  }
+}
+
 TEST("backend: scale and soft cap in every type") {
   Bench bench;
   Random random(16);
