@@ -34,7 +34,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 BOS = "<s>"
@@ -251,6 +251,7 @@ def main():
     a.add_argument("out", type=Path, help="model folder to write")
     a.add_argument("--minutes", type=float, default=42, help="training time (default 42)")
     a.add_argument("--steps", type=int, help="train this many steps instead of by time")
+    a.add_argument("--init", type=Path, help="model folder to go on from, with this script's sizes (its tokenizer is kept)")
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--vocab", type=int, default=2048)
@@ -275,7 +276,10 @@ def main():
     torch.set_num_threads(o.threads)
     rng = np.random.default_rng(o.seed)
 
-    tokenizer = make_tokenizer(o.data / "train.txt", o.vocab)
+    if o.init:
+        tokenizer = Tokenizer.from_file(str(o.init / "tokenizer.json"))
+    else:
+        tokenizer = make_tokenizer(o.data / "train.txt", o.vocab)
     bos = tokenizer.token_to_id(BOS)
     read = lambda name: np.array(tokenizer.encode((o.data / name).read_text(encoding="utf-8")).ids, dtype=np.int64)
     train, heldout = read("train.txt"), read("heldout.txt")
@@ -306,6 +310,8 @@ def main():
         "use_cache": True,
     }
     model = Llama(config)
+    if o.init:
+        model.load_state_dict({n: t.float() for n, t in load_file(o.init / "model.safetensors").items()})
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, {len(train)} training tokens, {len(heldout)} held out", flush=True)
 

@@ -121,6 +121,12 @@ Napi::Value view(const Info& info) {
   });
 }
 
+// (tensor, rows, columns) => tensor that shares the storage
+Napi::Value reshape(const Info& info) {
+  return guarded(
+      info, [&] { return wrap(info.Env(), read_tensor(info[0]).reshaped(read<int64_t>(info[1]), read<int64_t>(info[2]))); });
+}
+
 // The storage dies with its last user: enqueued operations keep it alive.
 void release(const Info& info) { info[0].As<Napi::External<Tensor>>().Data()->storage.reset(); }
 
@@ -196,6 +202,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("synchronize", Napi::Function::New(env, synchronize));
   exports.Set("allocate", Napi::Function::New(env, allocate));
   exports.Set("view", Napi::Function::New(env, view));
+  exports.Set("reshape", Napi::Function::New(env, reshape));
   exports.Set("release", Napi::Function::New(env, release));
   exports.Set("upload", Napi::Function::New(env, upload));
   exports.Set("download", Napi::Function::New(env, download));
@@ -216,6 +223,10 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   export_operation<&Backend::activation>(exports, "activation");
   export_operation<&Backend::gate>(exports, "gate");
   export_operation<&Backend::add>(exports, "add");
+  export_operation<&Backend::scale>(exports, "scale");
+  export_operation<&Backend::softcap>(exports, "softcap");
+  export_operation<&Backend::take_columns>(exports, "takeColumns");
+  export_operation<&Backend::scatter_add>(exports, "scatterAdd");
   export_operation<&Backend::cross_entropy>(exports, "crossEntropy");
   export_operation<&Backend::accumulate_gram>(exports, "accumulateGram");
   export_operation<&Backend::accumulate_squares>(exports, "accumulateSquares");

@@ -50,13 +50,16 @@ T read(const Napi::Value& value) {
     return read_activation(value);
   } else if constexpr (std::is_same_v<T, AttentionShape>) {
     const auto object = value.As<Napi::Object>();
-    return {read<int64_t>(object.Get("sequence")), read<int64_t>(object.Get("heads")),
-            read<int64_t>(object.Get("kvHeads")), read<int64_t>(object.Get("headDim")),
-            read<float>(object.Get("scale"))};
+    return {read<int64_t>(object.Get("sequence")), read<int64_t>(object.Get("heads")), read<int64_t>(object.Get("kvHeads")),
+            read<int64_t>(object.Get("headDim")),  read<float>(object.Get("scale")),   read<int64_t>(object.Get("window")),
+            read<float>(object.Get("softcap")),    read<Tensor>(object.Get("slopes"))};
   } else if constexpr (std::is_same_v<T, Selection>) {
     const auto object = value.As<Napi::Object>();
     return {read<double>(object.Get("sparsity")), read<int>(object.Get("n")), read<int>(object.Get("m")),
             read<Tensor>(object.Get("mask"))};
+  } else if constexpr (std::is_same_v<T, bool>) {
+    if (!value.IsBoolean()) throw Napi::TypeError::New(value.Env(), "expected a boolean");
+    return value.As<Napi::Boolean>().Value();
   } else {
     static_assert(std::is_arithmetic_v<T>);
     if (!value.IsNumber()) throw Napi::TypeError::New(value.Env(), "expected a number");

@@ -52,10 +52,20 @@ Tensor Tensor::row_range(int64_t begin, int64_t count) const {
   return view;
 }
 
+Tensor Tensor::reshaped(int64_t new_rows, int64_t new_columns) const {
+  if (!contiguous() || new_rows < 0 || new_columns < 0 || new_rows * new_columns != size())
+    throw Error("INTERNAL", describe(*this) + " does not have the elements of [" + std::to_string(new_rows) + ", " +
+                                std::to_string(new_columns) + "] one after another");
+  Tensor view = *this;
+  view.rows = new_rows;
+  view.columns = view.stride = new_columns;
+  return view;
+}
+
 std::string describe(const Tensor& tensor) {
   if (!tensor) return "no tensor";
-  return std::string(dtype_name(tensor.dtype)) + " [" + std::to_string(tensor.rows) + ", " +
-         std::to_string(tensor.columns) + "]";
+  return std::string(dtype_name(tensor.dtype)) + " [" + std::to_string(tensor.rows) + ", " + std::to_string(tensor.columns) +
+         "]";
 }
 
 }  // namespace sparsegpt

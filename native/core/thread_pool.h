@@ -30,9 +30,9 @@ class ThreadPool {
       for (int64_t i = 0; i < count; ++i) body(i, 0);
       return;
     }
-    run(count, [](const void* context, int64_t index, int thread) {
-      (*static_cast<const Body*>(context))(index, thread);
-    }, &body);
+    run(
+        count, [](const void* context, int64_t index, int thread) { (*static_cast<const Body*>(context))(index, thread); },
+        &body);
   }
 
  private:

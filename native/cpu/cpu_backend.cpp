@@ -32,9 +32,9 @@ void require(bool condition, const std::string& what) {
 }
 
 void require_shape(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
-  require(tensor && tensor.rows == rows && tensor.columns == columns,
-          std::string(name) + " is " + describe(tensor) + ", expected [" + std::to_string(rows) + ", " +
-              std::to_string(columns) + "]");
+  require(tensor && tensor.rows == rows && tensor.columns == columns, std::string(name) + " is " + describe(tensor) +
+                                                                          ", expected [" + std::to_string(rows) + ", " +
+                                                                          std::to_string(columns) + "]");
 }
 
 void require_float(const Tensor& tensor, const char* name) {
@@ -50,9 +50,7 @@ void require_plain(const Tensor& tensor, int64_t rows, int64_t columns, DType dt
 
 class Stopwatch {
  public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -66,8 +64,8 @@ class CpuBackend : public Backend {
         memory_(std::make_shared<cpu::MemoryPool>()) {}
 
   std::string description() const override {
-    return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) + " threads, BLAS: " +
-           cpu::blas_description();
+    return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) +
+           " threads, BLAS: " + cpu::blas_description();
   }
 
   std::shared_ptr<Storage> allocate(size_t bytes) override { return memory_->storage(bytes); }
@@ -190,11 +188,11 @@ class CpuBackend : public Backend {
       float* c = direct ? out.data<float>() : sums.data();
       const int64_t stride = direct ? out.stride : out.columns;
       if (bias) {
-        for_rows(rows, out.columns, [&](int64_t i, std::vector<float>&) {
-          std::copy(bias_row.begin(), bias_row.end(), c + i * stride);
-        });
+        for_rows(rows, out.columns,
+                 [&](int64_t i, std::vector<float>&) { std::copy(bias_row.begin(), bias_row.end(), c + i * stride); });
       }
-      cpu::Gemm product{rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(), c, stride};
+      cpu::Gemm product{rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(),
+                        c,    stride};
       product.accumulate = static_cast<bool>(bias);
       cpu::gemm(pool_, kernels_, product);
       if (!direct) {
@@ -215,12 +213,10 @@ class CpuBackend : public Backend {
 
   void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) override {
     require_shape(weight, 1, x.columns, "weight");
-    map_rows(out, x, [&](float* y, const float* row) {
-      kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps);
-    });
+    map_rows(out, x, [&](float* y, const float* row) { kernels_.rms_norm(y, row, weight.data<float>(), x.columns, eps); });
   }
 
-  void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim) override {
+  void rotary(const Tensor& x, const Tensor& cosine, const Tensor& sine, int64_t head_dim, bool interleaved) override {
     const int64_t sequence = cosine.rows, half = cosine.columns;
     require_shape(sine, sequence, half, "sine");
     require(2 * half <= head_dim && x.columns % head_dim == 0 && x.rows % sequence == 0,
@@ -229,7 +225,7 @@ class CpuBackend : public Backend {
       const int64_t position = t % sequence;
       for (int64_t h = 0; h < x.columns; h += head_dim)
         kernels_.rotary(y + h, cosine.data<float>() + position * cosine.stride, sine.data<float>() + position * sine.stride,
-                        half);
+                        half, interleaved);
     });
   }
 
@@ -244,6 +240,7 @@ class CpuBackend : public Backend {
     require_shape(v, q.rows, kv_width, "v");
     require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype && k.stride == v.stride,
             "q, k, v and output must agree in type, k and v in layout");
+    if (shape.slopes) require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");
     const int64_t group = shape.heads / shape.kv_heads;
     const auto scratch_size = static_cast<size_t>(kernels_.attention_scratch(shape.sequence, shape.head_dim));
     std::vector<std::vector<float>> scratch(static_cast<size_t>(pool_.threads()));
@@ -264,6 +261,9 @@ class CpuBackend : public Backend {
       h.sequence = shape.sequence;
       h.head_dim = shape.head_dim;
       h.scale = shape.scale;
+      h.window = shape.window;
+      h.softcap = shape.softcap;
+      h.slopes = shape.slopes ? shape.slopes.data<float>() + head * group : nullptr;
       kernels_.attention(h, mine.data());
     });
   }
@@ -280,15 +280,62 @@ class CpuBackend : public Backend {
     combine_rows(x, y, [&](float* sum, const float* other) { kernels_.add(sum, other, x.columns); });
   }
 
-  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& targets) override {
+  void scale(const Tensor& x, float factor) override {
+    map_rows(x, x, [&](float* y, const float*) { kernels_.scale(y, factor, x.columns); });
+  }
+
+  void softcap(const Tensor& x, float cap) override {
+    require(cap > 0, "the cap must be positive");
+    map_rows(x, x, [&](float* y, const float*) { kernels_.softcap(y, cap, x.columns); });
+  }
+
+  void take_columns(const Tensor& out, const Tensor& x, int64_t first, int64_t count, int64_t stride) override {
+    require_shape(out, x.rows, out.columns, "output");
+    require(out.dtype == x.dtype && count > 0 && out.columns % count == 0 && first >= 0 && stride >= 0 &&
+                first + (out.columns / count - 1) * stride + count <= x.columns,
+            "x " + describe(x) + " does not hold the columns of output " + describe(out));
+    const auto bytes = static_cast<size_t>(count) * dtype_size(x.dtype);
+    for_rows(x.rows, out.columns, [&](int64_t t, std::vector<float>&) {
+      for (int64_t g = 0; g < out.columns / count; ++g)
+        std::memcpy(element(out, t, g * count), element(x, t, g * stride + first), bytes);
+    });
+  }
+
+  void scatter_add(const Tensor& out, const Tensor& x, const Tensor& ids, const Tensor& factors) override {
+    require_float(x, "x");
+    require_float(out, "output");
+    require_shape(x, ids.size(), out.columns, "x");
+    require_plain(factors, 1, x.rows, DType::f32, "factors");
+    const int32_t* id = ids.data<int32_t>();
+    for (int64_t t = 0; t < x.rows; ++t)
+      require(id[t] >= 0 && id[t] < out.rows, "row " + std::to_string(id[t]) + " is outside output " + describe(out));
+    for_rows(x.rows, x.columns, [&](int64_t t, std::vector<float>& row) {
+      row.resize(static_cast<size_t>(2 * x.columns));
+      float *sum = row.data(), *term = sum + x.columns;
+      kernels_.to_float(sum, row_of(out, id[t]), out.dtype, x.columns);
+      kernels_.to_float(term, row_of(x, t), x.dtype, x.columns);
+      kernels_.scale(term, factors.data<float>()[t], x.columns);
+      kernels_.add(sum, term, x.columns);
+      kernels_.from_float(row_of(out, id[t]), out.dtype, sum, x.columns);
+    });
+  }
+
+  void cross_entropy(const Tensor& losses, const Tensor& x, const Tensor& head, const Tensor& bias, float softcap,
+                     const Tensor& targets) override {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_shape(targets, 1, x.rows, "targets");
     require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
     const int32_t* target = targets.data<int32_t>();
     for (int64_t t = 0; t < x.rows; ++t)
       if (target[t] < 0 || target[t] >= head.rows)
-        throw Error("INVALID_OPTION", "token id " + std::to_string(target[t]) + " is outside the vocabulary of " +
-                                          std::to_string(head.rows));
+        throw Error("INVALID_OPTION",
+                    "token id " + std::to_string(target[t]) + " is outside the vocabulary of " + std::to_string(head.rows));
+    std::vector<float> bias_row;
+    if (bias) {
+      require_shape(bias, 1, head.rows, "bias");
+      bias_row.resize(static_cast<size_t>(head.rows));
+      kernels_.to_float(bias_row.data(), bias.bytes(), bias.dtype, bias.columns);
+    }
     constexpr int64_t tile_tokens = 1024, tile_words = 4096;
     std::vector<float> logits(static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
     struct Running {
@@ -305,13 +352,16 @@ class CpuBackend : public Backend {
                   {tokens, words, x.columns, operand(x.row_range(t0, tokens)),
                    operand(head.row_range(w0, words)).transposed(), logits.data(), words});
         for_rows(tokens, words, [&](int64_t t, std::vector<float>&) {
-          const float* row = logits.data() + t * words;
+          float* row = logits.data() + t * words;
+          if (bias) kernels_.add(row, bias_row.data() + w0, words);
+          if (softcap > 0) kernels_.softcap(row, softcap, words);
           Running& r = running[static_cast<size_t>(t)];
           float largest;
           double sum;
           kernels_.log_sum_exp(row, words, &largest, &sum);
           const float top = std::max(largest, r.largest);
-          r.sum = r.sum * std::exp(static_cast<double>(r.largest) - top) + sum * std::exp(static_cast<double>(largest) - top);
+          r.sum =
+              r.sum * std::exp(static_cast<double>(r.largest) - top) + sum * std::exp(static_cast<double>(largest) - top);
           r.largest = top;
           const int64_t wanted = target[t0 + t] - w0;
           if (wanted >= 0 && wanted < words) r.wanted = row[wanted];
@@ -358,8 +408,8 @@ class CpuBackend : public Backend {
     require_plain(hessian, hessian.columns, hessian.columns, DType::f32, "hessian");
     require_plain(dead, 1, hessian.columns, DType::u8, "dead");
     require_plain(stats, 1, factor_stats::count, DType::f64, "stats");
-    const auto report = cpu::factor_hessian(pool_, kernels_, hessian.data<float>(), hessian.columns, dead.data<uint8_t>(),
-                                            dampening);
+    const auto report =
+        cpu::factor_hessian(pool_, kernels_, hessian.data<float>(), hessian.columns, dead.data<uint8_t>(), dampening);
     double* out = stats.data<double>();
     out[factor_stats::dampening] = report.dampening;
     out[factor_stats::retries] = report.retries;
@@ -376,8 +426,7 @@ class CpuBackend : public Backend {
     });
   }
 
-  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection,
-                       const Tensor& stats) override {
+  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection, const Tensor& stats) override {
     prune(weight, mask, selection, stats, [&](const cpu::WeightMatrix& w, const cpu::Choice& choice) {
       cpu::prune_magnitude(pool_, kernels_, w, choice);
       return NAN;
@@ -431,9 +480,7 @@ class CpuBackend : public Backend {
   }
 
  private:
-  static size_t byte_size(const Tensor& tensor) {
-    return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype);
-  }
+  static size_t byte_size(const Tensor& tensor) { return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype); }
 
   static std::byte* element(const Tensor& tensor, int64_t row, int64_t column) {
     return tensor.bytes() + (row * tensor.stride + column) * static_cast<int64_t>(dtype_size(tensor.dtype));

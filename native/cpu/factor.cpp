@@ -95,9 +95,8 @@ FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hes
                             double dampening) {
   // Cholesky does not notice NaN or infinity off the diagonal.
   std::vector<uint8_t> finite(static_cast<size_t>(n), 1);
-  pool.parallel_for(n, [&](int64_t i, int) {
-    finite[static_cast<size_t>(i)] = kernels.all_finite(hessian + i * n + i, n - i);
-  });
+  pool.parallel_for(
+      n, [&](int64_t i, int) { finite[static_cast<size_t>(i)] = kernels.all_finite(hessian + i * n + i, n - i); });
   for (int64_t i = 0; i < n; ++i)
     if (!finite[static_cast<size_t>(i)])
       throw Error("NON_FINITE", "the Hessian has a NaN or infinite entry in row " + std::to_string(i) +

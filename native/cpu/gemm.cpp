@@ -55,8 +55,8 @@ void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
       constexpr int64_t panels_per_task = 8;
       pool.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](int64_t task, int) {
         const int64_t first = task * panels_per_task * nr;
-        kernels.pack_b(b_packed.get() + first * depth, g.b.at(p0, j0 + first), g.b.dtype, g.b.row_stride,
-                       g.b.column_stride, depth, std::min(panels_per_task * nr, columns - first));
+        kernels.pack_b(b_packed.get() + first * depth, g.b.at(p0, j0 + first), g.b.dtype, g.b.row_stride, g.b.column_stride,
+                       depth, std::min(panels_per_task * nr, columns - first));
       });
       const bool accumulate = g.accumulate || p0 > 0;
       pool.parallel_for((g.m + mc - 1) / mc, [&](int64_t task, int thread) {

@@ -83,8 +83,7 @@ void gemm(ThreadPool& pool, const Gemm& g) {
         float tile[strip_rows * strip_rows];
         multiply(s, height, s, width, tile, strip_rows, 0.0f);
         store_upper(g.c + s * g.c_stride + s, g.c_stride, tile, strip_rows, height, width, 0, g.accumulate);
-        if (s + width < j)
-          multiply(s, height, s + width, j - s - width, g.c + s * g.c_stride + s + width, c_stride, beta);
+        if (s + width < j) multiply(s, height, s + width, j - s - width, g.c + s * g.c_stride + s + width, c_stride, beta);
       }
     }
     if (j < end) multiply(i, rows, j, end - j, g.c + i * g.c_stride + j, c_stride, beta);

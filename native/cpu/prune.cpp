@@ -80,8 +80,14 @@ void prune_by_score(ThreadPool& pool, const Kernels& kernels, const WeightMatrix
       for (int64_t j = 0; j < w.columns; ++j)
         scores[static_cast<size_t>(r * w.columns + j)] = score(w.weight[r * w.columns + j], j);
     });
-    select_smallest(pool, scores.data(), w.rows * w.columns,
-                    static_cast<int64_t>(static_cast<double>(whole) * choice.sparsity), w.mask);
+    // The reference prunes up to the threshold at this rank, which it counts in, and weights of the same size
+    // with it.
+    const auto rank = static_cast<int64_t>(static_cast<double>(whole) * choice.sparsity);
+    select_smallest(pool, scores.data(), w.rows * w.columns, choice.sparsity > 0 ? rank + 1 : 0, w.mask);
+    float threshold = -1;
+    for (size_t i = 0; i < whole; ++i)
+      if (w.mask[i]) threshold = std::max(threshold, scores[i]);
+    for (size_t i = 0; i < whole; ++i) w.mask[i] = scores[i] <= threshold;
   }
   pool.parallel_for(w.rows, [&](int64_t r, int) {
     for (int64_t i = r * w.columns; i < (r + 1) * w.columns; ++i)
@@ -127,11 +133,11 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
     invert_upper(r_block, columns, size, inverse.data());
 
     // Compensate: W̃_B = W_B + (E_{:,<B} R_{<B,B}) U_BB.
-    pool.parallel_for(rows, [&](int64_t r, int) {
-      std::copy_n(error + r * columns + begin, size, block.data() + r * size);
-    });
+    pool.parallel_for(rows,
+                      [&](int64_t r, int) { std::copy_n(error + r * columns + begin, size, block.data() + r * size); });
     if (begin > 0) {
-      gemm(pool, kernels, {rows, size, begin, operand(error, columns), operand(factor + begin, columns), carried.data(), size});
+      gemm(pool, kernels,
+           {rows, size, begin, operand(error, columns), operand(factor + begin, columns), carried.data(), size});
       Gemm apply{rows, size, size, operand(carried.data(), size), operand(inverse.data(), size), block.data(), size};
       apply.accumulate = true;
       gemm(pool, kernels, apply);
@@ -178,9 +184,8 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
       losses[static_cast<size_t>(t)] += kernels.sweep(tile);
     });
   }
-  pool.parallel_for(rows, [&](int64_t r, int) {
-    std::copy_n(pruned.data() + r * columns, columns, w.weight + r * columns);
-  });
+  pool.parallel_for(rows,
+                    [&](int64_t r, int) { std::copy_n(pruned.data() + r * columns, columns, w.weight + r * columns); });
   require_finite(pool, kernels, w);
   double loss = 0;
   for (double part : losses) loss += part;
@@ -193,8 +198,7 @@ void prune_magnitude(ThreadPool& pool, const Kernels& kernels, const WeightMatri
 
 void prune_wanda(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& w, const float* squares,
                  const Choice& choice) {
-  if (!kernels.all_finite(squares, w.columns))
-    throw Error("NON_FINITE", "the layer's inputs have a NaN or infinite entry");
+  if (!kernels.all_finite(squares, w.columns)) throw Error("NON_FINITE", "the layer's inputs have a NaN or infinite entry");
   std::vector<float> norms(squares, squares + w.columns);
   for (float& norm : norms) norm = std::sqrt(norm);
   prune_by_score(pool, kernels, w, choice, true,

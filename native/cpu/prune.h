@@ -21,12 +21,13 @@ struct WeightMatrix {
   int64_t rows, columns;
 };
 
-// SparseGPT. factor: R as factor_hessian left it, [columns, columns]; dead: [columns]; bits: 0 or the width of each row's
-// asymmetric min-max grid. Returns ½ Σ (w - q)² / U_jj². Throws NON_FINITE.
+// SparseGPT. factor: R as factor_hessian left it, [columns, columns]; dead: [columns]; bits: 0 or the width
+// of each row's asymmetric min-max grid. Returns ½ Σ (w - q)² / U_jj². Throws NON_FINITE.
 double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const float* factor,
                        const uint8_t* dead, const Choice& choice, int64_t block_size, int bits);
 
-// The smallest |w| of the whole matrix.
+// The smallest |w| of the whole matrix: those up to the one of rank trunc(count * sparsity), counted from 0,
+// and all that equal it, as the reference does; bfloat16 weights have many equals.
 void prune_magnitude(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const Choice& choice);
 
 // The smallest |w| · sqrt(squares[j]) of every row.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace sparsegpt::cpu {
@@ -102,12 +103,12 @@ void select_smallest(const float* scores, int64_t total, int64_t count, uint8_t*
 }
 
 void select_groups(const float* scores, int64_t total, int n, int m, uint8_t* mask) {
+  std::vector<std::pair<float, int>> group(static_cast<size_t>(m));
   for (int64_t g = 0; g < total; g += m) {
-    for (int a = 0; a < m; ++a) {
-      int rank = 0;
-      for (int b = 0; b < m; ++b) rank += b < a ? scores[g + b] <= scores[g + a] : scores[g + b] < scores[g + a];
-      mask[g + a] = rank < n;
-    }
+    for (int a = 0; a < m; ++a) group[static_cast<size_t>(a)] = {scores[g + a], a};
+    std::nth_element(group.begin(), group.begin() + (n - 1), group.end(),
+                     [](const auto& x, const auto& y) { return x.first < y.first; });
+    for (int a = 0; a < m; ++a) mask[g + group[static_cast<size_t>(a)].second] = a < n;
   }
 }
 

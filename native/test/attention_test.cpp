@@ -1,4 +1,4 @@
-// Fused causal attention of every level against softmax(q kᵀ · scale) v in double.
+// Fused causal attention of every level, with windows, soft caps and ALiBi, against softmax(q kᵀ · scale) v in double.
 #include <cstring>
 
 #include "test/matrix.h"
@@ -14,6 +14,10 @@ void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t
   const int64_t q_stride = queries * head_dim + random.integer(0, 7), kv_stride = head_dim + random.integer(0, 7);
   const auto scale = static_cast<float>(random.uniform(0.05, 0.5));
   const double spread = random.uniform(0.5, 6);
+  const int64_t window = random.flip() ? random.integer(1, sequence + 3) : 0;
+  const auto softcap = random.flip() ? static_cast<float>(random.uniform(0.5, 30)) : 0.0f;
+  const bool alibi = random.flip();
+  const auto slopes = random.uniforms(queries, 0, 0.6);
   const auto q_bytes = encode(random.uniforms(sequence * q_stride, -spread, spread), dtype);
   const auto k_bytes = encode(random.uniforms(sequence * kv_stride, -spread, spread), dtype);
   const auto v_bytes = encode(random.uniforms(sequence * kv_stride), dtype);
@@ -34,6 +38,9 @@ void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t
   head.sequence = sequence;
   head.head_dim = head_dim;
   head.scale = scale;
+  head.window = window;
+  head.softcap = softcap;
+  head.slopes = alibi ? slopes.data() : nullptr;
   level.attention(head, scratch.data());
   CHECK_EQUAL(scratch.back(), 1234.5f);
 
@@ -42,19 +49,24 @@ void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t
   std::vector<double> p(static_cast<size_t>(sequence));
   for (int64_t h = 0; h < queries; ++h) {
     for (int64_t t = 0; t < sequence; ++t) {
+      const int64_t first = window > 0 ? std::max<int64_t>(0, t - window + 1) : 0;
       double largest = -INFINITY, sum = 0;
-      for (int64_t s = 0; s <= t; ++s) {
+      for (int64_t s = first; s <= t; ++s) {
         double dot = 0;
         for (int64_t d = 0; d < head_dim; ++d)
           dot += static_cast<double>(q[static_cast<size_t>(t * q_stride + h * head_dim + d)]) *
                  k[static_cast<size_t>(s * kv_stride + d)];
-        p[static_cast<size_t>(s)] = dot * scale;
-        largest = std::fmax(largest, dot * scale);
+        double score = dot * scale;
+        if (softcap > 0) score = softcap * std::tanh(score / softcap);
+        if (alibi) score += slopes[static_cast<size_t>(h)] * static_cast<double>(s - t);
+        p[static_cast<size_t>(s)] = score;
+        largest = std::fmax(largest, score);
       }
-      for (int64_t s = 0; s <= t; ++s) sum += p[static_cast<size_t>(s)] = std::exp(p[static_cast<size_t>(s)] - largest);
+      for (int64_t s = first; s <= t; ++s) sum += p[static_cast<size_t>(s)] = std::exp(p[static_cast<size_t>(s)] - largest);
       for (int64_t d = 0; d < head_dim; ++d) {
         double expected = 0;
-        for (int64_t s = 0; s <= t; ++s) expected += p[static_cast<size_t>(s)] * v[static_cast<size_t>(s * kv_stride + d)];
+        for (int64_t s = first; s <= t; ++s)
+          expected += p[static_cast<size_t>(s)] * v[static_cast<size_t>(s * kv_stride + d)];
         CHECK_CLOSE(out[static_cast<size_t>(t * q_stride + h * head_dim + d)], expected / sum, tolerance);
       }
     }
@@ -66,14 +78,13 @@ void check_group(const cpu::Kernels& level, Random& random, DType dtype, int64_t
 
 }  // namespace
 
-TEST("attention: random sequences, head sizes, groups of queries and types") {
+TEST("attention: random sequences, head sizes, groups of queries, types, windows, soft caps and ALiBi") {
   for (const auto* level : cpu::available_kernels()) {
-    for (uint64_t seed = 1; seed <= 90; ++seed) {
+    for (uint64_t seed = 1; seed <= 150; ++seed) {
       Random random(seed);
       const DType dtype = seed % 3 == 0 ? DType::bf16 : seed % 3 == 1 ? DType::f32 : DType::f16;
       const int64_t sequence = random.integer(1, 70), head_dim = random.integer(1, 80);
-      describe_case(level->name, ", seed ", seed, ", ", dtype_name(dtype), ", sequence ", sequence, ", head_dim ",
-                    head_dim);
+      describe_case(level->name, ", seed ", seed, ", ", dtype_name(dtype), ", sequence ", sequence, ", head_dim ", head_dim);
       check_group(*level, random, dtype, sequence, head_dim);
     }
   }
@@ -90,7 +101,7 @@ TEST("attention: a long sequence, and scores that would overflow without the max
     std::vector<float> q(sequence * head_dim, 30.0f), k = q, v(sequence * head_dim, 0.5f), out(q.size(), NAN);
     std::vector<float> scratch(static_cast<size_t>(level->attention_scratch(sequence, head_dim)), NAN);
     cpu::AttentionHead head{DType::f32, q.data(), k.data(), v.data(), out.data(), head_dim, head_dim, head_dim,
-                            1, sequence, head_dim, 1.0f};
+                            1,          sequence, head_dim, 1.0f,     0,          0,        nullptr};
     level->attention(head, scratch.data());
     for (float value : out) CHECK_CLOSE(value, 0.5, 1e-6);
   }

@@ -1,4 +1,5 @@
-// The CPU backend through a device, as the addon uses it: types, views, error messages, the simple pruning methods.
+// The CPU backend through a device, as the addon uses it: types, views, error messages, the simple pruning
+// methods.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -160,7 +161,8 @@ TEST("backend: attention over several sequences with shared key heads") {
   constexpr int64_t sequence = 9, batch = 3, heads = 6, kv_heads = 2, dim = 5, tokens = sequence * batch;
   const auto q = random.uniforms(tokens * heads * dim, -3, 3), k = random.uniforms(tokens * kv_heads * dim, -3, 3);
   const auto v = random.uniforms(tokens * kv_heads * dim);
-  const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q), kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
+  const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
+               kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
   const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
   bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f}); });
   const auto actual = bench.read(out);
@@ -185,33 +187,196 @@ TEST("backend: attention over several sequences with shared key heads") {
   }
 }
 
-TEST("backend: cross entropy over a vocabulary larger than one tile") {
+TEST("backend: every query head has its own ALiBi slope; windows and soft caps reach the kernel") {
   Bench bench;
-  for (DType type : {DType::f32, DType::bf16}) {
-    Random random(5);
-    constexpr int64_t tokens = 60, hidden = 24, words = 5000;
-    const auto x = rounded(random.uniforms(tokens * hidden, -4, 4), type);
-    const auto head = rounded(random.uniforms(words * hidden), type);
-    std::vector<int32_t> targets(tokens);
-    for (int32_t& id : targets) id = static_cast<int32_t>(random.integer(0, words - 1));
-    targets[0] = words - 1;
-    const Tensor xt = bench.floats(type, tokens, hidden, x), ht = bench.floats(type, words, hidden, head);
-    const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
-    bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, tt); });
-    const auto actual = bench.read(losses);
-    for (size_t t = 0; t < targets.size(); ++t) {
-      std::vector<double> logits(words);
-      double sum = 0;
-      for (size_t o = 0; o < logits.size(); ++o) {
-        for (size_t j = 0; j < hidden; ++j) logits[o] += static_cast<double>(x[t * hidden + j]) * head[o * hidden + j];
-        sum += std::exp(logits[o]);
+  Random random(14);
+  constexpr int64_t sequence = 12, batch = 2, heads = 6, kv_heads = 3, dim = 4, tokens = sequence * batch, window = 5;
+  const auto q = random.uniforms(tokens * heads * dim, -3, 3), k = random.uniforms(tokens * kv_heads * dim, -3, 3);
+  const auto v = random.uniforms(tokens * kv_heads * dim), slopes = random.uniforms(heads, 0, 1);
+  const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
+               kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
+  const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
+  const Tensor st = bench.floats(DType::f32, 1, heads, slopes);
+  bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f, window, 2.5f, st}); });
+  const auto actual = bench.read(out);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t shared = h / (heads / kv_heads), first = std::max(t / sequence * sequence, t - window + 1);
+      std::vector<double> expected(dim);
+      double total = 0;
+      for (int64_t s = first; s <= t; ++s) {
+        double dot = 0;
+        for (int64_t d = 0; d < dim; ++d)
+          dot += static_cast<double>(q[static_cast<size_t>((t * heads + h) * dim + d)]) *
+                 k[static_cast<size_t>((s * kv_heads + shared) * dim + d)];
+        const double bias = static_cast<double>(slopes[static_cast<size_t>(h)]) * static_cast<double>(s - t);
+        const double p = std::exp(2.5 * std::tanh(0.4 * dot / 2.5) + bias);
+        total += p;
+        for (int64_t d = 0; d < dim; ++d)
+          expected[static_cast<size_t>(d)] += p * v[static_cast<size_t>((s * kv_heads + shared) * dim + d)];
       }
-      CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
+      for (int64_t d = 0; d < dim; ++d)
+        CHECK_CLOSE(actual[static_cast<size_t>((t * heads + h) * dim + d)], expected[static_cast<size_t>(d)] / total, 1e-5);
     }
-    targets[2] = words;
-    const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());
-    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, wrong); }), "INVALID_OPTION", "5000");
   }
+}
+
+TEST("backend: rotary in both layouts of pairs, of part of every head") {
+  Bench bench;
+  Random random(15);
+  constexpr int64_t sequence = 5, batch = 2, heads = 3, dim = 10, half = 3, tokens = sequence * batch;
+  for (DType type : float_types) {
+    for (bool interleaved : {false, true}) {
+      describe_case(dtype_name(type), interleaved ? ", interleaved" : ", halves");
+      const auto x = rounded(random.uniforms(tokens * heads * dim), type);
+      const auto cosine = random.uniforms(sequence * half), sine = random.uniforms(sequence * half);
+      const Tensor xt = bench.floats(type, tokens, heads * dim, x);
+      const Tensor ct = bench.floats(DType::f32, sequence, half, cosine),
+                   st = bench.floats(DType::f32, sequence, half, sine);
+      bench.run([&](Backend& b) { b.rotary(xt, ct, st, dim, interleaved); });
+      const auto actual = bench.read(xt);
+      auto expected = x;
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t h = 0; h < heads; ++h) {
+          for (int64_t i = 0; i < half; ++i) {
+            const auto head = static_cast<size_t>((t * heads + h) * dim),
+                       angle = static_cast<size_t>(t % sequence * half + i);
+            const size_t first = head + static_cast<size_t>(interleaved ? 2 * i : i);
+            const size_t second = head + static_cast<size_t>(interleaved ? 2 * i + 1 : i + half);
+            expected[first] = x[first] * cosine[angle] - x[second] * sine[angle];
+            expected[second] = x[second] * cosine[angle] + x[first] * sine[angle];
+          }
+        }
+      }
+      for (size_t i = 0; i < x.size(); ++i) CHECK_CLOSE(actual[i], expected[i], tolerance_of(type));
+    }
+  }
+}
+
+TEST("backend: scale and soft cap in every type") {
+  Bench bench;
+  Random random(16);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const auto x = rounded(random.uniforms(7 * 33, -50, 50), type);
+    const Tensor scaled = bench.floats(type, 7, 33, x), capped = bench.floats(type, 7, 33, x);
+    bench.run([&](Backend& b) {
+      b.scale(scaled, 5.75f);
+      b.softcap(capped, 30);
+    });
+    const auto s = bench.read(scaled), c = bench.read(capped);
+    for (size_t i = 0; i < x.size(); ++i) {
+      CHECK_CLOSE(s[i], x[i] * 5.75, tolerance_of(type));
+      CHECK_CLOSE(c[i], 30 * std::tanh(static_cast<double>(x[i]) / 30), tolerance_of(type));
+    }
+  }
+}
+
+TEST("backend: the parts of a fused projection") {
+  Bench bench;
+  Random random(17);
+  for (DType type : float_types) {
+    constexpr int64_t tokens = 6, groups = 4, first = 2, count = 3, stride = 7, columns = 3 * stride + first + count;
+    describe_case(dtype_name(type));
+    const auto x = rounded(random.uniforms(tokens * columns), type);
+    const Tensor xt = bench.floats(type, tokens, columns, x), out = bench.output(type, tokens, groups * count);
+    bench.run([&](Backend& b) { b.take_columns(out, xt, first, count, stride); });
+    const auto actual = bench.read(out);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t j = 0; j < count; ++j)
+          CHECK_EQUAL(actual[static_cast<size_t>((t * groups + g) * count + j)],
+                      x[static_cast<size_t>(t * columns + g * stride + first + j)]);
+    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.take_columns(out, xt, first + 1, count, stride); }), "INTERNAL",
+                      "does not hold the columns of output");
+  }
+}
+
+TEST("backend: rows are scattered with their factors") {
+  Bench bench;
+  Random random(18);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const auto before = rounded(random.uniforms(9 * 21), type), x = rounded(random.uniforms(4 * 21), type);
+    const auto factors = random.uniforms(4);
+    std::vector<int32_t> ids = {8, 0, 3, 7};
+    const Tensor out = bench.floats(type, 9, 21, before), xt = bench.floats(type, 4, 21, x);
+    const Tensor it = bench.upload(DType::i32, 1, 4, ids.data()), ft = bench.floats(DType::f32, 1, 4, factors);
+    bench.run([&](Backend& b) { b.scatter_add(out, xt, it, ft); });
+    std::vector<double> expected(before.begin(), before.end());
+    for (size_t t = 0; t < 4; ++t)
+      for (size_t j = 0; j < 21; ++j)
+        expected[static_cast<size_t>(ids[t]) * 21 + j] += static_cast<double>(factors[t]) * x[t * 21 + j];
+    const auto actual = bench.read(out);
+    for (size_t i = 0; i < expected.size(); ++i) CHECK_CLOSE(actual[i], expected[i], tolerance_of(type));
+    ids[2] = 9;
+    const Tensor wrong = bench.upload(DType::i32, 1, 4, ids.data());
+    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.scatter_add(out, xt, wrong, ft); }), "INTERNAL", "row 9 is outside");
+  }
+}
+
+// A routed expert may see no token of a batch.
+TEST("backend: operations on no tokens do nothing") {
+  Bench bench;
+  Random random(19);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const auto values = rounded(random.uniforms(5 * 8), type);
+    const Tensor table = bench.floats(type, 5, 8, values), ids = bench.empty(DType::i32, 1, 0);
+    const Tensor factors = bench.empty(DType::f32, 1, 0),
+                 gram = bench.floats(DType::f32, 8, 8, std::vector<float>(64, 2.0f));
+    const Tensor squares = bench.floats(DType::f32, 1, 8, std::vector<float>(8, 2.0f));
+    const Tensor x = bench.empty(type, 0, 8), up = bench.empty(type, 0, 5), gate = bench.empty(type, 0, 5);
+    bench.run([&](Backend& b) {
+      b.embedding(x, table, ids);
+      b.linear(gate, x, table, {});
+      b.linear(up, x, table, {});
+      b.gate(gate, up, Activation::silu);
+      b.accumulate_gram(gram, x, 1);
+      b.accumulate_squares(squares, x, 1);
+      b.scatter_add(table, x, ids, factors);
+    });
+    CHECK(bench.read(table) == values);
+    CHECK(bench.read(gram) == std::vector<float>(64, 2.0f));
+    CHECK(bench.read(squares) == std::vector<float>(8, 2.0f));
+  }
+}
+
+TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias, with a soft cap") {
+  Bench bench;
+  for (DType type : {DType::f32, DType::bf16})
+    for (bool with_bias : {false, true})
+      for (float cap : {0.0f, 3.0f}) {
+        describe_case(dtype_name(type), with_bias ? ", bias" : "", ", cap ", cap);
+        Random random(5);
+        constexpr int64_t tokens = 60, hidden = 24, words = 5000;
+        const auto x = rounded(random.uniforms(tokens * hidden, -4, 4), type);
+        const auto head = rounded(random.uniforms(words * hidden), type);
+        std::vector<int32_t> targets(tokens);
+        for (int32_t& id : targets) id = static_cast<int32_t>(random.integer(0, words - 1));
+        targets[0] = words - 1;
+        const Tensor xt = bench.floats(type, tokens, hidden, x), ht = bench.floats(type, words, hidden, head);
+        const auto bias = rounded(random.uniforms(words), type);
+        const Tensor bt = with_bias ? bench.floats(type, 1, words, bias) : Tensor{};
+        const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
+        bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, bt, cap, tt); });
+        const auto actual = bench.read(losses);
+        for (size_t t = 0; t < targets.size(); ++t) {
+          std::vector<double> logits(words);
+          double sum = 0;
+          for (size_t o = 0; o < logits.size(); ++o) {
+            for (size_t j = 0; j < hidden; ++j) logits[o] += static_cast<double>(x[t * hidden + j]) * head[o * hidden + j];
+            if (with_bias) logits[o] += bias[o];
+            if (cap > 0) logits[o] = cap * std::tanh(logits[o] / cap);
+            sum += std::exp(logits[o]);
+          }
+          CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
+        }
+        targets[2] = words;
+        const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());
+        CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, bt, cap, wrong); }), "INVALID_OPTION",
+                          "5000");
+      }
 }
 
 TEST("backend: Gram matrix and squares accumulate over calls") {
@@ -257,7 +422,8 @@ TEST("backend: zeros and patterns are counted") {
   const Tensor patterns = bench.upload(DType::i32, 4, 2, wanted.data()), stats = bench.empty(DType::f64, 1, 5);
   for (DType type : float_types) {
     describe_case(dtype_name(type));
-    //                            2:4 holds, 1:2 does not (the second pair), 4:8 holds; 8 columns are no groups of 3
+    //                            2:4 holds, 1:2 does not (the second pair), 4:8 holds; 8 columns are no
+    //                            groups of 3
     const std::vector<float> x = {0, 0, 1, 2, -0.0f, 3, 0, 4, 0, 1, 0, 1, 1, 0, 1, 0};
     const Tensor t = bench.floats(type, 2, 8, x);
     bench.run([&](Backend& b) { b.count_zeros(stats, t, patterns); });
@@ -312,7 +478,8 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
       const auto pruned = bench.read(wt);
       const auto chosen = bench.read_as<uint8_t>(mask);
 
-      // What a stable sort of each comparison group would choose.
+      // Magnitude prunes all up to the threshold, Wanda exactly the count; of equal ones in n:m groups either
+      // may go.
       const int64_t group = kind == 1 ? 4 : wanda ? columns : rows * columns;
       const auto count = kind == 1 ? 2 : static_cast<int64_t>(static_cast<double>(group) * 0.37);
       std::vector<uint8_t> expected(w.size());
@@ -323,7 +490,15 @@ TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those
           return wanda ? std::fabs(w[i]) * std::sqrt(squares[i % static_cast<size_t>(columns)]) : std::fabs(w[i]);
         };
         std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return score(a) < score(b); });
-        for (int64_t i = 0; i < count; ++i) expected[order[static_cast<size_t>(i)]] = 1;
+        const float threshold = score(order[static_cast<size_t>(kind == 1 ? count - 1 : count)]);
+        for (int64_t i = 0; i < group; ++i) {
+          const size_t at = order[static_cast<size_t>(i)];
+          expected[at] = kind == 0 && !wanda ? score(at) <= threshold : i < count;
+          if (kind == 1 && score(at) == threshold) expected[at] = chosen[at];
+        }
+        if (kind == 1)
+          CHECK_EQUAL(
+              ones({chosen.begin() + static_cast<ptrdiff_t>(begin), chosen.begin() + static_cast<ptrdiff_t>(begin) + 4}), 2);
       }
       if (kind == 2)
         for (size_t i = 0; i < given.size(); ++i) expected[i] = given[i] != 0;
@@ -345,7 +520,8 @@ TEST("backend: SparseGPT end to end, from activations to statistics") {
   const Tensor x = bench.floats(DType::f32, 200, 48, random.uniforms(200 * 48));
   const Tensor w = bench.floats(DType::f32, 30, 48, random.uniforms(30 * 48)), mask = bench.empty(DType::u8, 30, 48);
   const Tensor gram = bench.empty(DType::f32, 48, 48), dead = bench.empty(DType::u8, 1, 48);
-  const Tensor factored = bench.empty(DType::f64, 1, factor_stats::count), solved = bench.empty(DType::f64, 1, solve_stats::count);
+  const Tensor factored = bench.empty(DType::f64, 1, factor_stats::count),
+               solved = bench.empty(DType::f64, 1, solve_stats::count);
   Selection selection;
   selection.n = 2;
   selection.m = 4;

@@ -95,51 +95,51 @@ class Random {
 #define SPARSEGPT_JOIN_(a, b) a##b
 #define SPARSEGPT_JOIN(a, b) SPARSEGPT_JOIN_(a, b)
 
-#define TEST(name)                                                                                          \
-  static void SPARSEGPT_JOIN(test_, __LINE__)();                                                            \
-  static const ::sparsegpt::test::Registration SPARSEGPT_JOIN(registration_, __LINE__)(                     \
-      name, SPARSEGPT_JOIN(test_, __LINE__));                                                               \
+#define TEST(name)                                                                                                       \
+  static void SPARSEGPT_JOIN(test_, __LINE__)();                                                                         \
+  static const ::sparsegpt::test::Registration SPARSEGPT_JOIN(registration_, __LINE__)(name,                             \
+                                                                                       SPARSEGPT_JOIN(test_, __LINE__)); \
   static void SPARSEGPT_JOIN(test_, __LINE__)()
 
-#define CHECK(condition)                                                                                    \
-  do {                                                                                                      \
-    if (!(condition)) ::sparsegpt::test::fail(__FILE__, __LINE__, #condition);                              \
+#define CHECK(condition)                                                       \
+  do {                                                                         \
+    if (!(condition)) ::sparsegpt::test::fail(__FILE__, __LINE__, #condition); \
   } while (false)
 
-#define CHECK_EQUAL(actual, expected)                                                                       \
-  do {                                                                                                      \
-    const auto actual_value = (actual);                                                                     \
-    const auto expected_value = (expected);                                                                 \
-    if (!(actual_value == expected_value)) {                                                                \
-      std::ostringstream text_;                                                                             \
-      text_ << #actual << " is " << actual_value << ", expected " << expected_value;                        \
-      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                                             \
-    }                                                                                                       \
+#define CHECK_EQUAL(actual, expected)                                                \
+  do {                                                                               \
+    const auto actual_value = (actual);                                              \
+    const auto expected_value = (expected);                                          \
+    if (!(actual_value == expected_value)) {                                         \
+      std::ostringstream text_;                                                      \
+      text_ << #actual << " is " << actual_value << ", expected " << expected_value; \
+      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                      \
+    }                                                                                \
   } while (false)
 
-#define CHECK_CLOSE(actual, expected, tolerance)                                                            \
-  do {                                                                                                      \
-    const double actual_value = (actual), expected_value = (expected);                                      \
-    if (!::sparsegpt::test::close(actual_value, expected_value, tolerance)) {                               \
-      std::ostringstream text_;                                                                             \
-      text_.precision(9);                                                                                   \
-      text_ << #actual << " is " << actual_value << ", expected " << expected_value;                        \
-      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                                             \
-    }                                                                                                       \
+#define CHECK_CLOSE(actual, expected, tolerance)                                     \
+  do {                                                                               \
+    const double actual_value = (actual), expected_value = (expected);               \
+    if (!::sparsegpt::test::close(actual_value, expected_value, tolerance)) {        \
+      std::ostringstream text_;                                                      \
+      text_.precision(9);                                                            \
+      text_ << #actual << " is " << actual_value << ", expected " << expected_value; \
+      ::sparsegpt::test::fail(__FILE__, __LINE__, text_.str());                      \
+    }                                                                                \
   } while (false)
 
 // The expression throws Error with this code, and the message contains `text`.
-#define CHECK_THROWS_CODE(expression, expected_code, text)                                                  \
-  do {                                                                                                      \
-    std::string seen_ = "nothing";                                                                          \
-    bool right_ = false;                                                                                    \
-    try {                                                                                                   \
-      expression;                                                                                           \
-    } catch (const ::sparsegpt::Error& error_) {                                                            \
-      seen_ = error_.code() + ": " + error_.what();                                                         \
+#define CHECK_THROWS_CODE(expression, expected_code, text)                                                     \
+  do {                                                                                                         \
+    std::string seen_ = "nothing";                                                                             \
+    bool right_ = false;                                                                                       \
+    try {                                                                                                      \
+      expression;                                                                                              \
+    } catch (const ::sparsegpt::Error& error_) {                                                               \
+      seen_ = error_.code() + ": " + error_.what();                                                            \
       right_ = error_.code() == (expected_code) && std::string(error_.what()).find(text) != std::string::npos; \
-    }                                                                                                       \
-    if (!right_)                                                                                            \
-      ::sparsegpt::test::fail(__FILE__, __LINE__,                                                           \
+    }                                                                                                          \
+    if (!right_)                                                                                               \
+      ::sparsegpt::test::fail(__FILE__, __LINE__,                                                              \
                               std::string(#expression) + " threw " + seen_ + ", expected " + (expected_code)); \
   } while (false)

@@ -89,8 +89,7 @@ TEST("conversion: floats round to the nearest half, ties to even") {
       const double value = format.decode(half);
       const int exponent = std::max((i >> format.fraction) - 1, 0) + format.min_exponent;
       const auto middle = static_cast<float>(value + std::ldexp(0.5, exponent - format.fraction));
-      for (float x : {static_cast<float>(value), middle, std::nextafter(middle, 0.0f),
-                      std::nextafter(middle, INFINITY)}) {
+      for (float x : {static_cast<float>(value), middle, std::nextafter(middle, 0.0f), std::nextafter(middle, INFINITY)}) {
         floats.push_back(x);
         floats.push_back(-x);
       }

@@ -192,6 +192,9 @@ TEST("tensor: views share the storage and stay inside it") {
   CHECK_EQUAL(whole.row_range(6, 0).rows, int64_t{0});
   CHECK_THROWS_CODE(whole.row_range(4, 3), "INTERNAL", "float32 [6, 10]");
   CHECK_THROWS_CODE(whole.column_range(-1, 3), "INTERNAL", "column range");
+  CHECK_EQUAL(whole.row_range(1, 4).reshaped(8, 5).row_range(3, 1).offset, whole.row_range(2, 1).column_range(5, 5).offset);
+  CHECK_THROWS_CODE(whole.reshaped(6, 9), "INTERNAL", "float32 [6, 10] does not have the elements of [6, 9]");
+  CHECK_THROWS_CODE(whole.column_range(0, 5).reshaped(5, 6), "INTERNAL", "one after another");
   CHECK_THROWS_CODE(whole.data<int32_t>(), "INTERNAL", "float32 [6, 10]");
   CHECK_EQUAL(describe(Tensor{}), std::string("no tensor"));
 }

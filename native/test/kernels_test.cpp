@@ -75,8 +75,8 @@ TEST("levels: SPARSEGPT_CPU picks one, an unknown name lists what there is") {
 TEST("activations, alone and as gates") {
   Random random(1);
   auto x = random.uniforms(3001, -12, 12);
-  for (double special : {0.0, -0.0, 1e-30, -1e-30, 1e-4, -1e-4, 0.299, 0.301, 20.0, -20.0, 60.0, -60.0, 88.0, -88.0, 100.0,
-                         -100.0, 1e4, -1e4, 1e10, -1e10})
+  for (double special : {0.0,  -0.0,  1e-30, -1e-30, 1e-4,  -1e-4,  0.299, 0.301, 20.0, -20.0,
+                         60.0, -60.0, 88.0,  -88.0,  100.0, -100.0, 1e4,   -1e4,  1e10, -1e10})
     x.push_back(static_cast<float>(special));
   const auto up = random.uniforms(static_cast<int64_t>(x.size()));
   for (const auto* level : cpu::available_kernels()) {
@@ -170,7 +170,9 @@ TEST("rotary, add and sums of squares") {
       }
       const auto before = random.uniforms(2 * half), y = random.uniforms(2 * half);
       auto x = before, sum = before, squares = before;
-      level->rotary(x.data(), cosine.data(), sine.data(), half);
+      auto interleaved = before;
+      level->rotary(x.data(), cosine.data(), sine.data(), half, false);
+      level->rotary(interleaved.data(), cosine.data(), sine.data(), half, true);
       level->add(sum.data(), y.data(), 2 * half);
       level->add_squares(squares.data(), y.data(), 0.25f, 2 * half);
       const auto split = static_cast<size_t>(half);
@@ -178,12 +180,44 @@ TEST("rotary, add and sums of squares") {
         const double a = before[i], b = before[i + split];
         CHECK_CLOSE(x[i], a * cosine[i] - b * sine[i], 1e-6);
         CHECK_CLOSE(x[i + split], b * cosine[i] + a * sine[i], 1e-6);
+        const double c = before[2 * i], d = before[2 * i + 1];
+        CHECK_CLOSE(interleaved[2 * i], c * cosine[i] - d * sine[i], 1e-6);
+        CHECK_CLOSE(interleaved[2 * i + 1], d * cosine[i] + c * sine[i], 1e-6);
       }
       for (size_t i = 0; i < 2 * split; ++i) {
         CHECK_EQUAL(sum[i], before[i] + y[i]);
         CHECK_CLOSE(squares[i], before[i] + 0.25 * y[i] * y[i], 1e-6);
       }
     }
+  }
+}
+
+TEST("scale and soft cap, small and large values and NaN") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (uint64_t seed = 1; seed <= 30; ++seed) {
+      Random random(seed);
+      const int64_t count = random.integer(0, 70);
+      const double spread = std::pow(10, random.uniform(-4, 3));
+      const auto cap = static_cast<float>(random.uniform(1, 60)), factor = static_cast<float>(random.uniform(-9, 9));
+      describe_case(level->name, ", seed ", seed, ", count ", count, ", spread ", spread, ", cap ", cap);
+      const auto before = random.uniforms(count, -spread, spread);
+      auto capped = guarded(count, 0), scaled = guarded(count, 0);
+      std::copy(before.begin(), before.end(), capped.begin());
+      std::copy(before.begin(), before.end(), scaled.begin());
+      level->softcap(capped.data(), cap, count);
+      level->scale(scaled.data(), factor, count);
+      for (size_t i = 0; i < before.size(); ++i) {
+        // Relative even near 0.
+        const double expected = cap * std::tanh(static_cast<double>(before[i]) / cap);
+        CHECK_CLOSE(capped[i] / expected, 1.0, 2e-6);
+        CHECK_EQUAL(scaled[i], before[i] * factor);
+      }
+      CHECK(guard_intact(capped) && guard_intact(scaled));
+    }
+    std::vector<float> bad(37, 1.0f);
+    bad[3] = bad[36] = NAN;
+    level->softcap(bad.data(), 30, 37);
+    CHECK(std::isnan(bad[3]) && std::isnan(bad[36]) && !std::isnan(bad[4]));
   }
 }
 

@@ -26,8 +26,8 @@ void set_case(const std::string& text) { current_case = text; }
 
 void fail(const char* file, int line, const std::string& message) {
   if (++failures > printed_at_most) return;
-  std::printf("  %s:%d: %s%s%s%s\n", file, line, message.c_str(), current_case.empty() ? "" : " [",
-              current_case.c_str(), current_case.empty() ? "" : "]");
+  std::printf("  %s:%d: %s%s%s%s\n", file, line, message.c_str(), current_case.empty() ? "" : " [", current_case.c_str(),
+              current_case.empty() ? "" : "]");
 }
 
 }  // namespace sparsegpt::test

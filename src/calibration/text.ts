@@ -9,8 +9,8 @@ const documentSeparator = '\n\n'
 
 /**
  * The text of a file as one string, to be encoded as a whole. A `.jsonl` file has one JSON object per line, whose field
- * `textField` (default `text`) is a document; documents are joined with an empty line. Any other file is taken as it is,
- * as UTF-8 without a leading byte order mark.
+ * `textField` (default `text`) is a document; documents are joined with an empty line. Any other file is taken whole, as
+ * UTF-8 without a leading byte order mark and with "\n" for "\r\n" and "\r".
  *
  * @throws SparseGptError FILE_NOT_FOUND when the file is missing or unreadable; INVALID_TEXT (with the line number) when
  * it is not UTF-8, a line is no object with that field, or the text is longer than a string can be.
@@ -79,7 +79,7 @@ async function* readLines(path: string): AsyncGenerator<Buffer> {
 }
 
 function decodeFile(path: string, bytes: Buffer): string {
-  if (isUtf8(bytes)) return withoutMark(decode(bytes, path))
+  if (isUtf8(bytes)) return withPlainNewlines(withoutMark(decode(bytes, path)))
   let number = 1
   for (let start = 0; ; number++) {
     const end = bytes.indexOf(0x0a, start)
@@ -95,6 +95,9 @@ function decode(bytes: Buffer, where: string): string {
   }
   return bytes.toString('utf8')
 }
+
+/** As Python's text mode reads a file, and so the paper's code. */
+const withPlainNewlines = (text: string) => text.replace(/\r\n?/g, '\n')
 
 const withoutMark = (text: string) => (text.startsWith(byteOrderMark) ? text.slice(1) : text)
 

@@ -71,6 +71,11 @@ export class CheckpointWriter {
     return writer
   }
 
+  /** Absolute path of the folder to appear. */
+  get out(): string {
+    return this.#folder.out
+  }
+
   async #openShard(source: Shard, layout: ReturnType<typeof serializeHeader>): Promise<void> {
     const path = join(this.#folder.temporary, source.file)
     const handle = await open(path, 'wx+')

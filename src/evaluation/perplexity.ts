@@ -69,7 +69,12 @@ export async function perplexity(model: Model, options: PerplexityOptions): Prom
       sum += loss
     })
   }
-  return { perplexity: Math.exp(sum / windows.length), tokens: tokens.length, windows: windows.length, sequenceLength }
+  return {
+    perplexity: Math.exp(sum / windows.length),
+    tokens: tokens.length,
+    windows: windows.length,
+    sequenceLength,
+  }
 }
 
 /** The mean next-token loss of each window. */
@@ -97,9 +102,13 @@ async function windowLosses(
         // The token after each position; the last position of a window predicts nothing, so its target is any token.
         const targets = new Int32Array(hidden.rows)
         group.forEach((window, i) => targets.set(window.subarray(1), i * window.length))
-        const x = model.architecture.finish(model.weights, model.device, hidden)
-        const uploaded = model.device.upload(targets, [targets.length])
-        return model.device.crossEntropy(x, model.architecture.head(model.weights), uploaded)
+        const { architecture, weights, device } = model
+        const x = architecture.finish(weights, device, hidden)
+        const uploaded = device.upload(targets, [targets.length])
+        return device.crossEntropy(x, architecture.head(weights), uploaded, {
+          bias: architecture.headBias?.(weights),
+          softcap: architecture.logitSoftcap,
+        })
       })
       const values = await model.device.readFloat32(losses)
       for (const tensor of owned) tensor.dispose()

@@ -30,12 +30,27 @@ export interface BlockSpec {
  */
 export interface LinearGroup {
   names: string[]
-  /** [tokens, columns]. */
+  /** [tokens, columns]; of a routed expert possibly no tokens. */
   input: Tensor
+  /**
+   * The same for the groups of a block whose inputs are of one kind, such as those of its experts: statistics of the whole pool
+   * can stand in for those of a group that saw too few tokens.
+   */
+  pool?: string
 }
 
-/** A block's forward pass: yields each group of linears in order, receives their outputs, returns the block's output. */
-export type BlockPass = Generator<LinearGroup, Tensor, Tensor[]>
+/** Where a pass depends on data: the elements of a float32 tensor are wanted on the host. */
+export interface HostRead {
+  read: Tensor
+}
+
+export type BlockStep = LinearGroup | HostRead
+
+/** The answer to a step: the outputs of a group's linears, or the elements of the tensor read. */
+export type StepResult = Tensor[] | Float32Array
+
+/** A block's forward pass: yields steps in order, receives their results, returns the block's output. */
+export type BlockPass = Generator<BlockStep, Tensor, StepResult>
 
 /**
  * A model of some family at some size: which weights it has and which operations run in which order. It knows tensors and
@@ -58,6 +73,10 @@ export interface Architecture {
   finish(weights: Weights, device: Device, x: Tensor): Tensor
   /** [vocabulary, columns of finish()], as stored. */
   head(weights: Weights): Tensor
+  /** [vocabulary], added to the logits. */
+  headBias?(weights: Weights): Tensor
+  /** The logits are capped to softcap · tanh(logit / softcap). */
+  logitSoftcap?: number
 }
 
 /** The names that config.json uses for activation functions. */

@@ -1,5 +1,5 @@
 import type { Activation, AttentionShape, Device, Tensor } from '../native/device.js'
-import type { BlockPass, LinearGroup } from './architecture.js'
+import type { BlockPass, BlockStep, LinearGroup, StepResult } from './architecture.js'
 import type { BlockWeights } from './weights.js'
 
 /** cos and sin of every position's rotation angles, float32 [sequence, rotary dimensions / 2]. */
@@ -7,6 +7,9 @@ export interface RotaryTables {
   cosine: Tensor
   sine: Tensor
 }
+
+/** A part of a BlockPass. */
+type Steps<Result> = Generator<BlockStep, Result, StepResult>
 
 /**
  * The operations a block's forward pass is written in, with the block's weights at hand. Operations take over their operands
@@ -31,22 +34,29 @@ export class Block {
   }
 
   /** The outputs of the named linear layers, which share `input`; consumes it. */
-  *linears(input: Tensor, ...names: string[]): Generator<LinearGroup, Tensor[], Tensor[]> {
-    const outputs = yield { names, input }
+  *linears(input: Tensor, ...names: string[]): Steps<Tensor[]> {
+    const outputs = (yield { names, input }) as Tensor[]
     input.dispose()
     return outputs
   }
 
   /** The output of one linear layer; consumes `input`. */
-  *linear(input: Tensor, name: string): Generator<LinearGroup, Tensor, Tensor[]> {
+  *linear(input: Tensor, name: string): Steps<Tensor> {
     const [output] = yield* this.linears(input, name)
     return output as Tensor
   }
 
-  /** In place: rotates the heads of q or k by their positions. */
-  rotary(x: Tensor, headDim: number): void {
+  /** The elements of a float32 tensor on the host, for decisions that depend on the data; consumes it. */
+  *read(tensor: Tensor): Steps<Float32Array> {
+    const elements = (yield { read: tensor }) as Float32Array
+    tensor.dispose()
+    return elements
+  }
+
+  /** In place: rotates the heads of q or k by their positions; pairs (i, i + pairs), or (2i, 2i + 1) when interleaved. */
+  rotary(x: Tensor, headDim: number, interleaved = false): void {
     if (!this.rotaryTables) throw new TypeError('this model has no rotary tables')
-    this.device.rotary(x, this.rotaryTables.cosine, this.rotaryTables.sine, headDim)
+    this.device.rotary(x, this.rotaryTables.cosine, this.rotaryTables.sine, headDim, interleaved)
   }
 
   /** Causal self-attention; consumes q, k and v. */
@@ -96,7 +106,7 @@ export class Block {
  */
 export class BlockRun {
   private readonly made: Tensor[] = []
-  private step: IteratorResult<LinearGroup, Tensor> | undefined
+  private step: IteratorResult<BlockStep, Tensor> | undefined
 
   constructor(
     private readonly device: Device,
@@ -104,19 +114,21 @@ export class BlockRun {
     private readonly pass: BlockPass,
   ) {}
 
-  /** Goes on to the next group; undefined at the end. */
-  advance(): LinearGroup | undefined {
-    this.step = this.device.within(this.made, () => {
-      const group = this.group()
-      if (!group) return this.pass.next([])
-      return this.pass.next(group.names.map((name) => this.block.apply(name, group.input)))
-    })
+  /** Goes on to the next group; undefined at the end. Waits for the device only where the pass reads a tensor. */
+  async advance(): Promise<LinearGroup | undefined> {
+    const group = this.group()
+    const outputs = () => group?.names.map((name) => this.block.apply(name, group.input)) ?? []
+    this.step = this.device.within(this.made, () => this.pass.next(outputs()))
+    while (!this.step.done && 'read' in this.step.value) {
+      const elements = await this.device.readFloat32(this.step.value.read)
+      this.step = this.device.within(this.made, () => this.pass.next(elements))
+    }
     return this.group()
   }
 
   /** Runs to the end; the caller owns the block's output. */
-  finish(): Tensor {
-    while (!this.step?.done) this.advance()
+  async finish(): Promise<Tensor> {
+    while (!this.step?.done) await this.advance()
     const output = this.step.value
     this.dispose(output)
     return output
@@ -129,6 +141,6 @@ export class BlockRun {
   }
 
   private group(): LinearGroup | undefined {
-    return this.step && !this.step.done ? this.step.value : undefined
+    return this.step && !this.step.done && 'names' in this.step.value ? this.step.value : undefined
   }
 }

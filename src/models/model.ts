@@ -111,8 +111,11 @@ export class Model {
     const owned: Tensor[] = []
     try {
       const logits = this.device.within(owned, () => {
-        const x = this.architecture.finish(this.weights, this.device, batch.hidden)
-        return this.device.linear(x, this.architecture.head(this.weights), undefined, 'float32')
+        const { architecture, weights, device } = this
+        const x = architecture.finish(weights, device, batch.hidden)
+        const result = device.linear(x, architecture.head(weights), architecture.headBias?.(weights), 'float32')
+        if (architecture.logitSoftcap !== undefined) device.softcap(result, architecture.logitSoftcap)
+        return result
       })
       const data = await this.device.readFloat32(logits)
       return { data, shape: [ids.length, sequence, this.architecture.vocabularySize] }
@@ -194,8 +197,8 @@ export class Model {
     const own = weights ? undefined : this.weights.block(this.architecture.block(index))
     const used = (weights ?? own) as BlockWeights
     try {
-      await this.paced(batches, (batch) => {
-        const output = this.runBlock(index, used, batch).finish()
+      await this.paced(batches, async (batch) => {
+        const output = await this.runBlock(index, used, batch).finish()
         batch.hidden.dispose()
         batch.hidden = output
       }, step)
@@ -208,10 +211,10 @@ export class Model {
    * Enqueues the work of each item, at most two items ahead of the device, so that it never waits for JavaScript and memory
    * stays bounded.
    */
-  async paced<T>(items: readonly T[], enqueue: (item: T) => void, step?: () => void): Promise<void> {
+  async paced<T>(items: readonly T[], enqueue: (item: T) => void | Promise<void>, step?: () => void): Promise<void> {
     let previous: Promise<void> | undefined
     for (const item of items) {
-      enqueue(item)
+      await enqueue(item)
       const current = this.device.synchronize()
       current.catch(() => undefined) // reported when awaited
       await previous

@@ -60,7 +60,7 @@ export class Weights {
 
   /** Throws INVALID_CHECKPOINT unless the checkpoint has the tensor with this shape. */
   require(name: string, shape: readonly number[]): StoredTensor {
-    const stored = this.checkpoint.tensors.get(name)
+    const stored = this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
     if (!stored) {
       throw new SparseGptError('INVALID_CHECKPOINT', `${this.checkpoint.folder}: the tensor ${name} is missing`)
     }
@@ -69,6 +69,13 @@ export class Weights {
       throw new SparseGptError('INVALID_CHECKPOINT', message)
     }
     return stored
+  }
+
+  /** An embedding that is tied to the head may be stored under the head's name only. */
+  private tiedHead(name: string): StoredTensor | undefined {
+    const isEmbedding = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$/.test(name)
+    if (!isEmbedding || this.checkpoint.config.tie_word_embeddings === false) return undefined
+    return this.checkpoint.tensors.get('lm_head.weight')
   }
 
   /** The tensor as stored: float32, bfloat16 or float16. */
@@ -104,10 +111,15 @@ export class Weights {
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form. */
+  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory. */
   matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    if (linear.layout === 'in-out') return this.device.transpose(stored, dtype)
-    return stored.dtype === dtype ? stored : this.device.cast(stored, dtype)
+    const same = stored.dtype === dtype && linear.layout !== 'in-out'
+    return same ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, dtype)
+  }
+
+  /** As `matrix`, in memory of its own. */
+  copy(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
+    return linear.layout === 'in-out' ? this.device.transpose(stored, dtype) : this.device.cast(stored, dtype)
   }
 
   /** The stored form of a matrix [out, in], in the element type of the checkpoint. */

@@ -21,12 +21,15 @@ export interface FileHandle {
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
-export interface AttentionShape {
+export interface AttentionArguments {
   sequence: number
   heads: number
   kvHeads: number
   headDim: number
   scale: number
+  window: number
+  softcap: number
+  slopes: TensorHandle | undefined
 }
 
 /** A mask decides; else, with m > 0, n of every m; else trunc(count · sparsity). */
@@ -56,6 +59,7 @@ export interface Addon {
     firstColumn: number,
     columns: number,
   ): TensorHandle
+  reshape(tensor: TensorHandle, rows: number, columns: number): TensorHandle
   release(tensor: TensorHandle): void
   upload(device: DeviceHandle, tensor: TensorHandle, array: HostArray): void
   download(device: DeviceHandle, tensor: TensorHandle, array: HostArray): Promise<void>
@@ -97,6 +101,7 @@ export interface Addon {
     cosine: TensorHandle,
     sine: TensorHandle,
     headDim: number,
+    interleaved: boolean,
   ): void
   attention(
     device: DeviceHandle,
@@ -104,16 +109,35 @@ export interface Addon {
     q: TensorHandle,
     k: TensorHandle,
     v: TensorHandle,
-    shape: AttentionShape,
+    shape: AttentionArguments,
   ): void
   activation(device: DeviceHandle, x: TensorHandle, kind: Activation): void
   gate(device: DeviceHandle, x: TensorHandle, up: TensorHandle, kind: Activation): void
   add(device: DeviceHandle, x: TensorHandle, y: TensorHandle): void
+  scale(device: DeviceHandle, x: TensorHandle, factor: number): void
+  softcap(device: DeviceHandle, x: TensorHandle, cap: number): void
+  takeColumns(
+    device: DeviceHandle,
+    out: TensorHandle,
+    x: TensorHandle,
+    first: number,
+    count: number,
+    stride: number,
+  ): void
+  scatterAdd(
+    device: DeviceHandle,
+    out: TensorHandle,
+    x: TensorHandle,
+    ids: TensorHandle,
+    factors: TensorHandle,
+  ): void
   crossEntropy(
     device: DeviceHandle,
     losses: TensorHandle,
     x: TensorHandle,
     head: TensorHandle,
+    bias: TensorHandle | undefined,
+    softcap: number,
     targets: TensorHandle,
   ): void
 

@@ -2,14 +2,31 @@ import { SparseGptError, type ErrorCode } from '../errors.js'
 import {
   addon,
   type Activation,
-  type AttentionShape,
   type DeviceHandle,
   type DType,
   type HostArray,
   type TensorHandle,
 } from './addon.js'
 
-export type { Activation, AttentionShape, DType } from './addon.js'
+export type { Activation, DType } from './addon.js'
+
+/** Causal self-attention; see AttentionShape in native/core/backend.h. */
+export interface AttentionShape {
+  /** Tokens of each of the independent sequences that lie one after another. */
+  sequence: number
+  heads: number
+  /** Divides `heads`: query head h reads key/value head h / (heads / kvHeads). */
+  kvHeads: number
+  headDim: number
+  /** Of the scores q · k. */
+  scale: number
+  /** A query sees its latest `window` keys only, its own among them. Default: all before it. */
+  window?: number
+  /** A scaled score s becomes softcap · tanh(s / softcap). */
+  softcap?: number
+  /** ALiBi, float32 [heads]: slope · (key position - query position) is added to the score. */
+  slopes?: Tensor
+}
 
 /** Which weights a pruning operation removes: those of the mask; else n of every m; else trunc(count · sparsity). */
 export interface Selection {
@@ -43,12 +60,22 @@ export class Tensor {
     return new Tensor(handle, this.dtype, [count, this.width])
   }
 
+  /** The elements in another shape; shares the memory. Of tensors whose rows lie one after another (not of `columns()`). */
+  reshape(shape: readonly number[]): Tensor {
+    const [rows, columns] = matrixShape(shape)
+    return new Tensor(
+      native(() => addon().reshape(this.handle, rows, columns)),
+      this.dtype,
+      shape,
+    )
+  }
+
   get rows(): number {
-    return this.shape.length === 1 ? 1 : this.shape.slice(0, -1).reduce((a, b) => a * b, 1)
+    return matrixShape(this.shape)[0]
   }
 
   get width(): number {
-    return this.shape[this.shape.length - 1] ?? 1
+    return matrixShape(this.shape)[1]
   }
 
   dispose(): void {
@@ -137,8 +164,7 @@ export class Device {
 
   /** Uninitialised. */
   empty(dtype: DType, shape: readonly number[]): Tensor {
-    const columns = shape[shape.length - 1] ?? 1
-    const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1)
+    const [rows, columns] = matrixShape(shape)
     const tensor = new Tensor(addon().allocate(this.handle, dtype, rows, columns), dtype, shape)
     this.scope?.push(tensor)
     return tensor
@@ -221,15 +247,20 @@ export class Device {
     return out
   }
 
-  /** In place. cosine, sine: float32 [sequence, rotary dimensions / 2]. */
-  rotary(x: Tensor, cosine: Tensor, sine: Tensor, headDim: number): void {
-    addon().rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim)
+  /** In place. cosine, sine: float32 [sequence, pairs]; pairs are (i, i + pairs), or (2i, 2i + 1) when interleaved. */
+  rotary(x: Tensor, cosine: Tensor, sine: Tensor, headDim: number, interleaved = false): void {
+    addon().rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim, interleaved)
   }
 
   /** Causal self-attention: q [tokens, heads · headDim], k and v [tokens, kvHeads · headDim]. */
   attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape): Tensor {
     const out = this.empty(q.dtype, [q.rows, q.width])
-    addon().attention(this.handle, out.handle, q.handle, k.handle, v.handle, shape)
+    addon().attention(this.handle, out.handle, q.handle, k.handle, v.handle, {
+      ...shape,
+      window: shape.window ?? 0,
+      softcap: shape.softcap ?? 0,
+      slopes: shape.slopes?.handle,
+    })
     return out
   }
 
@@ -248,10 +279,44 @@ export class Device {
     addon().add(this.handle, x.handle, y.handle)
   }
 
-  /** float32 [tokens]: the loss of predicting targets[t] from x[t] through `head`, [vocabulary, columns of x]. */
-  crossEntropy(x: Tensor, head: Tensor, targets: Tensor): Tensor {
+  /** x *= factor. */
+  scale(x: Tensor, factor: number): void {
+    addon().scale(this.handle, x.handle, factor)
+  }
+
+  /** x = cap · tanh(x / cap). */
+  softcap(x: Tensor, cap: number): void {
+    addon().softcap(this.handle, x.handle, cap)
+  }
+
+  /**
+   * One part of a fused projection, [tokens, groups · count]: columns [g · stride + first, g · stride + first + count) of x
+   * for each group g.
+   */
+  takeColumns(x: Tensor, part: { groups: number; first: number; count: number; stride: number }): Tensor {
+    const out = this.empty(x.dtype, [x.rows, part.groups * part.count])
+    addon().takeColumns(this.handle, out.handle, x.handle, part.first, part.count, part.stride)
+    return out
+  }
+
+  /** out[ids[t]] += factors[t] · x[t]; no id occurs twice. ids int32, factors float32, [rows of x]. */
+  scatterAdd(out: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
+    addon().scatterAdd(this.handle, out.handle, x.handle, ids.handle, factors.handle)
+  }
+
+  /**
+   * float32 [tokens]: the loss of predicting targets[t] from x[t]. The logits are those of `head`, [vocabulary, columns of x],
+   * and its bias, [vocabulary], then capped as softcap() does.
+   */
+  crossEntropy(
+    x: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    { bias, softcap = 0 }: { bias?: Tensor | undefined; softcap?: number | undefined } = {},
+  ): Tensor {
     const losses = this.empty('float32', [x.rows])
-    addon().crossEntropy(this.handle, losses.handle, x.handle, head.handle, targets.handle)
+    const [device, out] = [this.handle, losses.handle]
+    addon().crossEntropy(device, out, x.handle, head.handle, bias?.handle, softcap, targets.handle)
     return losses
   }
 
@@ -352,6 +417,11 @@ function selectionArguments(selection: Selection) {
     m: selection.pattern?.m ?? 0,
     mask: selection.mask?.handle,
   }
+}
+
+/** As the addon has it: rows and columns. */
+function matrixShape(shape: readonly number[]): [rows: number, columns: number] {
+  return [shape.slice(0, -1).reduce((a, b) => a * b, 1), shape[shape.length - 1] ?? 1]
 }
 
 function allocateHost(dtype: DType, size: number): HostArray {

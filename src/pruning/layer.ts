@@ -1,7 +1,8 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
-import { Device, type DeviceKind } from '../native/device.js'
+import { Device, type DeviceKind, type Tensor } from '../native/device.js'
 import { checkSelection, parseOptions, pruningOptions } from './options.js'
+import { prepareSolver } from './solver.js'
 
 export interface PruneLayerOptions {
   /** float32, row-major [rows, columns] = [out, in]. Not changed. */
@@ -64,7 +65,11 @@ const schema = pruningOptions
       if (!holds) context.addIssue({ code: 'custom', path: [name], message })
     }
     check(weight.length === rows * columns, 'weight', `must have rows · columns = ${rows * columns} elements`)
-    check(!mask || mask.length === rows * columns, 'mask', `must have rows · columns = ${rows * columns} elements`)
+    check(
+      !mask || mask.length === rows * columns,
+      'mask',
+      `must have rows · columns = ${rows * columns} elements`,
+    )
     check(method === 'magnitude' || hessian !== undefined, 'hessian', `is needed for method "${method}"`)
     const square = columns * columns
     check(!hessian || hessian.length === square, 'hessian', `must have columns² = ${square} elements`)
@@ -106,18 +111,9 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
     ...(o.pattern ? { pattern: o.pattern } : {}),
     sparsity: o.sparsity ?? 0.5,
   }
-  const hessian = o.hessian
-  let factor
-  let pruned
-  if (o.method === 'magnitude' || !hessian) {
-    pruned = device.pruneMagnitude(weight, selection)
-  } else if (o.method === 'wanda') {
-    const squares = Float32Array.from({ length: o.columns }, (_, j) => hessian[j * o.columns + j] ?? 0)
-    pruned = device.pruneWanda(weight, device.upload(squares, [o.columns]), selection)
-  } else {
-    factor = device.factorHessian(device.upload(hessian, [o.columns, o.columns]), o.dampening)
-    pruned = device.pruneSparsegpt(weight, factor, selection, { blockSize: o.blockSize, bits: o.bits ?? 0 })
-  }
+  const solver = prepareSolver(device, o, uploadSums(device, o))
+  const pruned = solver.prune(weight, selection)
+  const factor = solver.factor
   const factorStats = factor ? device.read(factor.stats) : undefined
   const [out, mask, stats] = await Promise.all([
     device.readFloat32(weight),
@@ -134,4 +130,13 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
     dampening: factor ? { used, retries } : null,
     deadColumns,
   }
+}
+
+/** What the method needs to know of the inputs: the Hessian, its diagonal, or nothing. */
+function uploadSums(device: Device, o: z.output<typeof schema>): Tensor | undefined {
+  const { hessian, columns, method } = o
+  if (!hessian || method === 'magnitude') return undefined
+  if (method === 'sparsegpt') return device.upload(hessian, [columns, columns])
+  const squares = Float32Array.from({ length: columns }, (_, j) => hessian[j * columns + j] ?? 0)
+  return device.upload(squares, [columns])
 }

@@ -11,7 +11,11 @@ const pattern = z.string().transform((text, context): Pattern => {
   const match = /^(\d{1,4}):(\d{1,4})$/.exec(text)
   const [n, m] = match ? [Number(match[1]), Number(match[2])] : [0, 0]
   if (n < 1 || n >= m) {
-    context.issues.push({ code: 'custom', input: text, message: 'must be n:m with 1 <= n < m, such as 2:4 or 4:8' })
+    context.issues.push({
+      code: 'custom',
+      input: text,
+      message: 'must be n:m with 1 <= n < m, such as 2:4 or 4:8',
+    })
     return z.NEVER
   }
   return { n, m }
@@ -76,5 +80,5 @@ export function parseOptions<Schema extends z.ZodType>(
 
 function show(value: unknown): string {
   if (typeof value === 'object' && value !== null) return value.constructor.name
-  return JSON.stringify(value) ?? String(value)
+  return typeof value === 'string' ? JSON.stringify(value) : String(value)
 }

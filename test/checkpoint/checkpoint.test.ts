@@ -4,7 +4,7 @@ import { describe, expect, test } from '@jest/globals'
 import { openCheckpoint } from '../../src/checkpoint/checkpoint.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { filled, writeConfig, writeSafetensors } from './files.js'
-import { expectError, temporaryFolder } from './temporary.js'
+import { expectError, temporaryFolder } from '../temporary.js'
 
 const first = 'model-00001-of-00002.safetensors'
 const second = 'model-00002-of-00002.safetensors'

@@ -11,7 +11,7 @@ import {
 } from '../../src/checkpoint/safetensors.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { rawFile } from './files.js'
-import { expectError, temporaryFolder } from './temporary.js'
+import { expectError, temporaryFolder } from '../temporary.js'
 
 let count = 0
 async function fileOf(contents: Uint8Array): Promise<string> {

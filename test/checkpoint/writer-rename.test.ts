@@ -2,7 +2,7 @@ import * as actual from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, jest, test } from '@jest/globals'
 import { filled, writeConfig, writeSafetensors } from './files.js'
-import { temporaryFolder } from './temporary.js'
+import { temporaryFolder } from '../temporary.js'
 
 // The rename to `out` cannot be made to fail from outside once the checks have passed, so it is replaced here.
 const rename = jest.fn(actual.rename)

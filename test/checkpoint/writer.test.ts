@@ -19,7 +19,7 @@ import { openCheckpoint, type Checkpoint } from '../../src/checkpoint/checkpoint
 import { CheckpointWriter } from '../../src/checkpoint/writer.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { filled, writeConfig, writeSafetensors } from './files.js'
-import { expectError, temporaryFolder } from './temporary.js'
+import { expectError, temporaryFolder } from '../temporary.js'
 
 const first = 'model-00001-of-00002.safetensors'
 const second = 'model-00002-of-00002.safetensors'

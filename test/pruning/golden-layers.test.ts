@@ -36,7 +36,11 @@ describeWithShared('layers pruned by the reference implementation', () => {
       rows: c.rows,
       columns: c.cols,
       hessian: tensors.get('hessian')!.values,
-      ...(mask ? { mask: Uint8Array.from(mask) } : c.n ? { pattern: `${c.n}:${c.m}` } : { sparsity: c.sparsity! }),
+      ...(mask
+        ? { mask: Uint8Array.from(mask) }
+        : c.n
+          ? { pattern: `${c.n}:${c.m}` }
+          : { sparsity: c.sparsity! }),
       ...(c.blocksize ? { blockSize: c.blocksize } : {}),
       ...(c.percdamp ? { dampening: c.percdamp } : {}),
       ...(c.wbits ? { bits: c.wbits } : {}),
@@ -57,20 +61,29 @@ describeWithShared('layers pruned by the reference implementation', () => {
     expect(result.deadColumns).toBe(c.dead?.length ?? 0)
     if (mask) {
       for (let i = 0; i < expected.length; i++) {
-        expect(Math.abs(result.weight[i]! - expected[i]!)).toBeLessThanOrEqual(1e-3 * Math.abs(expected[i]!) + 1e-6)
+        expect(Math.abs(result.weight[i]! - expected[i]!)).toBeLessThanOrEqual(
+          1e-3 * Math.abs(expected[i]!) + 1e-6,
+        )
       }
       expect(agreement).toBe(1)
     } else if (!c.n) {
       const block = c.blocksize ?? 128
       let count = 0
-      for (let j = 0; j < c.cols; j += block) count += Math.trunc(c.rows * Math.min(block, c.cols - j) * c.sparsity!)
+      for (let j = 0; j < c.cols; j += block)
+        count += Math.trunc(c.rows * Math.min(block, c.cols - j) * c.sparsity!)
       expect(result.mask.reduce((sum, bit) => sum + bit, 0)).toBe(count)
     }
   })
 })
 
 /** ‖(W − Ŵ) X‖² over the inputs [tokens, columns]. */
-function outputError(w: Float32Array, pruned: Float32Array, x: Float32Array, rows: number, columns: number): number {
+function outputError(
+  w: Float32Array,
+  pruned: Float32Array,
+  x: Float32Array,
+  rows: number,
+  columns: number,
+): number {
   let total = 0
   const delta = w.map((value, i) => value - pruned[i]!)
   for (let t = 0; t < x.length / columns; t++) {

@@ -18,6 +18,9 @@ struct AttentionHead {
   int64_t q_stride, kv_stride, out_stride;
   int64_t queries, sequence, head_dim;
   float scale;
+  int64_t window;       // as in AttentionShape
+  float softcap;
+  const float* slopes;  // [queries] of ALiBi, or null
 };
 
 // Some rows of one column block of the SparseGPT solver; B = block.
@@ -63,13 +66,15 @@ struct Kernels {
   void (*activation)(float* x, int64_t count, Activation kind);
   void (*gate)(float* x, const float* up, int64_t count, Activation kind);
   void (*add)(float* x, const float* y, int64_t count);
+  void (*scale)(float* x, float factor, int64_t count);
+  void (*softcap)(float* x, float cap, int64_t count);  // x = cap * tanh(x / cap)
   void (*add_squares)(float* sums, const float* x, float scale, int64_t count);
   bool (*all_finite)(const float* x, int64_t count);
 
   // --- rows ---
   void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps);
   void (*rms_norm)(float* out, const float* x, const float* weight, int64_t count, float eps);
-  void (*rotary)(float* x, const float* cosine, const float* sine, int64_t half);
+  void (*rotary)(float* x, const float* cosine, const float* sine, int64_t half, bool interleaved);
   void (*log_sum_exp)(const float* x, int64_t count, float* largest, double* sum);  // sum of exp(x - largest)
 
   // --- attention ---

@@ -25,13 +25,15 @@ void from_float(void* out, DType dtype, const float* in, int64_t count);
 void activation(float* x, int64_t count, Activation kind);
 void gate(float* x, const float* up, int64_t count, Activation kind);
 void add(float* x, const float* y, int64_t count);
+void scale(float* x, float factor, int64_t count);
+void softcap(float* x, float cap, int64_t count);
 void add_squares(float* sums, const float* x, float scale, int64_t count);
 bool all_finite(const float* x, int64_t count);
 
 // rows.cpp
 void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps);
 void rms_norm(float* out, const float* x, const float* weight, int64_t count, float eps);
-void rotary(float* x, const float* cosine, const float* sine, int64_t half);
+void rotary(float* x, const float* cosine, const float* sine, int64_t half, bool interleaved);
 void log_sum_exp(const float* x, int64_t count, float* largest, double* sum);
 
 // attention.cpp

@@ -42,7 +42,15 @@ void rms_norm(float* out, const float* x, const float* weight, int64_t count, fl
   for (int64_t i = 0; i < count; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-void rotary(float* x, const float* cosine, const float* sine, int64_t half) {
+void rotary(float* x, const float* cosine, const float* sine, int64_t half, bool interleaved) {
+  if (interleaved) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosine[i] - b * sine[i];
+      x[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+    return;
+  }
   for (int64_t i = 0; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     x[i] = a * cosine[i] - b * sine[i];

@@ -52,6 +52,17 @@ void add(float* x, const float* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) x[i] += y[i];
 }
 
+void scale(float* x, float factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
+}
+
+void softcap(float* x, float cap, int64_t count) {
+  const float inverse = 1.0f / cap;
+  int64_t i = 0;
+  for (; i + width <= count; i += width) store(x + i, cap * vtanh(load(x + i) * inverse));
+  if (i < count) store_part(x + i, cap * vtanh(load_part(x + i, count - i) * inverse), count - i);
+}
+
 void add_squares(float* sums, const float* x, float scale, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += scale * x[i] * x[i];
 }

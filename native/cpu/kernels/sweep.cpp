@@ -75,8 +75,8 @@ void update_rest(float* w, const float* err, const float* u, int64_t block, int6
 double sweep(const SweepTile& tile) {
   const int64_t block = tile.block;
   const float* u = tile.inverse_factor;
-  float* w = tile.scratch;             // [block][lanes]: weights, then pruned weights
-  float* marks = w + block * lanes;    // [block][lanes]: -1 where pruned
+  float* w = tile.scratch;  // [block][lanes]: weights, then pruned weights
+  float* marks = w + block * lanes;  // [block][lanes]: -1 where pruned
   float* err = marks + block * lanes;  // [strip][lanes]: errors of the strip; before them, scores of a group
 
   for (int64_t r = 0; r < lanes; ++r) {
@@ -138,8 +138,7 @@ double sweep(const SweepTile& tile) {
       loss += horizontal_sum(squares);
       for (int64_t j = i + 1; j < s1; ++j) {
         const float factor = u[i * block + j];
-        for (int64_t r = 0; r < lanes; r += width)
-          store(w + j * lanes + r, load(w + j * lanes + r) - load(e + r) * factor);
+        for (int64_t r = 0; r < lanes; r += width) store(w + j * lanes + r, load(w + j * lanes + r) - load(e + r) * factor);
       }
     }
     update_rest(w, err, u + s0 * block, block, s1 - s0, s1, block);

@@ -19,6 +19,8 @@ const Kernels kernels = {
     activation,
     gate,
     add,
+    scale,
+    softcap,
     add_squares,
     all_finite,
     layer_norm,

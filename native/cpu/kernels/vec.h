@@ -86,6 +86,16 @@ static inline vf vexp(vf x) {
   return select(underflow, vf{}, p * as_float(exponent));
 }
 
+// tanh(x) to a few ulp; NaN stays NaN.
+static inline vf vtanh(vf x) {
+  const vf magnitude = vmax(-x, x), square = x * x;
+  const vf e = vexp(-2.0f * magnitude);
+  const vf far = (1.0f - e) / (1.0f + e);
+  // Near 0 the difference 1 - e loses digits: the Taylor series there.
+  const vf near = x - x * square * (0.333333333f - square * (0.133333333f - square * 0.0539682540f));
+  return select(magnitude < 0.1f, near, select(x < 0.0f, -far, far));
+}
+
 // --- float16 and bfloat16 ---------------------------------------------------------------------------------------------
 
 static inline float bf16_to_float(uint16_t h) {

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect } from '@jest/globals'
-import { SparseGptError, type ErrorCode } from '../../src/errors.js'
+import { SparseGptError, type ErrorCode } from '../src/errors.js'
 
 const folders: string[] = []
 

@@ -1,0 +1,33 @@
+import { InvalidArgumentError, Option, type Command } from 'commander'
+
+/** A number as typed; what numbers are allowed is the SDK's business. */
+export function number(text: string): number {
+  const value = Number(text)
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('It must be a number.')
+  return value
+}
+
+export interface DeviceFlags {
+  device: 'auto' | 'cpu' | 'cuda'
+  dtype: 'float32' | 'bfloat16'
+  threads: number
+}
+
+/** Where and how the model runs: loadModel's options. */
+export function deviceOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--device <device>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto'),
+    )
+    .addOption(
+      new Option('--dtype <dtype>', 'element type of activations')
+        .choices(['float32', 'bfloat16'])
+        .default('float32'),
+    )
+    .option('--threads <n>', 'CPU threads; 0 for one per core', number, 0)
+}
+
+/** Leaves out what was not given, so that the SDK's defaults hold. */
+export function given<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as never
+}

@@ -1,0 +1,52 @@
+import { Command } from 'commander'
+import { perplexity } from '../evaluation/perplexity.js'
+import { loadModel } from '../models/model.js'
+import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
+import { interruptible } from './interrupt.js'
+import { withProgress } from './progress.js'
+
+interface Flags extends DeviceFlags {
+  dataset: string
+  textField?: string
+  seqlen?: number
+  windows?: number
+  json?: true
+}
+
+export function evalCommand(): Command {
+  const command = new Command('eval')
+    .description("Measure a model's perplexity on a text.")
+    .argument('<model>', 'folder in Hugging Face layout')
+    .requiredOption('--dataset <file>', 'text to predict (.txt, .jsonl)')
+    .option('--text-field <name>', 'field of a .jsonl file that holds the text')
+    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
+    .option('--windows <n>', 'evaluate only the first n windows', number)
+    .option('--json', 'print one JSON object on stdout')
+  return deviceOptions(command).action(run)
+}
+
+async function run(folder: string, flags: Flags): Promise<void> {
+  const { device, dtype, threads, dataset, textField, seqlen, windows, json } = flags
+  const result = await interruptible(async (signal) => {
+    const model = await loadModel(folder, { device, dtype, threads })
+    try {
+      return await withProgress('evaluating', (progress) =>
+        perplexity(model, {
+          file: dataset,
+          ...given({ textField, windows, sequenceLength: seqlen }),
+          signal,
+          onProgress: (fraction) => progress.update(fraction),
+        }),
+      )
+    } finally {
+      await model.dispose()
+    }
+  })
+  const { sequenceLength, ...rest } = result
+  if (json) {
+    process.stdout.write(`${JSON.stringify({ ...rest, seqlen: sequenceLength })}\n`)
+  } else {
+    const { perplexity: value, windows: count } = result
+    process.stdout.write(`perplexity ${value.toFixed(3)} over ${count} windows of ${sequenceLength} tokens\n`)
+  }
+}

@@ -1,0 +1,31 @@
+import { SparseGptError } from '../errors.js'
+
+export const exitCodes = {
+  done: 0,
+  failed: 1,
+  badUsage: 2,
+  of: (error: unknown) =>
+    error instanceof SparseGptError && error.code === 'INVALID_OPTION'
+      ? exitCodes.badUsage
+      : exitCodes.failed,
+}
+
+/** Flags that are not the option's name in kebab case. */
+const flags: Record<string, string> = {
+  sequenceLength: '--seqlen',
+  'calibration.sequenceLength': '--seqlen',
+  'calibration.samples': '--samples',
+  'calibration.seed': '--seed',
+  'calibration.textField': '--text-field',
+}
+
+/** What to print for a failed command: options are called by their flags. Defects come with their stack. */
+export function failureText(error: unknown): string {
+  if (!(error instanceof SparseGptError))
+    return error instanceof Error ? (error.stack ?? error.message) : String(error)
+  const message = error.message.replace(/\boption ([\w.]+):/g, (_, name: string) => `${flagOf(name)}:`)
+  return `sparsegpt: ${message} [${error.code}]`
+}
+
+const flagOf = (name: string) =>
+  flags[name] ?? `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`

@@ -1,0 +1,35 @@
+#!/usr/bin/env node
+import { readFileSync } from 'node:fs'
+import { Command, CommanderError } from 'commander'
+import { evalCommand } from './eval.js'
+import { exitCodes, failureText } from './failure.js'
+import { inspectCommand } from './inspect.js'
+import { pruneCommand } from './prune.js'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+
+const program = new Command('sparsegpt')
+  .description('Prunes GPT-family language models in one shot (SparseGPT, Wanda, magnitude).')
+  .version(version)
+  .addCommand(pruneCommand())
+  .addCommand(evalCommand())
+  .addCommand(inspectCommand())
+
+for (const command of [program, ...program.commands]) {
+  command.exitOverride()
+  command.showHelpAfterError('(--help lists the options)')
+}
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (error instanceof CommanderError) {
+    // Commander has said what is wrong; help and --version end here too, with code 0.
+    process.exitCode = error.exitCode === 0 ? exitCodes.done : exitCodes.badUsage
+  } else {
+    process.stderr.write(`${failureText(error)}\n`)
+    process.exitCode = exitCodes.of(error)
+  }
+}

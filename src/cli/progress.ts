@@ -1,0 +1,62 @@
+import { SingleBar } from 'cli-progress'
+
+const secondsBetweenLines = 5
+
+/** Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
+class Progress {
+  private readonly bar: SingleBar | undefined
+  private lastLine = performance.now()
+  /** The first report: what came before it, such as reading the text, says nothing about the rate. */
+  private first: { time: number; fraction: number } | undefined
+
+  constructor(private readonly title: string) {
+    if (!process.stderr.isTTY) return
+    this.bar = new SingleBar({
+      stream: process.stderr,
+      format: `${title} {bar} {percentage} %  {left}  {note}`,
+      barCompleteChar: '█',
+      barIncompleteChar: '░',
+      barsize: 30,
+      hideCursor: true,
+      clearOnComplete: true,
+      linewrap: false,
+    })
+    this.bar.start(1000, 0, { left: '', note: '' })
+  }
+
+  /** fraction: share of the work done, in [0, 1]. */
+  update(fraction: number, note = ''): void {
+    const now = performance.now()
+    if (fraction > 0) this.first ??= { time: now, fraction }
+    const rate = this.first ? (fraction - this.first.fraction) / (now - this.first.time) : 0
+    const left = rate > 0 ? `${duration((1 - fraction) / rate / 1000)} left` : ''
+    if (this.bar) {
+      this.bar.update(Math.floor(fraction * 1000), { left, note })
+    } else if (now - this.lastLine >= secondsBetweenLines * 1000) {
+      this.lastLine = now
+      const parts = [`${this.title} ${(fraction * 100).toFixed(0)} %`, left, note].filter(Boolean)
+      process.stderr.write(`${parts.join(', ')}\n`)
+    }
+  }
+
+  /** Takes the bar away. */
+  stop(): void {
+    this.bar?.stop()
+  }
+}
+
+/** Shows progress while `body` runs. */
+export async function withProgress<T>(title: string, body: (progress: Progress) => Promise<T>): Promise<T> {
+  const progress = new Progress(title)
+  try {
+    return await body(progress)
+  } finally {
+    progress.stop()
+  }
+}
+
+export function duration(seconds: number): string {
+  if (seconds < 60) return `${seconds.toFixed(0)} s`
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
+}

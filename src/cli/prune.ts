@@ -1,0 +1,123 @@
+import { Command, Option } from 'commander'
+import { perplexity } from '../evaluation/perplexity.js'
+import { loadModel } from '../models/model.js'
+import { prune } from '../pruning/prune.js'
+import type { PruneReport } from '../pruning/report.js'
+import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
+import { interruptible } from './interrupt.js'
+import { duration, withProgress } from './progress.js'
+
+interface Flags extends DeviceFlags {
+  out: string
+  calibration?: string
+  textField?: string
+  method: 'sparsegpt' | 'magnitude' | 'wanda'
+  sparsity?: number
+  pattern?: string
+  mask?: string
+  samples?: number
+  seqlen?: number
+  seed?: number
+  blockSize?: number
+  dampening?: number
+  bits?: number
+  sequential: 'block' | 'layer'
+  include?: string
+  exclude?: string
+  minBlock?: number
+  maxBlock?: number
+  eval?: string
+  json?: true
+  force?: true
+}
+
+export function pruneCommand(): Command {
+  const command = new Command('prune')
+    .description('Prune a model and write it to a new folder.')
+    .argument('<model>', 'folder in Hugging Face layout')
+    .requiredOption('--out <dir>', 'folder for the pruned model')
+    .option('--calibration <file>', 'text whose activations the pruning preserves (.txt, .jsonl)')
+    .option('--text-field <name>', 'field of a .jsonl file that holds the text')
+    .addOption(
+      new Option('--method <method>').choices(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
+    )
+    .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
+    .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
+    .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
+    .option('--samples <n>', 'calibration windows (default: 128)', number)
+    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
+    .option('--seed <n>', 'of the choice of windows (default: 0)', number)
+    .option('--block-size <n>', 'columns whose mask is chosen together (default: 128)', number)
+    .option(
+      '--dampening <share>',
+      "added to the Hessian's diagonal, as a share of its mean (default: 0.01)",
+      number,
+    )
+    .option('--bits <n>', 'also round the kept weights to this many bits', number)
+    .addOption(
+      new Option(
+        '--sequential <unit>',
+        'what sees already pruned inputs: the next block, or the next layer too',
+      )
+        .choices(['block', 'layer'])
+        .default('block'),
+    )
+    .option('--include <regexp>', 'prune only layers whose name matches')
+    .option('--exclude <regexp>', 'leave layers dense whose name matches')
+    .option('--min-block <i>', 'first block to prune, from 0', number)
+    .option('--max-block <j>', 'block to stop before', number)
+    .option('--eval <file>', "measure the pruned model's perplexity on this text")
+    .option('--json', 'print one JSON object on stdout')
+    .option('--force', 'replace the output folder if it exists')
+  return deviceOptions(command).action(run)
+}
+
+async function run(folder: string, flags: Flags): Promise<void> {
+  const { device, dtype, threads, calibration, seqlen, samples, seed, textField, ...rest } = flags
+  const { eval: evaluation, json, ...options } = rest
+  const result = await interruptible(async (signal) => {
+    const model = await loadModel(folder, { device, dtype, threads })
+    try {
+      const text = calibration === undefined ? undefined : { file: calibration }
+      const report = await withProgress('pruning', (progress) => {
+        progress.update(0, 'reading the calibration text')
+        return prune(model, {
+          ...given(options),
+          ...(text
+            ? { calibration: { ...text, ...given({ textField, samples, seed, sequenceLength: seqlen }) } }
+            : {}),
+          signal,
+          onProgress: ({ fraction, block, blocks, phase, layer }) => {
+            progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
+          },
+        })
+      })
+      if (evaluation === undefined) return report
+      const { perplexity: measured } = await withProgress('evaluating', (progress) =>
+        perplexity(model, {
+          ...given({ sequenceLength: seqlen }),
+          file: evaluation,
+          signal,
+          onProgress: (fraction) => progress.update(fraction),
+        }),
+      )
+      return { ...report, perplexity: measured }
+    } finally {
+      await model.dispose()
+    }
+  })
+  process.stdout.write(json ? `${JSON.stringify({ ...result, model: folder })}\n` : summary(result))
+}
+
+function summary(result: PruneReport & { perplexity?: number }): string {
+  const raised = result.layers.filter(({ dampening }) => dampening !== undefined)
+  return [
+    `${result.out ?? ''}: ${result.layers.length} layers pruned to ${percent(result.sparsity.achieved)} zeros ` +
+      `(${result.method}) in ${duration(result.seconds)}, peak memory ${(result.peakRssBytes / 1e9).toFixed(2)} GB`,
+    ...raised.map((layer) => `  ${layer.name}: dampening raised to ${layer.dampening ?? 0}`),
+    ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
+    '',
+  ].join('\n')
+}
+
+const percent = (share: number) => `${(share * 100).toFixed(2)} %`

@@ -1,0 +1,288 @@
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { copyFile, readFile, truncate, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { beforeAll, describe, expect, test } from '@jest/globals'
+import { temporaryFolder } from '../temporary.js'
+import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
+
+// The built program, as users run it; `npm test` builds it first.
+const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+
+interface Run {
+  code: number | null
+  stdout: string
+  stderr: string
+}
+
+function sparsegpt(
+  args: string[],
+  onStart?: (kill: (signal: NodeJS.Signals) => void, stderr: () => string) => void,
+) {
+  return new Promise<Run>((done, fail) => {
+    const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+    let stdout = ''
+    let stderr = ''
+    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
+    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
+    child.on('error', fail)
+    child.on('close', (code) => done({ code, stdout, stderr }))
+    onStart?.(
+      (signal) => child.kill(signal),
+      () => stderr,
+    )
+  })
+}
+
+let model: string
+let text: string
+let parent: string
+let out: string
+beforeAll(async () => {
+  parent = await temporaryFolder()
+  model = await writeTinyModel(join(parent, 'model'))
+  text = join(parent, 'text.txt')
+  await writeFile(text, asText(randomTokens(600)))
+  out = join(parent, 'out')
+})
+
+const calibrated = () => ['--calibration', text, '--samples', '8', '--seqlen', '32']
+
+test('prune --json prints one object with what the contract names; eval and inspect agree with it', async () => {
+  const run = await sparsegpt([
+    'prune',
+    model,
+    '--out',
+    out,
+    ...calibrated(),
+    '--pattern',
+    '2:4',
+    '--eval',
+    text,
+    '--json',
+  ])
+  expect(run).toMatchObject({ code: 0, stdout: expect.stringMatching(/^\{.*\}\n$/) })
+  const report = JSON.parse(run.stdout)
+  expect(report).toMatchObject({ model, out, method: 'sparsegpt', sparsity: { target: 0.5, achieved: 0.5 } })
+  expect(report.seconds).toBeGreaterThan(0)
+  expect(report.peakRssBytes).toBeGreaterThan(1e7)
+  expect(report.layers).toHaveLength(14)
+  expect(report.layers[0]).toEqual({
+    name: 'model.layers.0.self_attn.q_proj',
+    rows: 24,
+    columns: 24,
+    sparsity: 0.5,
+    loss: expect.any(Number),
+    seconds: expect.any(Number),
+  })
+
+  const evaluated = await sparsegpt(['eval', out, '--dataset', text, '--seqlen', '32', '--json'])
+  expect(JSON.parse(evaluated.stdout)).toEqual({
+    perplexity: report.perplexity,
+    tokens: 600,
+    windows: 18,
+    seqlen: 32,
+  })
+
+  const inspected = JSON.parse((await sparsegpt(['inspect', out, '--json'])).stdout)
+  const down = inspected.tensors.find(
+    ({ name }: { name: string }) => name === 'model.layers.1.mlp.down_proj.weight',
+  )
+  const patterns = ['2:4', '4:8']
+  expect(down).toEqual({ name: down.name, shape: [24, 40], dtype: 'F32', sparsity: 0.5, patterns })
+  expect(inspected.sparsity).toBeGreaterThan(0.4)
+  expect(inspected.sparsity).toBeLessThan(0.5)
+})
+
+test('without --json a person reads a summary and tables', async () => {
+  const target = join(parent, 'readable')
+  const pruned = await sparsegpt([
+    'prune',
+    model,
+    '--out',
+    target,
+    '--method',
+    'magnitude',
+    '--sparsity',
+    '0.5',
+  ])
+  expect(pruned.stdout).toMatch(/14 layers pruned to 50\.\d\d % zeros \(magnitude\)/)
+  expect((await sparsegpt(['eval', target, '--dataset', text])).stdout).toMatch(
+    /^perplexity [\d.]+ over 9 windows of 64 tokens\n$/,
+  )
+  expect((await sparsegpt(['inspect', target])).stdout).toMatch(
+    /mlp\.down_proj\.weight.*24 × 40.*F32.*50\.\d\d %/,
+  )
+})
+
+describe('bad usage ends with 2 and says which option', () => {
+  test.each<[string[], RegExp]>([
+    [['--sparsity', '1.5'], /--sparsity: .*1\.5/],
+    [['--sparsity', 'half'], /--sparsity.*number/],
+    [['--pattern', '4:2'], /--pattern: .*2:4 or 4:8/],
+    [['--pattern', '2:5'], /--pattern: .*24 columns/],
+    [['--seqlen', '0'], /--seqlen: .*0/],
+    [['--device', 'tpu'], /--device.*cpu/],
+    [['--method', 'obd'], /--method.*magnitude/],
+    [['--frobnicate'], /unknown option '--frobnicate'/],
+  ])('%j', async (flags, message) => {
+    const target = join(parent, 'bad')
+    const run = await sparsegpt(['prune', model, '--out', target, ...calibrated(), ...flags])
+    expect(run).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(message) })
+    expect(readdirSync(parent)).not.toContain('bad')
+  })
+
+  test('a missing --out, a missing calibration', async () => {
+    expect(await sparsegpt(['prune', model])).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/--out/),
+    })
+    const run = await sparsegpt(['prune', model, '--out', join(parent, 'bad')])
+    expect(run).toMatchObject({ code: 2, stderr: expect.stringMatching(/--calibration: is needed/) })
+  })
+})
+
+describe('a job that fails ends with 1, says why, and writes nothing', () => {
+  async function fails(args: string[], message: RegExp) {
+    const before = readdirSync(parent)
+    const run = await sparsegpt(args)
+    expect(run).toMatchObject({ code: 1, stdout: '', stderr: expect.stringMatching(message) })
+    expect(readdirSync(parent)).toEqual(before)
+  }
+
+  test('no such model, no such text', async () => {
+    await fails(
+      ['prune', join(parent, 'nowhere'), '--out', join(parent, 'x'), ...calibrated()],
+      /nowhere.*FILE_NOT_FOUND/s,
+    )
+    await fails(
+      ['eval', model, '--dataset', join(parent, 'nothing.txt')],
+      /nothing\.txt does not exist.*FILE_NOT_FOUND/,
+    )
+  })
+
+  test('a truncated and a lying checkpoint', async () => {
+    const bad = await writeTinyModel(join(parent, 'truncated'))
+    const weights = join(bad, 'model.safetensors')
+    await truncate(weights, (await readFile(weights)).length - 1)
+    await fails(['inspect', bad], /model\.safetensors.*truncated.*INVALID_CHECKPOINT/s)
+    await copyFile(join(model, 'model.safetensors'), weights)
+    const bytes = await readFile(weights)
+    await writeFile(weights, bytes.toString('latin1').replace('[24,24]', '[24,99]'), 'latin1')
+    await fails(
+      ['prune', bad, '--out', join(parent, 'x'), ...calibrated()],
+      /bytes of data.*INVALID_CHECKPOINT/s,
+    )
+  })
+
+  test('an unknown architecture', async () => {
+    const bad = await writeTinyModel(join(parent, 'unknown'))
+    await writeFile(join(bad, 'config.json'), '{"model_type":"perceptron"}')
+    await fails(
+      ['prune', bad, '--out', join(parent, 'x'), ...calibrated()],
+      /"perceptron" is not supported.*llama.*UNSUPPORTED_MODEL/s,
+    )
+  })
+
+  test('NaN in a weight', async () => {
+    const bad = await writeTinyModel(join(parent, 'nan'), 'llama', (name, values) => {
+      if (name.endsWith('layers.0.mlp.up_proj.weight')) values[0] = NaN
+    })
+    await fails(
+      ['prune', bad, '--out', join(parent, 'x'), ...calibrated()],
+      /layers\.0\.mlp\.up_proj.*NON_FINITE/s,
+    )
+  })
+
+  test('a text that is shorter than a window', async () => {
+    const short = join(parent, 'short.txt')
+    await writeFile(short, 'w1 w2')
+    await fails(
+      ['prune', model, '--out', join(parent, 'x'), '--calibration', short],
+      /2 tokens.*INVALID_TEXT/s,
+    )
+  })
+
+  test('an output folder that exists', async () => {
+    const taken = join(parent, 'taken')
+    mkdirSync(taken)
+    writeFileSync(join(taken, 'mine.txt'), 'mine')
+    await fails(['prune', model, '--out', taken, ...calibrated()], /taken exists.*OUTPUT_EXISTS/s)
+    expect(readFileSync(join(taken, 'mine.txt'), 'utf8')).toBe('mine')
+    const forced = await sparsegpt(['prune', model, '--out', taken, ...calibrated(), '--force'])
+    expect(forced.code).toBe(0)
+    expect(readdirSync(taken)).not.toContain('mine.txt')
+  })
+
+  const canMount = process.platform === 'linux' && process.getuid?.() === 0
+  if (!canMount) console.warn('SKIPPED: "a disk that is full" needs root to mount a small tmpfs')
+  ;(canMount ? test : test.skip)('a disk that is full', async () => {
+    const disk = join(await temporaryFolder(), 'disk')
+    mkdirSync(disk)
+    try {
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=32k', 'tmpfs', disk], { stdio: 'ignore' })
+    } catch {
+      console.warn('SKIPPED: "a disk that is full": mounting a tmpfs is not allowed here')
+      return
+    }
+    try {
+      const run = await sparsegpt(['prune', model, '--out', join(disk, 'out'), ...calibrated()])
+      expect(run).toMatchObject({
+        code: 1,
+        stdout: '',
+        stderr: expect.stringMatching(/too full.*WRITE_FAILED/s),
+      })
+      expect(readdirSync(disk)).toEqual([])
+    } finally {
+      execFileSync('umount', [disk])
+      rmdirSync(disk)
+    }
+  })
+
+  test.each(['SIGINT', 'SIGTERM'] as const)('%s in the middle', async (signal) => {
+    const long = join(parent, `long-${signal}.txt`)
+    await writeFile(long, asText(randomTokens(3000)))
+    const before = readdirSync(parent)
+    const args = ['prune', model, '--out', join(parent, 'stopped'), '--calibration', long]
+    const run = await sparsegpt([...args, '--samples', '20000'], (kill) => {
+      const started = setInterval(() => {
+        // The partial folder beside the output shows that pruning is under way.
+        if (!readdirSync(parent).some((name) => name.startsWith('stopped.partial'))) return
+        clearInterval(started)
+        kill(signal)
+      }, 5)
+    })
+    expect(run).toMatchObject({ code: 1, stdout: '', stderr: expect.stringMatching(/stopping.*ABORTED/s) })
+    expect(readdirSync(parent)).toEqual(before)
+  })
+})
+
+test('progress goes to stderr as plain lines where there is no terminal', async () => {
+  const long = join(parent, 'long.txt')
+  await writeFile(long, asText(randomTokens(3000)))
+  // 5 s pass between lines: enough samples for one of them.
+  const target = join(parent, 'slow')
+  const args = [
+    'prune',
+    model,
+    '--out',
+    target,
+    '--calibration',
+    long,
+    '--samples',
+    '60000',
+    '--threads',
+    '1',
+  ]
+  const run = await sparsegpt(args, (kill, stderr) => {
+    const seen = setInterval(() => {
+      // If none comes, the run ends by itself, and the test fails.
+      if (!/pruning \d+ %/.test(stderr())) return
+      clearInterval(seen)
+      kill('SIGINT')
+    }, 50)
+  })
+  expect(run.stdout).toBe('')
+  expect(run.stderr).toMatch(/^pruning \d+ %(, .* left)?, block \d\/2: /m)
+})
