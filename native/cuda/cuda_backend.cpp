@@ -563,8 +563,8 @@ class CudaBackend : public Backend {
     const int64_t total = scores.rows * scores.columns;
     const auto count = static_cast<int64_t>(static_cast<double>(total) * sparsity);
     if (count > 0 && count < total) {
-      select_smallest(stream_, scores, static_cast<unsigned long long>(count), chooser.tile_rows, chooser.state(),
-                      chooser.quota());
+      find_threshold(stream_, scores, static_cast<unsigned long long>(count), chooser.tile_rows, chooser.state());
+      share_ties(stream_, scores, chooser.tile_rows, chooser.state(), chooser.quota());
       return;
     }
     // Every score's bits are below a key of ones, none below zero.
@@ -587,10 +587,16 @@ class CudaBackend : public Backend {
       } else {
         check(cudaMemsetAsync(out, count > 0 ? 1 : 0, byte_size(mask), stream_), "clearing memory");
       }
-    } else {
+    } else if (selection.sparsity > 0) {
+      // The reference prunes up to the threshold at this rank, which it counts in, and weights of the same size with it.
       const Chooser chooser = make_chooser(weight.rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(weight.columns, 1)));
-      choose(chooser, scores, selection.sparsity);
+      const auto rank = static_cast<int64_t>(static_cast<double>(weight.size()) * selection.sparsity);
+      const auto count = static_cast<unsigned long long>(std::min(rank + 1, weight.size()));
+      find_threshold(stream_, scores, count, chooser.tile_rows, chooser.state());
+      check(cudaMemsetAsync(chooser.quota(), 0xff, byte_size(chooser.quota_memory), stream_), "setting memory");
       mask_smallest(stream_, scores, chooser.tile_rows, chooser.state(), chooser.quota(), out, weight.columns);
+    } else {
+      clear(mask);
     }
     apply_mask(stream_, weight.data<float>(), out, weight.size());
   }

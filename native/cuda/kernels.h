@@ -90,16 +90,19 @@ struct SelectionState {
 
 // Rows are looked at in tiles. quota[tile] tells how many of the tile's equal scores go (`all_equal`: every one).
 constexpr unsigned long long all_equal = ~0ull;
-// The threshold for exactly `count` of all scores, and the quotas.
-void select_smallest(cudaStream_t stream, const Scores& scores, unsigned long long count, int64_t tile_rows,
-                     SelectionState* state, unsigned long long* quota);
+// The threshold for exactly `count` of all scores, 0 < count <= rows · columns.
+void find_threshold(cudaStream_t stream, const Scores& scores, unsigned long long count, int64_t tile_rows,
+                    SelectionState* state);
+// The quotas for it.
+void share_ties(cudaStream_t stream, const Scores& scores, int64_t tile_rows, SelectionState* state,
+                unsigned long long* quota);
 // mask = 1 for what the threshold takes; mask rows `mask_stride` apart.
 void mask_smallest(cudaStream_t stream, const Scores& scores, int64_t tile_rows, const SelectionState* state,
                    const unsigned long long* quota, uint8_t* mask, int64_t mask_stride);
 // The `count` smallest of each row.
 void mask_row_smallest(cudaStream_t stream, const Scores& scores, unsigned long long count, uint8_t* mask,
                        int64_t mask_stride);
-// The n smallest of every m neighbours.
+// The n smallest of every m neighbours, the leftmost of equal ones first.
 void mask_groups(cudaStream_t stream, const Scores& scores, int n, int m, uint8_t* mask, int64_t mask_stride);
 
 // --- solve.cu ---------------------------------------------------------------------------------------------------------

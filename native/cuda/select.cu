@@ -104,9 +104,14 @@ __global__ void count_buckets(Scores scores, int64_t tile_rows, int pass, unsign
       buckets, wanted, [&](int b) { return totals[b]; },
       [&](int b, unsigned long long before, unsigned long long) {
         const uint32_t found = pass == 0 ? static_cast<uint32_t>(b) : prefix << 10 | static_cast<uint32_t>(b);
-        state->prefix = found;
-        state->remaining = wanted - before;
-        if (pass == passes - 1) state->threshold = {found, wanted - before};
+        if (pass < passes - 1) {
+          state->prefix = found;
+          state->remaining = wanted - before;
+        } else {
+          state->threshold = {found, wanted - before};
+          state->prefix = 0;
+          state->remaining = 0;
+        }
       });
   __syncthreads();  // the totals have been read
   for (int b = static_cast<int>(threadIdx.x); b < buckets; b += blockDim.x) totals[b] = 0;
@@ -141,11 +146,7 @@ __global__ void set_quotas(Scores scores, int64_t tile_rows, SelectionState* sta
     if (threadIdx.x == blockDim.x - 1) before = up_to;
     __syncthreads();
   }
-  if (threadIdx.x == 0) {
-    state->ticket = 0;
-    state->prefix = 0;
-    state->remaining = 0;
-  }
+  if (threadIdx.x == 0) state->ticket = 0;
 }
 
 // Writes the mask of `count` consecutive scores.
@@ -239,11 +240,16 @@ dim3 grid_of(int64_t tasks) { return dim3(static_cast<unsigned>(std::min<int64_t
 
 }  // namespace
 
-void select_smallest(cudaStream_t stream, const Scores& scores, unsigned long long count, int64_t tile_rows,
-                     SelectionState* state, unsigned long long* quota) {
+void find_threshold(cudaStream_t stream, const Scores& scores, unsigned long long count, int64_t tile_rows,
+                    SelectionState* state) {
   const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
   for (int pass = 0; pass < passes; ++pass)
     launch("select", count_buckets, grid_of(tiles), dim3(block_threads), 0, stream, scores, tile_rows, pass, count, state);
+}
+
+void share_ties(cudaStream_t stream, const Scores& scores, int64_t tile_rows, SelectionState* state,
+                unsigned long long* quota) {
+  const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
   launch("select", set_quotas, grid_of(tiles), dim3(block_threads), 0, stream, scores, tile_rows, state, quota);
 }
 

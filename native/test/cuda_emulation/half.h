@@ -36,6 +36,7 @@ inline uint16_t to_f16(float x) {
   const auto sign = static_cast<uint16_t>(float_to_bits(x) >> 16 & 0x8000u);
   const float magnitude = std::fabs(x);
   if (std::isnan(x)) return 0x7fff;
+  if (magnitude == 0) return sign;
   if (magnitude >= 65520.0f) return sign | 0x7c00;
   int exponent = 0;
   std::frexp(magnitude, &exponent);                                       // magnitude = f · 2^exponent, f in [0.5, 1)
