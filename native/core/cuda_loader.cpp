@@ -35,8 +35,7 @@ const CudaLibrary& load(const std::string& path) {
   const CudaLibrary* found = entry != nullptr ? entry() : nullptr;
   if (found == nullptr || std::strcmp(found->interface, SPARSEGPT_INTERFACE) != 0) {
     dlclose(handle);
-    throw Error("DEVICE_UNAVAILABLE",
-                path + " belongs to another version of sparsegpt; build it again: npm run build:cuda");
+    throw Error("DEVICE_UNAVAILABLE", path + " belongs to another version of sparsegpt; build it again: npm run build:cuda");
   }
   library = found;
   return *library;
@@ -65,8 +64,6 @@ CudaDevice probe_cuda(const std::string& path) {
   }
 }
 
-std::shared_ptr<Backend> make_cuda_backend(const std::string& path) {
-  return std::shared_ptr<Backend>(load(path).create());
-}
+std::shared_ptr<Backend> make_cuda_backend(const std::string& path) { return std::shared_ptr<Backend>(load(path).create()); }
 
 }  // namespace sparsegpt

@@ -13,9 +13,9 @@ inline void require(bool condition, const std::string& what) {
 }
 
 inline void require_shape(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
-  require(tensor && tensor.rows == rows && tensor.columns == columns,
-          std::string(name) + " is " + describe(tensor) + ", expected [" + std::to_string(rows) + ", " +
-              std::to_string(columns) + "]");
+  require(tensor && tensor.rows == rows && tensor.columns == columns, std::string(name) + " is " + describe(tensor) +
+                                                                          ", expected [" + std::to_string(rows) + ", " +
+                                                                          std::to_string(columns) + "]");
 }
 
 inline void require_float(const Tensor& tensor, const char* name) {

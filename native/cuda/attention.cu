@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
 #pragma unroll
     for (int d = 0; d < padded; d += 16) {
       const uint16_t* row = q_tile + (warp * 16 + g) * pitch + d + 2 * t;
-      const uint32_t left[4] = {load_pair(row), load_pair(row + 8 * pitch), load_pair(row + 8), load_pair(row + 8 * pitch + 8)};
+      const uint32_t left[4] = {load_pair(row), load_pair(row + 8 * pitch), load_pair(row + 8),
+                                load_pair(row + 8 * pitch + 8)};
 #pragma unroll
       for (int n = 0; n < keys / 8; ++n) {
         const uint16_t* key = k_tile + (n * 8 + g) * pitch + d + 2 * t;
@@ -249,8 +250,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     for (int d = 0; d < padded; d += 4) {
       float4 left[mine];
 #pragma unroll
-      for (int r = 0; r < mine; ++r)
-        left[r] = *reinterpret_cast<const float4*>(q_tile + (down * mine + r) * pitch + d);
+      for (int r = 0; r < mine; ++r) left[r] = *reinterpret_cast<const float4*>(q_tile + (down * mine + r) * pitch + d);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const float4 right = *reinterpret_cast<const float4*>(kv_tile + (across + 8 * c) * pitch + d);

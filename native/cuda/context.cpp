@@ -120,8 +120,8 @@ Context::Context() {
     check(cublasCreate(&blas_), "starting");
     check(cublasSetStream(blas_, stream_), "setting the stream");
     // No TF32, and partial sums of half-precision products stay in float32.
-    check(cublasSetMathMode(blas_, static_cast<cublasMath_t>(CUBLAS_PEDANTIC_MATH |
-                                                              CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+    check(cublasSetMathMode(
+              blas_, static_cast<cublasMath_t>(CUBLAS_PEDANTIC_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
           "setting the precision");
     check(cusolverDnCreate(&solver_), "starting");
     check(cusolverDnCreateParams(&solver_options_), "starting");
@@ -234,8 +234,7 @@ void Context::to_device(const Tensor& out, const void* host, size_t row_bytes, s
   check(cudaStreamWaitEvent(stream_, copied_, 0), "ordering the streams");
 }
 
-void Context::for_pieces(const void* device, size_t bytes,
-                         const std::function<void(const std::byte*, size_t)>& write) {
+void Context::for_pieces(const void* device, size_t bytes, const std::function<void(const std::byte*, size_t)>& write) {
   const auto* source = static_cast<const std::byte*>(device);
   // One piece is on its way while the one before is written.
   Pinned* arriving = nullptr;

@@ -90,7 +90,7 @@ class Context : public std::enable_shared_from_this<Context> {
   cusolverDnParams_t solver_options_ = nullptr;
   std::array<Pinned, 4> pinned_;
   size_t turn_ = 0;
-  int64_t* found_ = nullptr;       // [most_watches] on the device
+  int64_t* found_ = nullptr;  // [most_watches] on the device
   int64_t* found_host_ = nullptr;  // the same, pinned
   std::vector<Watch> watches_;
 };

@@ -118,13 +118,12 @@ class CudaBackend : public Backend {
     require_device(out);
     require_plain(ids, ids.rows, ids.columns, DType::i32, "ids");
     const auto message = [rows = table.rows](int64_t position, int64_t id) {
-      return "token id " + std::to_string(id) + " at position " + std::to_string(position) +
-             " is outside the table of " + std::to_string(rows) + " entries";
+      return "token id " + std::to_string(id) + " at position " + std::to_string(position) + " is outside the table of " +
+             std::to_string(rows) + " entries";
     };
     if (!table.storage->on_host()) {
-      int64_t* bad = watch_ids("INVALID_OPTION", [message](int64_t position, int64_t id) {
-        return message(position, id) + " (in embedding)";
-      });
+      int64_t* bad = watch_ids(
+          "INVALID_OPTION", [message](int64_t position, int64_t id) { return message(position, id) + " (in embedding)"; });
       const Tensor i = local(ids);
       cuda::embedding(stream_, view(out), view(table), i.data<int32_t>(), bad);
       return;
@@ -209,8 +208,9 @@ class CudaBackend : public Backend {
     require_float(q, "q");
     require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype, "q, k, v and output must agree in type");
     if (shape.head_dim > largest_head_dim)
-      throw Error("UNSUPPORTED_MODEL", "heads of " + std::to_string(shape.head_dim) + " dimensions: on device \"cuda\" at most " +
-                                           std::to_string(largest_head_dim) + "; use device \"cpu\"");
+      throw Error("UNSUPPORTED_MODEL", "heads of " + std::to_string(shape.head_dim) +
+                                           " dimensions: on device \"cuda\" at most " + std::to_string(largest_head_dim) +
+                                           "; use device \"cpu\"");
     Tensor slopes;
     if (shape.slopes) {
       require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");
@@ -358,8 +358,8 @@ class CudaBackend : public Backend {
     reverse(stream_, h, n * n);
 
     size_t device_bytes = 0, host_bytes = 0;
-    check(cusolverDnXpotrf_bufferSize(context_->solver(), context_->solver_options(), CUBLAS_FILL_MODE_UPPER, n, CUDA_R_32F, h, n, CUDA_R_32F,
-                                      &device_bytes, &host_bytes),
+    check(cusolverDnXpotrf_bufferSize(context_->solver(), context_->solver_options(), CUBLAS_FILL_MODE_UPPER, n, CUDA_R_32F,
+                                      h, n, CUDA_R_32F, &device_bytes, &host_bytes),
           "sizing a factorisation");
     const Tensor workspace = context_->scratch(DType::u8, 1, static_cast<int64_t>(std::max<size_t>(device_bytes, 1)));
     const Tensor outcome = context_->scratch(DType::i32, 1, 1);
@@ -367,8 +367,9 @@ class CudaBackend : public Backend {
     int retries = 0;
     for (double used = dampening;; ++retries) {
       set_reversed_diagonal(stream_, h, n, diagonal.data<float>(), summary, used);
-      check(cusolverDnXpotrf(context_->solver(), context_->solver_options(), CUBLAS_FILL_MODE_UPPER, n, CUDA_R_32F, h, n, CUDA_R_32F,
-                             workspace.bytes(), device_bytes, host_workspace.data(), host_bytes, outcome.data<int32_t>()),
+      check(cusolverDnXpotrf(context_->solver(), context_->solver_options(), CUBLAS_FILL_MODE_UPPER, n, CUDA_R_32F, h, n,
+                             CUDA_R_32F, workspace.bytes(), device_bytes, host_workspace.data(), host_bytes,
+                             outcome.data<int32_t>()),
             "factoring");
       check_diagonal(stream_, h, n, outcome.data<int32_t>());
       // Whether to try again is the one thing that the host has to know; it also waits for the host workspace.
@@ -396,14 +397,14 @@ class CudaBackend : public Backend {
     require_device(factor);
     require_device(dead);
     prune(weight, mask, selection, stats, "pruneSparsegpt", [&](const uint8_t* given) {
-      const Tensor losses = solve(weight, mask, factor.data<float>(), dead.data<uint8_t>(), selection, given, block_size, bits);
+      const Tensor losses =
+          solve(weight, mask, factor.data<float>(), dead.data<uint8_t>(), selection, given, block_size, bits);
       require_finite(weight, "pruneSparsegpt");
       return losses;
     });
   }
 
-  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection,
-                       const Tensor& stats) override {
+  void prune_magnitude(const Tensor& weight, const Tensor& mask, const Selection& selection, const Tensor& stats) override {
     prune(weight, mask, selection, stats, "pruneMagnitude", [&](const uint8_t* given) {
       prune_by_score(weight, mask, Scores::magnitude, nullptr, selection, given);
       return Tensor{};
@@ -517,7 +518,8 @@ class CudaBackend : public Backend {
   void require_finite(const Tensor& weight, const char* operation) {
     find_non_finite(stream_, weight.data<float>(), weight.rows, weight.columns, false,
                     context_->watch("NON_FINITE", [operation](int64_t row) {
-                      return "the weight has a NaN or infinite entry in row " + std::to_string(row) + " (in " + operation + ")";
+                      return "the weight has a NaN or infinite entry in row " + std::to_string(row) + " (in " + operation +
+                             ")";
                     }));
   }
 
@@ -612,8 +614,8 @@ class CudaBackend : public Backend {
     // unstructured blocks of more columns than one sweep takes. Neither groups nor given masks depend on the block size.
     const bool groups = given == nullptr && selection.m > 0;
     const bool inside = groups && selection.m <= sweep_strip;
-    const int64_t block = std::min<int64_t>(columns, inside         ? sweep_columns / selection.m * selection.m
-                                                     : groups       ? selection.m
+    const int64_t block = std::min<int64_t>(columns, inside             ? sweep_columns / selection.m * selection.m
+                                                     : groups           ? selection.m
                                                      : given != nullptr ? sweep_columns
                                                                         : std::max<int64_t>(block_size, 1));
     const Pieces pieces{columns, block, std::min<int64_t>(block, sweep_columns)};
@@ -641,9 +643,7 @@ class CudaBackend : public Backend {
     const int64_t tiles = (rows + sweep_rows - 1) / sweep_rows;
     const Tensor losses = zeroed(tiles);
     const Chooser chooser = make_chooser(rows, sweep_rows);
-    const auto factor_block = [&](int64_t i, int64_t j) {
-      return Operand{factor + i * columns + j, DType::f32, columns};
-    };
+    const auto factor_block = [&](int64_t i, int64_t j) { return Operand{factor + i * columns + j, DType::f32, columns}; };
 
     for (int64_t begin = 0; begin < columns; begin += block) {
       const int64_t size = std::min(block, columns - begin);
@@ -662,7 +662,8 @@ class CudaBackend : public Backend {
           clear(ready);
         }
         add_matrix(stream_, ready.data<float>(), w + begin, rows, size, columns);
-        const Scores scores{Scores::sparsegpt, ready.data<float>(), rows, size, size, inverse_diagonal.data<float>() + begin};
+        const Scores scores{
+            Scores::sparsegpt, ready.data<float>(), rows, size, size, inverse_diagonal.data<float>() + begin};
         if (groups) {
           mask_groups(stream_, scores, selection.n, selection.m, pruned + begin, columns);
         } else {
@@ -686,7 +687,8 @@ class CudaBackend : public Backend {
         }
         // Choose: the smallest w² / U_jj² over all rows.
         if (chosen == nullptr && !inside)
-          choose(chooser, {Scores::sparsegpt, piece.data<float>(), rows, width, columns, inverse_diagonal.data<float>() + at},
+          choose(chooser,
+                 {Scores::sparsegpt, piece.data<float>(), rows, width, columns, inverse_diagonal.data<float>() + at},
                  selection.sparsity);
         Sweep s{};
         s.rows = rows;

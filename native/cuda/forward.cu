@@ -94,9 +94,7 @@ struct Activate {
 struct Gate {
   View x, up;
   Activation kind;
-  __device__ void operator()(int64_t i, int64_t j) const {
-    write(x, i, j, apply(read(x, i, j), kind) * read(up, i, j));
-  }
+  __device__ void operator()(int64_t i, int64_t j) const { write(x, i, j, apply(read(x, i, j), kind) * read(up, i, j)); }
 };
 
 struct Add {
@@ -324,8 +322,7 @@ void rms_norm(cudaStream_t stream, const View& out, const View& x, const float* 
   launch("rms_norm", norm_row, grid_of_rows(x.rows), dim3(block_threads), 0, stream, out, x, weight, nullptr, false, eps);
 }
 
-void rotary(cudaStream_t stream, const View& x, const View& cosine, const View& sine, int64_t head_dim,
-            bool interleaved) {
+void rotary(cudaStream_t stream, const View& x, const View& cosine, const View& sine, int64_t head_dim, bool interleaved) {
   for_elements("rotary", stream, x.rows, x.columns / head_dim * cosine.columns,
                Rotary{x, cosine, sine, head_dim, cosine.columns, interleaved});
 }
@@ -338,9 +335,7 @@ void gate(cudaStream_t stream, const View& x, const View& up, Activation kind) {
   for_elements("gate", stream, x.rows, x.columns, Gate{x, up, kind});
 }
 
-void add(cudaStream_t stream, const View& x, const View& y) {
-  for_elements("add", stream, x.rows, x.columns, Add{x, y});
-}
+void add(cudaStream_t stream, const View& x, const View& y) { for_elements("add", stream, x.rows, x.columns, Add{x, y}); }
 
 void scale(cudaStream_t stream, const View& x, float factor) {
   for_elements("scale", stream, x.rows, x.columns, Scale{x, factor});

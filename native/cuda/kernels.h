@@ -107,9 +107,9 @@ void mask_groups(cudaStream_t stream, const Scores& scores, int n, int m, uint8_
 
 // --- solve.cu ---------------------------------------------------------------------------------------------------------
 
-constexpr int sweep_rows = 32;      // rows of a weight that one block of threads sweeps
+constexpr int sweep_rows = 32;  // rows of a weight that one block of threads sweeps
 constexpr int sweep_columns = 128;  // columns that are swept at once, at most
-constexpr int sweep_strip = 16;     // columns whose errors meet in registers
+constexpr int sweep_strip = 16;  // columns whose errors meet in registers
 
 // The sweeps cut a matrix into pieces: blocks of `block` columns, each in pieces of at most `piece`.
 struct Pieces {
@@ -142,8 +142,7 @@ void check_diagonal(cudaStream_t stream, const float* matrix, int64_t n, int* in
 void start_clock(cudaStream_t stream, double* stats, int64_t seconds_index);
 void finish_factor(cudaStream_t stream, double* stats, double dampening, int retries, const Diagonal* summary);
 // losses: [count] partial sums, or null where the method has none.
-void finish_solve(cudaStream_t stream, double* stats, const double* losses, int64_t count,
-                  const unsigned long long* zeros);
+void finish_solve(cudaStream_t stream, double* stats, const double* losses, int64_t count, const unsigned long long* zeros);
 
 // For every piece q: inverse[q] = R_qq⁻¹ [piece, piece], and packed[q] the same laid out for the sweep in strips of `strip`
 // columns, packed_size floats; inverse_diagonal [columns] = U_jj.
@@ -158,23 +157,23 @@ void add_matrix(cudaStream_t stream, float* out, const float* in, int64_t rows, 
 
 // One piece of the sweep; pointers are to its first column and row.
 struct Sweep {
-  int64_t rows, stride;         // of weight, error and mask
-  int size;                     // columns of the piece
-  float* weight;                // in: compensated for all columns before; out: q
-  float* error;                 // in: dense w; out: w - q
-  uint8_t* mask;                // out: 1 where pruned
-  const uint8_t* chosen;        // given mask (may be `mask` itself), or null
+  int64_t rows, stride;  // of weight, error and mask
+  int size;  // columns of the piece
+  float* weight;  // in: compensated for all columns before; out: q
+  float* error;  // in: dense w; out: w - q
+  uint8_t* mask;  // out: 1 where pruned
+  const uint8_t* chosen;  // given mask (may be `mask` itself), or null
   int64_t chosen_stride;
-  const float* packed;          // the piece's factor, see invert_pieces
-  int strip;                    // whole groups of m, at most sweep_strip
-  const float* diagonal;        // U_jj
-  int n, m;                     // m > 0: n of m, else by threshold when nothing is chosen
+  const float* packed;  // the piece's factor, see invert_pieces
+  int strip;  // whole groups of m, at most sweep_strip
+  const float* diagonal;  // U_jj
+  int n, m;  // m > 0: n of m, else by threshold when nothing is chosen
   const SelectionState* state;
   const unsigned long long* quota;
-  const float* grid_scale;      // [rows], or null
+  const float* grid_scale;  // [rows], or null
   const float* grid_zero;
   float grid_max;
-  double* losses;               // [tiles of sweep_rows rows], added to
+  double* losses;  // [tiles of sweep_rows rows], added to
 };
 void sweep(cudaStream_t stream, const Sweep& s);
 

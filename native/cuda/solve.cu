@@ -260,7 +260,8 @@ enum SweepKind { by_mask = 0, by_any_group = -1 };  // > 0: groups of that many
 
 // Marks the n smallest scores (w / U_jj)² of the group of m columns from `first` on, the leftmost of equal ones first.
 template <int m_known>
-__device__ inline void mark_group(unsigned& pruned, const float (&w)[sweep_strip], const float* tile, int first, int n, int m) {
+__device__ inline void mark_group(unsigned& pruned, const float (&w)[sweep_strip], const float* tile, int first, int n,
+                                  int m) {
   float scores[sweep_strip];
 #pragma unroll
   for (int a = 0; a < (m_known > 0 ? m_known : m); ++a) {
@@ -271,8 +272,7 @@ __device__ inline void mark_group(unsigned& pruned, const float (&w)[sweep_strip
   for (int a = 0; a < (m_known > 0 ? m_known : m); ++a) {
     int rank = 0;
 #pragma unroll
-    for (int b = 0; b < (m_known > 0 ? m_known : m); ++b)
-      rank += b < a ? scores[b] <= scores[a] : scores[b] < scores[a];
+    for (int b = 0; b < (m_known > 0 ? m_known : m); ++b) rank += b < a ? scores[b] <= scores[a] : scores[b] < scores[a];
     if (rank < n) pruned |= 1u << (first + a);
   }
 }
@@ -323,8 +323,8 @@ __device__ inline float sweep_one_strip(float (&w)[sweep_strip], float (&errors)
 template <int kind>
 __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packed_floats) {
   auto* factor = reinterpret_cast<float*>(dynamic_shared());
-  float* weights = factor + packed_floats;                                               // [columns][weight_pitch]
-  auto* masks = reinterpret_cast<uint8_t*>(weights + sweep_columns * weight_pitch);      // [columns][mask_pitch]
+  float* weights = factor + packed_floats;  // [columns][weight_pitch]
+  auto* masks = reinterpret_cast<uint8_t*>(weights + sweep_columns * weight_pitch);  // [columns][mask_pitch]
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first_row = blockIdx.x * int64_t{sweep_rows};
   const int rows = static_cast<int>(min(int64_t{sweep_rows}, s.rows - first_row));
@@ -430,15 +430,13 @@ int packed_floats(int size, int strip) {
 
 }  // namespace
 
-void find_non_finite(cudaStream_t stream, const float* matrix, int64_t rows, int64_t columns, bool upper,
-                     int64_t* bad_row) {
+void find_non_finite(cudaStream_t stream, const float* matrix, int64_t rows, int64_t columns, bool upper, int64_t* bad_row) {
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(rows, 1 << 20)));
   launch("checking for NaN", find_non_finite_kernel, grid, dim3(block_threads), 0, stream, matrix, rows, columns, upper,
          bad_row);
 }
 
-void read_diagonal(cudaStream_t stream, const float* hessian, int64_t n, float* diagonal, uint8_t* dead,
-                   Diagonal* summary) {
+void read_diagonal(cudaStream_t stream, const float* hessian, int64_t n, float* diagonal, uint8_t* dead, Diagonal* summary) {
   launch("factor_hessian", read_diagonal_kernel, dim3(1), dim3(1024), 0, stream, hessian, n, diagonal, dead, summary);
 }
 
@@ -468,8 +466,7 @@ void finish_factor(cudaStream_t stream, double* stats, double dampening, int ret
   launch("factor_hessian", finish_factor_kernel, dim3(1), dim3(1), 0, stream, stats, dampening, retries, summary);
 }
 
-void finish_solve(cudaStream_t stream, double* stats, const double* losses, int64_t count,
-                  const unsigned long long* zeros) {
+void finish_solve(cudaStream_t stream, double* stats, const double* losses, int64_t count, const unsigned long long* zeros) {
   launch("prune", finish_solve_kernel, dim3(1), dim3(block_threads), 0, stream, stats, losses, count, zeros);
 }
 

@@ -38,7 +38,8 @@ struct Twin {
 
 class Both {
  public:
-  Both(const std::string& name, const std::string& path) : name(name), cpu(make_cpu_backend(2)), gpu(make_cuda_backend(path)) {}
+  Both(const std::string& name, const std::string& path)
+      : name(name), cpu(make_cpu_backend(2)), gpu(make_cuda_backend(path)) {}
 
   Twin empty(DType dtype, int64_t rows, int64_t columns) {
     return {cpu.empty(dtype, rows, columns), gpu.empty(dtype, rows, columns)};
@@ -204,7 +205,8 @@ TEST("cuda: copies larger than a pinned buffer, and files") {
     const auto window = both.gpu.read(out);
     bool same = true;
     for (int64_t i = 0; i < rows; ++i)
-      same = same && std::equal(window.begin() + i * 4001, window.begin() + (i + 1) * 4001, values.begin() + i * columns + 7);
+      same =
+          same && std::equal(window.begin() + i * 4001, window.begin() + (i + 1) * 4001, values.begin() + i * columns + 7);
     CHECK(same);
     char path[] = "/tmp/sparsegpt-cuda-XXXXXX";
     const int fd = mkstemp(path);
@@ -231,7 +233,8 @@ TEST("cuda: linear layers in every type, with operands in host memory") {
         for (DType out_type : {x_type, DType::f32, DType::bf16}) {
           Random random(++seed);
           const int64_t tokens = random.integer(1, 70), in = random.integer(1, 70), outs = random.integer(1, 70);
-          describe_case(both.name, ", seed ", seed, ", ", dtype_name(x_type), " ", dtype_name(w_type), " ", dtype_name(out_type));
+          describe_case(both.name, ", seed ", seed, ", ", dtype_name(x_type), " ", dtype_name(w_type), " ",
+                        dtype_name(out_type));
           const Twin x = both.random(random, x_type, tokens, in + 3).columns(2, in);
           const Twin w = both.random(random, w_type, outs, in), bias = both.random(random, w_type, 1, outs);
           const Twin wide = both.output(out_type, tokens, outs + 5), window = wide.columns(3, outs);
@@ -287,7 +290,8 @@ TEST("cuda: elementwise operations, norms, rotary, fused projections") {
         CHECK_TWIN(normed, tolerance);
         for (bool interleaved : {false, true}) {
           const int64_t sequence = rows / 3, head_dim = 12, half = seed == 1 ? 6 : 4;
-          const Twin cosine = both.random(random, DType::f32, sequence, half), sine = both.random(random, DType::f32, sequence, half);
+          const Twin cosine = both.random(random, DType::f32, sequence, half),
+                     sine = both.random(random, DType::f32, sequence, half);
           both.run([&](Backend& b, const auto& at) { b.rotary(at(source), at(cosine), at(sine), head_dim, interleaved); });
           CHECK_TWIN(source, 2 * tolerance);
         }
@@ -331,8 +335,8 @@ TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
         const Twin k = both.random(random, type, tokens, kv_heads * head_dim + gap, -2, 2).columns(gap, kv_heads * head_dim);
         const Twin v = both.random(random, type, tokens, kv_heads * head_dim + gap, -2, 2).columns(gap, kv_heads * head_dim);
         const Twin out = both.output(type, tokens, heads * head_dim);
-        describe_case(both.name, ", ", dtype_name(type), ", heads of ", head_dim, ", sequence ", sequence, ", window ", shape.window,
-                      ", cap ", shape.softcap);
+        describe_case(both.name, ", ", dtype_name(type), ", heads of ", head_dim, ", sequence ", sequence, ", window ",
+                      shape.window, ", cap ", shape.softcap);
         both.run([&](Backend& b, const auto& at) {
           AttentionShape mine = shape;
           if (seed % 2 == 1) mine.slopes = at(slopes);
@@ -367,7 +371,8 @@ TEST("cuda: embedding and cross entropy, of mapped tables too; ids outside the v
       for (int kind = 0; kind < 3; ++kind) {
         const Twin& input = x;
         both.run([&](Backend& b, const auto& at) {
-          b.cross_entropy(at(losses), at(input), at(table), kind > 0 ? at(bias) : Tensor{}, kind == 2 ? 1.5f : 0.0f, at(ids));
+          b.cross_entropy(at(losses), at(input), at(table), kind > 0 ? at(bias) : Tensor{}, kind == 2 ? 1.5f : 0.0f,
+                          at(ids));
         });
         CHECK_TWIN(losses, 2e-6);
       }
@@ -454,8 +459,10 @@ Solved solve_with(OnDevice& device, const Problem& p, const Method& method) {
   const int64_t n = p.columns;
   const Tensor w = device.floats(DType::f32, p.rows, n, p.weight), h = device.floats(DType::f32, n, n, p.hessian);
   const std::vector<uint8_t> poison(static_cast<size_t>(p.rows * n), 9);
-  const Tensor mask = device.upload(DType::u8, p.rows, n, poison.data()), dead = device.upload(DType::u8, 1, n, poison.data());
-  const Tensor factored = device.empty(DType::f64, 1, factor_stats::count), solved = device.empty(DType::f64, 1, solve_stats::count);
+  const Tensor mask = device.upload(DType::u8, p.rows, n, poison.data()),
+               dead = device.upload(DType::u8, 1, n, poison.data());
+  const Tensor factored = device.empty(DType::f64, 1, factor_stats::count),
+               solved = device.empty(DType::f64, 1, solve_stats::count);
   Selection selection;
   selection.sparsity = method.sparsity;
   selection.n = method.n;
@@ -529,9 +536,10 @@ TEST("cuda: SparseGPT, patterns, given masks, quantization, dead columns") {
       int n, m, bits;
       bool mask, dead;
     };
-    const Case cases[] = {{2, 4, 0, false, false}, {4, 8, 0, false, true},  {1, 2, 0, false, false}, {3, 7, 0, false, false},
-                          {9, 16, 0, false, false}, {5, 20, 0, false, false}, {50, 140, 0, false, false}, {0, 0, 0, true, true},
-                          {0, 0, 4, false, false},  {2, 4, 3, false, false}, {0, 0, 8, true, false}};
+    const Case cases[] = {{2, 4, 0, false, false},    {4, 8, 0, false, true},   {1, 2, 0, false, false},
+                          {3, 7, 0, false, false},    {9, 16, 0, false, false}, {5, 20, 0, false, false},
+                          {50, 140, 0, false, false}, {0, 0, 0, true, true},    {0, 0, 4, false, false},
+                          {2, 4, 3, false, false},    {0, 0, 8, true, false}};
     uint64_t seed = 20;
     for (const Case& c : cases) {
       Random random(++seed);
@@ -563,7 +571,8 @@ TEST("cuda: equal scores go in the order of their index") {
     Problem p{70, 150, random.uniforms(70 * 150), std::vector<float>(150 * 150)};
     for (float& w : p.weight) w = std::nearbyint(w * 3) / 4 + 1;
     for (size_t j = 0; j < 150; ++j) p.hessian[j * 151] = 1;
-    for (const auto& [n, m, block] : std::vector<std::tuple<int, int, int64_t>>{{0, 0, 128}, {0, 0, 150}, {2, 6, 128}, {0, 0, 30}}) {
+    for (const auto& [n, m, block] :
+         std::vector<std::tuple<int, int, int64_t>>{{0, 0, 128}, {0, 0, 150}, {2, 6, 128}, {0, 0, 30}}) {
       Method method;
       method.sparsity = 0.43;
       method.n = n;
@@ -619,7 +628,8 @@ TEST("cuda: magnitude and Wanda choose exactly what the CPU chooses") {
         for (bool wanda : {false, true}) {
           describe_case(both.name, ", seed ", seed, ", kind ", kind, wanda ? ", wanda, " : ", ", rows, " x ", columns);
           // Which of equal scores in a group of m goes is each backend's own choice.
-          const Twin w = both.floats(DType::f32, rows, columns, kind == 1 ? distinct : values), mask = both.upload(DType::u8, rows, columns, given.data());
+          const Twin w = both.floats(DType::f32, rows, columns, kind == 1 ? distinct : values),
+                     mask = both.upload(DType::u8, rows, columns, given.data());
           const Twin s = both.floats(DType::f32, 1, columns, squares), stats = both.empty(DType::f64, 1, solve_stats::count);
           const Twin selected = both.upload(DType::u8, rows, columns, given.data());
           both.run([&](Backend& b, const auto& at) {
@@ -627,7 +637,8 @@ TEST("cuda: magnitude and Wanda choose exactly what the CPU chooses") {
             selection.sparsity = kind == 3 ? 0 : kind == 4 ? 0.9999 : 0.37;
             if (kind == 1) selection.n = 2, selection.m = 4;
             if (kind == 2) selection.mask = at(selected);
-            wanda ? b.prune_wanda(at(w), at(mask), at(s), selection, at(stats)) : b.prune_magnitude(at(w), at(mask), selection, at(stats));
+            wanda ? b.prune_wanda(at(w), at(mask), at(s), selection, at(stats))
+                  : b.prune_magnitude(at(w), at(mask), selection, at(stats));
           });
           CHECK(both.gpu.read_as<uint8_t>(mask.gpu) == both.cpu.read_as<uint8_t>(mask.cpu));
           CHECK(both.gpu.read(w.gpu) == both.cpu.read(w.cpu));
