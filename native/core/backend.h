@@ -26,7 +26,7 @@ struct AttentionShape {
   float scale;
   int64_t window = 0;  // > 0: a query sees its latest `window` keys only, its own among them
   float softcap = 0;   // > 0: a scaled score s becomes softcap * tanh(s / softcap)
-  Tensor slopes;       // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
+  Tensor slopes = {};  // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
 };
 
 // Which weights a solver removes. With a mask the mask decides, else with m > 0 the n smallest scores of every m

@@ -119,10 +119,9 @@ Context::Context() {
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &off), "setting up the memory pool");
     check(cublasCreate(&blas_), "starting");
     check(cublasSetStream(blas_, stream_), "setting the stream");
-    // No TF32, and partial sums of half-precision products stay in float32.
-    check(cublasSetMathMode(
-              blas_, static_cast<cublasMath_t>(CUBLAS_PEDANTIC_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
-          "setting the precision");
+    // The default has no TF32; partial sums of half-precision products stay in float32 too.
+    constexpr auto precision = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    check(cublasSetMathMode(blas_, static_cast<cublasMath_t>(precision)), "setting the precision");
     check(cusolverDnCreate(&solver_), "starting");
     check(cusolverDnCreateParams(&solver_options_), "starting");
     check(cusolverDnSetStream(solver_, stream_), "setting the stream");

@@ -158,7 +158,6 @@ __device__ void write_chosen(unsigned count, const Threshold& threshold, unsigne
     set(e, k < threshold.key || (k == threshold.key && quota == all_equal));
   }
   if (quota == 0 || quota == all_equal) return;
-  __syncthreads();  // set() of one thread must not undo that of another
   take_ties(count, quota, [&](unsigned e) { return key(e) == threshold.key; }, [&](unsigned e) { set(e, true); });
 }
 

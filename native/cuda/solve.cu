@@ -355,7 +355,6 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
     masks[j * mask_pitch + r] = chosen;
   }
   if (quota != 0 && quota != all_equal) {
-    __syncthreads();
     take_ties(
         static_cast<unsigned>(rows * size), quota,
         [&](unsigned e) { return key(static_cast<int>(e) / size, static_cast<int>(e) % size) == threshold.key; },

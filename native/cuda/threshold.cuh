@@ -16,8 +16,9 @@ __device__ inline float score_of(const Scores& s, int64_t row, int64_t column) {
   return ratio * ratio;
 }
 
-// Calls take(e) for the first `quota` elements e of [0, count) with equals(e), in order of e. All threads of a one-dimensional
-// block of whole warps take part.
+// Calls take(e) for the first `quota` elements e of [0, count) with equals(e), in order of e. Element e belongs to thread
+// e mod blockDim.x, which alone looks at it, so a loop before that hands them out alike needs no barrier. All threads of a
+// one-dimensional block of whole warps take part.
 template <typename Equals, typename Take>
 __device__ inline void take_ties(unsigned count, unsigned long long quota, const Equals& equals, const Take& take) {
   __shared__ unsigned found[32];  // of each warp in this round

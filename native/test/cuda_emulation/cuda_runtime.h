@@ -1,6 +1,7 @@
 // CUDA on the processor, for tests of the CUDA backend on machines without a GPU: as much of the language and the runtime as
 // native/cuda uses. Kernels run for real, one block after another, each thread as a fiber that stops at barriers; between two
-// barriers the threads run in random order, so that a missing barrier shows as a wrong result. Fresh memory is filled with NaN.
+// barriers the threads run in random order, and some warps get ahead of others, so that a missing barrier shows as a wrong
+// result. Fresh memory is filled with NaN.
 //
 // What this cannot show: races between kernels on different streams, alignment, and what the true libraries do.
 #pragma once
