@@ -23,6 +23,9 @@ const CudaLibrary& load(const std::string& path) {
   if (access(path.c_str(), F_OK) != 0)
     throw Error("DEVICE_UNAVAILABLE", "the CUDA backend is not built (there is no " + path +
                                           "); on a machine with the CUDA toolkit: npm run build:cuda");
+  // Loading the library brings cuBLAS in, some 200 MB, so a driver is looked for first.
+  if (path == cuda_library_path() && dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) == nullptr)
+    throw Error("DEVICE_UNAVAILABLE", "the NVIDIA driver is missing (libcuda.so.1 cannot be loaded)");
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();

@@ -581,6 +581,14 @@ TEST("cuda: equal scores go in the order of their index") {
       describe_case(both.name, ", ", n, ":", m, ", blocks of ", block);
       check_solved(both, p, method, 0);
     }
+    // More tiles of rows than a block of threads has threads.
+    Problem tall{8400, 5, random.uniforms(8400 * 5), std::vector<float>(25)};
+    for (float& w : tall.weight) w = std::nearbyint(w * 2) + 3;
+    for (size_t j = 0; j < 5; ++j) tall.hessian[j * 6] = 1;
+    Method method;
+    method.sparsity = 0.37;
+    describe_case(both.name, ", tall");
+    CHECK(solve_with(both.gpu, tall, method).mask == solve_with(both.cpu, tall, method).mask);
   });
 }
 
