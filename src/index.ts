@@ -4,3 +4,4 @@ export { prune, type CalibrationOptions, type PruneOptions } from './pruning/pru
 export type { LayerReport, PruneProgress, PruneReport } from './pruning/report.js'
 export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './pruning/layer.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './evaluation/perplexity.js'
+export { devices, type DeviceInfo, type DeviceKind } from './native/device.js'

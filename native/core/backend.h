@@ -52,6 +52,10 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string description() const = 0;
 
+  // Waits until every operation so far has finished, for backends whose operations return earlier, and throws what only
+  // showed meanwhile (naming the operation).
+  virtual void synchronize() {}
+
   // Held while an operation runs: devices that share a backend take turns.
   std::mutex turn;
 

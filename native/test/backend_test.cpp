@@ -6,9 +6,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "core/device.h"
 #include "cpu/cpu_backend.h"
-#include "test/matrix.h"
+#include "test/on_device.h"
 
 using namespace sparsegpt;
 using namespace sparsegpt::test;
@@ -19,47 +18,14 @@ constexpr DType float_types[] = {DType::f32, DType::bf16, DType::f16};
 
 double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 2e-3 : 1.6e-2; }
 
-// A device on which every operation is awaited.
-class Bench {
+class Bench : public OnDevice {
  public:
-  Bench() : device_(make_cpu_backend(2)) {}
+  Bench() : OnDevice(make_cpu_backend(2)) {}
 
-  template <typename Run>
-  void run(const Run& operation) {
-    device_.enqueue("operation", operation);
-    device_.synchronize();
-  }
-
-  Tensor empty(DType dtype, int64_t rows, int64_t columns) {
-    const auto bytes = static_cast<size_t>(rows * columns) * dtype_size(dtype);
-    return {device_.backend().allocate(bytes), dtype, rows, columns, columns, 0};
-  }
-  Tensor upload(DType dtype, int64_t rows, int64_t columns, const void* data) {
-    Tensor t = empty(dtype, rows, columns);
-    run([&](Backend& b) { b.upload(t, data); });
-    return t;
-  }
-  Tensor floats(DType dtype, int64_t rows, int64_t columns, const std::vector<float>& values) {
-    return upload(dtype, rows, columns, encode(values, dtype).data());
-  }
   // Poisoned, to see that every element is written.
   Tensor output(DType dtype, int64_t rows, int64_t columns) {
     return floats(dtype, rows, columns, std::vector<float>(static_cast<size_t>(rows * columns), NAN));
   }
-  std::vector<float> read(const Tensor& t) {
-    std::vector<char> bytes(static_cast<size_t>(t.size()) * dtype_size(t.dtype));
-    run([&](Backend& b) { b.download(bytes.data(), t); });
-    return decode(bytes, t.dtype);
-  }
-  template <typename T>
-  std::vector<T> read_as(const Tensor& t) {
-    std::vector<T> values(static_cast<size_t>(t.size()));
-    run([&](Backend& b) { b.download(values.data(), t); });
-    return values;
-  }
-
- private:
-  Device device_;
 };
 
 std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }

@@ -111,9 +111,9 @@ export class Weights {
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory. */
+  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory on the CPU. */
   matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    const same = stored.dtype === dtype && linear.layout !== 'in-out'
+    const same = this.device.kind === 'cpu' && stored.dtype === dtype && linear.layout !== 'in-out'
     return same ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, dtype)
   }
 
