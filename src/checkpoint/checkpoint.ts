@@ -99,7 +99,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
 }
 
 async function listFolder(path: string, given: string): Promise<string[]> {
-  const advice = 'give the path of a local model folder (models are not downloaded from a hub id yet)'
+  const advice = 'give the path of a local model folder'
   try {
     if (!(await stat(path)).isDirectory()) {
       throw new SparseGptError('FILE_NOT_FOUND', `${path} is a file: ${advice}`)
@@ -139,7 +139,8 @@ async function readJsonObject(file: string): Promise<{ value: Record<string, unk
   return { value, text }
 }
 
-async function readWeightMap(file: string, { extension }: WeightFormat): Promise<Map<string, string>> {
+/** Which shard each tensor is in, from an index. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+export async function readWeightMap(file: string, { extension }: WeightFormat): Promise<Map<string, string>> {
   const { value, text } = await readJsonObject(file)
   const twice = duplicateKey(text)
   if (twice !== undefined) {
