@@ -31,6 +31,8 @@ export type ErrorCode =
   | 'OUTPUT_EXISTS'
   /** Writing the output failed, for example because the disk is full. */
   | 'WRITE_FAILED'
+  /** A model or data set could not be downloaded from the hub, and is not in its cache. */
+  | 'DOWNLOAD_FAILED'
   /** The work was stopped by an AbortSignal. */
   | 'ABORTED'
   /** The device (or the native addon) is not available. */

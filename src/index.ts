@@ -1,5 +1,6 @@
 export { SparseGptError, type ErrorCode } from './errors.js'
 export { loadModel, type LoadOptions, type Logits, type Model } from './models/model.js'
+export type { DownloadProgress } from './hub/snapshot.js'
 export { prune, type CalibrationOptions, type PruneOptions } from './pruning/prune.js'
 export type { LayerReport, PruneProgress, PruneReport } from './pruning/report.js'
 export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './pruning/layer.js'

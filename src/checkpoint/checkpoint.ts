@@ -5,17 +5,39 @@ import { duplicateKey } from './json-keys.js'
 import { isPlainName } from './plain-name.js'
 import { readError, reason } from './read-error.js'
 import { readSafetensorsHeader, type StoredTensor } from './safetensors.js'
+import { readTorchFile } from './torch-file.js'
 
 export type { StoredTensor }
 
-export const singleFile = 'model.safetensors'
-export const indexFile = 'model.safetensors.index.json'
+/** How the weight files of a format are called and read. The first format that a folder has is used, as in transformers. */
+interface WeightFormat {
+  single: string
+  index: string
+  extension: string
+  read: (file: string) => Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }>
+}
+
+export const safetensors: WeightFormat = {
+  single: 'model.safetensors',
+  index: 'model.safetensors.index.json',
+  extension: '.safetensors',
+  read: readSafetensorsHeader,
+}
+
+export const torch: WeightFormat = {
+  single: 'pytorch_model.bin',
+  index: 'pytorch_model.bin.index.json',
+  extension: '.bin',
+  read: readTorchFile,
+}
+
+const formats = [safetensors, torch]
 
 /** One weight file of a checkpoint. */
 export interface Shard {
   /** Base name, for example `model-00001-of-00002.safetensors`. */
   file: string
-  /** Ordered by offset. */
+  /** In the order of the file's header. */
   tensors: StoredTensor[]
   /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
   metadata: Record<string, string>
@@ -27,6 +49,8 @@ export interface Checkpoint {
   folder: string
   /** The contents of config.json, unchecked but for being an object. */
   config: Record<string, unknown>
+  /** The file name of the index that lists the shards, if there is one. */
+  index?: string
   /** Ordered by file name. */
   shards: Shard[]
   /** Every tensor of every shard by name. */
@@ -34,8 +58,9 @@ export interface Checkpoint {
 }
 
 /**
- * Opens a local model folder: config.json and either model.safetensors or the shards that
- * model.safetensors.index.json names. Reads headers only.
+ * Opens a local model folder: config.json and, in this order of preference, model.safetensors, the shards that
+ * model.safetensors.index.json names, pytorch_model.bin, or the shards that pytorch_model.bin.index.json names. Reads
+ * headers only; nothing in a .bin file is run.
  *
  * @throws SparseGptError FILE_NOT_FOUND when the folder, config.json or the weights are missing; UNSUPPORTED_MODEL when
  * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or index and shards disagree.
@@ -50,31 +75,31 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     )
   }
   const { value: config } = await readJsonObject(join(path, 'config.json'))
+  const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
+  if (!format) throw noWeights(path, names)
+  const { single, index, read } = format
+  if (names.includes(single)) {
+    const shards = [{ file: single, ...(await read(join(path, single))) }]
+    return { folder: path, config, shards, tensors: collectTensors(path, shards) }
+  }
+  const mapped = await readWeightMap(join(path, index), format)
   const shards: Shard[] = []
-  let mapped: Map<string, string> | undefined
-  if (names.includes(singleFile)) {
-    shards.push({ file: singleFile, ...(await readSafetensorsHeader(join(path, singleFile))) })
-  } else if (names.includes(indexFile)) {
-    mapped = await readWeightMap(join(path, indexFile))
-    for (const file of [...new Set(mapped.values())].sort()) {
-      if (!names.includes(file)) {
-        throw new SparseGptError(
-          'FILE_NOT_FOUND',
-          `${join(path, file)} does not exist, but ${indexFile} names it: download the missing shard`,
-        )
-      }
-      shards.push({ file, ...(await readSafetensorsHeader(join(path, file))) })
+  for (const file of [...new Set(mapped.values())].sort()) {
+    if (!names.includes(file)) {
+      throw new SparseGptError(
+        'FILE_NOT_FOUND',
+        `${join(path, file)} does not exist, but ${index} names it: download the missing shard`,
+      )
     }
-  } else {
-    throw noWeights(path, names)
+    shards.push({ file, ...(await read(join(path, file))) })
   }
   const tensors = collectTensors(path, shards)
-  if (mapped) checkWeightMap(join(path, indexFile), mapped, tensors)
-  return { folder: path, config, shards, tensors }
+  checkWeightMap(join(path, index), mapped, tensors)
+  return { folder: path, config, index, shards, tensors }
 }
 
 async function listFolder(path: string, given: string): Promise<string[]> {
-  const advice = 'give the path of a local model folder (models are not downloaded from a hub id yet)'
+  const advice = 'give the path of a local model folder'
   try {
     if (!(await stat(path)).isDirectory()) {
       throw new SparseGptError('FILE_NOT_FOUND', `${path} is a file: ${advice}`)
@@ -86,19 +111,18 @@ async function listFolder(path: string, given: string): Promise<string[]> {
 }
 
 function noWeights(path: string, names: string[]): SparseGptError {
-  const pickled = names.find((name) => /^pytorch_model.*\.bin(\.index\.json)?$/.test(name))
-  if (pickled !== undefined) {
+  const other = names.find((name) => /\.(bin|pt|pth|gguf|h5|msgpack|safetensors)$/i.test(name))
+  if (other !== undefined) {
     return new SparseGptError(
       'UNSUPPORTED_MODEL',
-      `${path} has its weights as ${pickled}, which is not read yet: convert it to safetensors ` +
-        '(transformers: model.save_pretrained(folder, safe_serialization=True))',
+      `${path} has none of ${weightFiles()}; if its weights are in ${other}, convert them ` +
+        '(transformers: model.save_pretrained(folder))',
     )
   }
-  return new SparseGptError(
-    'FILE_NOT_FOUND',
-    `${path} has no weights: neither ${singleFile} nor ${indexFile} is there`,
-  )
+  return new SparseGptError('FILE_NOT_FOUND', `${path} has no weights: none of ${weightFiles()} is there`)
 }
+
+const weightFiles = () => formats.flatMap(({ single, index }) => [single, index]).join(', ')
 
 async function readJsonObject(file: string): Promise<{ value: Record<string, unknown>; text: string }> {
   const text = await readFile(file, 'utf8').catch((error: unknown) => {
@@ -115,7 +139,8 @@ async function readJsonObject(file: string): Promise<{ value: Record<string, unk
   return { value, text }
 }
 
-async function readWeightMap(file: string): Promise<Map<string, string>> {
+/** Which shard each tensor is in, from an index. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+export async function readWeightMap(file: string, { extension }: WeightFormat): Promise<Map<string, string>> {
   const { value, text } = await readJsonObject(file)
   const twice = duplicateKey(text)
   if (twice !== undefined) {
@@ -127,20 +152,18 @@ async function readWeightMap(file: string): Promise<Map<string, string>> {
   }
   return new Map(
     Object.entries(map).map(([name, shard]) => {
-      if (typeof shard !== 'string' || !isPlainShardName(shard)) {
+      // The index is untrusted: a path in it could read, and later write, outside the folder.
+      if (typeof shard !== 'string' || !isPlainName(shard) || !shard.endsWith(extension)) {
         throw new SparseGptError(
           'INVALID_CHECKPOINT',
           `${file} maps tensor ${JSON.stringify(name)} to ${JSON.stringify(shard)}, ` +
-            'which is not the plain name of a .safetensors file in the same folder',
+            `which is not the plain name of a ${extension} file in the same folder`,
         )
       }
       return [name, shard]
     }),
   )
 }
-
-// The index is untrusted: a path in it could read, and later write, outside the folder.
-const isPlainShardName = (name: string) => isPlainName(name) && name.endsWith('.safetensors')
 
 function collectTensors(path: string, shards: Shard[]): Map<string, StoredTensor> {
   const tensors = new Map<string, StoredTensor>()

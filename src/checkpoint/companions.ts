@@ -1,6 +1,6 @@
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { indexFile, singleFile, type Checkpoint } from './checkpoint.js'
+import { safetensors, type Checkpoint } from './checkpoint.js'
 import { readError } from './read-error.js'
 
 const weights = /\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)(\.index\.json)?$/i
@@ -18,13 +18,12 @@ export interface Companion {
  * @throws SparseGptError FILE_NOT_FOUND when the source folder has gone.
  */
 export async function listCompanions(source: Checkpoint): Promise<Companion[]> {
-  const sharded = source.shards.some(({ file }) => file !== singleFile)
   const companions: Companion[] = []
   const names = await readdir(source.folder).catch((error: unknown) => {
     throw readError(error, source.folder, 'the source model must stay where it was opened')
   })
   for (const name of names.sort()) {
-    const belongs = name === indexFile ? sharded : !weights.test(name)
+    const belongs = name === safetensors.index ? source.index === name : !weights.test(name)
     if (!belongs) continue
     // A dangling link is no file of the model.
     const stats = await stat(join(source.folder, name)).catch(() => undefined)

@@ -27,7 +27,7 @@ export const storedBytes = {
 
 export type StoredDType = keyof typeof storedBytes
 
-/** A tensor as it lies in a file: row-major, little-endian, `bytes` = product of `shape` × bytes per element. */
+/** A tensor as it lies in a file: little-endian, `bytes` = product of `shape` × bytes per element. */
 export interface StoredTensor {
   name: string
   dtype: StoredDType
@@ -35,9 +35,11 @@ export interface StoredTensor {
   shape: number[]
   /** Absolute path. */
   file: string
-  /** In bytes from the start of the file. The format does not promise any alignment. */
+  /** In bytes from the start of the file. The formats do not promise any alignment. */
   offset: number
   bytes: number
+  /** In elements; only when the tensor does not lie row-major and without gaps, as a transposed one in a .bin file. */
+  strides?: number[]
 }
 
 const lengthBytes = 8

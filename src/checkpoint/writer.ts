@@ -1,13 +1,14 @@
 import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SparseGptError } from '../errors.js'
-import type { Checkpoint, Shard } from './checkpoint.js'
+import { safetensors, torch, type Checkpoint, type Shard } from './checkpoint.js'
 import { listCompanions, type Companion } from './companions.js'
 import { copyRange, writeFully } from './copy-range.js'
 import { OutputFolder } from './output-folder.js'
 import { isPlainName } from './plain-name.js'
 import { reason, systemCode } from './read-error.js'
 import { serializeHeader, type StoredTensor } from './safetensors.js'
+import { gather } from './strided.js'
 
 interface OutputShard {
   source: Shard
@@ -18,7 +19,9 @@ interface OutputShard {
 }
 
 /**
- * Writes a changed copy of a checkpoint: same files, names, dtypes and shapes, other values. Tensors are written in any
+ * Writes a changed copy of a checkpoint: same files, names, dtypes and shapes, other values. A .bin checkpoint becomes a
+ * safetensors one with as many shards; weights tied there by sharing memory are stored under each of their names, which
+ * transformers takes whether it ties them again or not. Tensors are written in any
  * order, and at the same time, as they become ready; what was not written is copied from the source at `commit`, which
  * makes the folder appear at `out`. Until then everything is in a temporary folder beside it, which `abort` removes.
  */
@@ -62,6 +65,7 @@ export class CheckpointWriter {
       bytes: bytes.reduce((sum, size) => sum + size, 0),
     })
     const writer = new CheckpointWriter(source, folder, companions)
+    if (source.index === torch.index) writer.#extra.set(safetensors.index, weightIndex(source))
     try {
       for (const [i, shard] of source.shards.entries()) await writer.#openShard(shard, layouts[i]!)
     } catch (error) {
@@ -77,7 +81,7 @@ export class CheckpointWriter {
   }
 
   async #openShard(source: Shard, layout: ReturnType<typeof serializeHeader>): Promise<void> {
-    const path = join(this.#folder.temporary, source.file)
+    const path = join(this.#folder.temporary, outputName(source.file))
     const handle = await open(path, 'wx+')
     const shard = { source, path, handle, offsets: layout.offsets }
     this.#shards.push(shard)
@@ -121,7 +125,7 @@ export class CheckpointWriter {
    */
   addFile(name: string, contents: string): void {
     this.#requireOpen('addFile')
-    if (!isPlainName(name) || this.#source.shards.some(({ file }) => file === name)) {
+    if (!isPlainName(name) || this.#source.shards.some(({ file }) => outputName(file) === name)) {
       throw new SparseGptError(
         'INVALID_OPTION',
         `${JSON.stringify(name)} cannot be added to ${this.#folder.out}: it must be a plain file name, not a weight file's`,
@@ -201,14 +205,20 @@ export class CheckpointWriter {
   }
 
   async #copyUnwritten(shard: OutputShard): Promise<void> {
-    const runs = unwrittenRuns(shard.source.tensors, (name) => this.#tensors.has(name))
-    if (runs.length === 0) return
+    const unwritten = shard.source.tensors.filter(({ name }) => !this.#tensors.has(name))
+    if (unwritten.length === 0) return
     const file = join(this.#source.folder, shard.source.file)
     const handle = await open(file, 'r')
     try {
-      for (const { first, bytes } of runs) {
+      for (const { first, bytes } of contiguousRuns(unwritten, shard.offsets)) {
         const to = { handle: shard.handle, position: shard.offsets.get(first.name)! }
-        await copyRange({ handle, position: first.offset, file }, to, bytes, () => this.#requireNotAborted())
+        if (first.strides) {
+          this.#requireNotAborted()
+          await writeFully(to.handle, gather(first), to.position)
+        } else {
+          const from = { handle, position: first.offset, file }
+          await copyRange(from, to, bytes, () => this.#requireNotAborted())
+        }
       }
     } finally {
       await handle.close()
@@ -250,24 +260,44 @@ export class CheckpointWriter {
   }
 }
 
-/** Runs of neighbouring tensors not yet written; the same order in both files makes each one contiguous in both. */
-function unwrittenRuns(
-  tensors: readonly StoredTensor[],
-  isWritten: (name: string) => boolean,
-): { first: StoredTensor; bytes: number }[] {
-  const runs: { first: StoredTensor; bytes: number }[] = []
-  let current: { first: StoredTensor; bytes: number } | undefined
+interface Run {
+  first: StoredTensor
+  bytes: number
+}
+
+/** Runs of tensors that follow each other in both files, to be copied in one go. */
+function contiguousRuns(tensors: readonly StoredTensor[], offsets: ReadonlyMap<string, number>): Run[] {
+  const runs: Run[] = []
   for (const tensor of tensors) {
-    if (isWritten(tensor.name)) {
-      current = undefined
-    } else if (current) {
-      current.bytes += tensor.bytes
-    } else {
-      current = { first: tensor, bytes: tensor.bytes }
-      runs.push(current)
-    }
+    const run = runs.at(-1)
+    const follows =
+      run !== undefined &&
+      !run.first.strides &&
+      !tensor.strides &&
+      tensor.offset === run.first.offset + run.bytes &&
+      offsets.get(tensor.name) === offsets.get(run.first.name)! + run.bytes
+    if (follows) run.bytes += tensor.bytes
+    else runs.push({ first: tensor, bytes: tensor.bytes })
   }
   return runs
+}
+
+/** What a weight file is called in the output; the names of .bin shards are changed as transformers would. */
+function outputName(file: string): string {
+  if (!file.endsWith(torch.extension)) return file
+  return `${file.slice(0, -torch.extension.length).replace(/^pytorch_model/, 'model')}${safetensors.extension}`
+}
+
+/** The index of the output's shards, as transformers writes it. */
+function weightIndex(source: Checkpoint): string {
+  const files = source.shards.flatMap(({ file, tensors }) =>
+    tensors.map(({ name }): [string, string] => [name, outputName(file)]),
+  )
+  const index = {
+    metadata: { total_size: [...source.tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0) },
+    weight_map: Object.fromEntries(files),
+  }
+  return `${JSON.stringify(index, null, 2)}\n`
 }
 
 async function syncFile(path: string): Promise<void> {

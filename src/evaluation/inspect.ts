@@ -1,4 +1,6 @@
 import { openCheckpoint, type Checkpoint } from '../checkpoint/checkpoint.js'
+import { resolveModel } from '../hub/model-folder.js'
+import type { DownloadOptions } from '../hub/snapshot.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, type Tensor } from '../native/device.js'
@@ -26,11 +28,12 @@ const patterns = [
 ] as const
 
 /**
- * Counts the zeros of every tensor of a checkpoint, of whatever architecture.
+ * Counts the zeros of every tensor of a checkpoint, of whatever architecture; a folder or a hub id, as for loadModel.
  *
- * Throws FILE_NOT_FOUND, INVALID_CHECKPOINT, UNSUPPORTED_MODEL (weights in another format), DEVICE_UNAVAILABLE.
+ * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL (weights in another format), DEVICE_UNAVAILABLE.
  */
-export async function inspect(folder: string): Promise<Inspection> {
+export async function inspect(pathOrHubId: string, options: DownloadOptions = {}): Promise<Inspection> {
+  const { folder } = await resolveModel(pathOrHubId, options)
   const checkpoint = await openCheckpoint(folder)
   const device = new Device('cpu')
   try {

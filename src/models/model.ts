@@ -1,8 +1,9 @@
-import { basename, resolve } from 'node:path'
 import * as z from 'zod'
 import { loadTokenizer, type Tokenizer } from '../calibration/tokenizer.js'
 import { openCheckpoint, type Checkpoint } from '../checkpoint/checkpoint.js'
 import { SparseGptError } from '../errors.js'
+import { resolveModel } from '../hub/model-folder.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
 import { Device, type DeviceKind, type Tensor } from '../native/device.js'
 import { parseOptions } from '../pruning/options.js'
 import type { Architecture } from './architecture.js'
@@ -18,12 +19,18 @@ export interface LoadOptions {
   dtype?: 'float32' | 'bfloat16'
   /** Threads of the CPU device; 0 (default) for one per core. */
   threads?: number
+  /** Called while a model is downloaded from the hub. */
+  onDownload?: (progress: DownloadProgress) => void
+  /** Stops a download. */
+  signal?: AbortSignal
 }
 
 const loadOptions = z.strictObject({
   device: z.enum(['auto', 'cpu', 'cuda']).default('auto'),
   dtype: z.enum(['float32', 'bfloat16']).default('float32'),
   threads: z.int().min(0).max(1024).default(0),
+  onDownload: z.custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function').optional(),
+  signal: z.instanceof(AbortSignal).optional(),
 })
 
 export interface Logits {
@@ -54,12 +61,15 @@ export class Model {
     readonly architecture: Architecture,
     readonly weights: Weights,
     private currentCheckpoint: Checkpoint,
+    /** The hub id, or the name of the folder, that it was loaded from. */
+    readonly name: string,
   ) {}
 
   /** See loadModel. */
-  static async load(folder: string, options: LoadOptions = {}): Promise<Model> {
+  static async load(pathOrHubId: string, options: LoadOptions = {}): Promise<Model> {
     const o = parseOptions(loadOptions, options, 'loadModel')
-    const checkpoint = await openCheckpoint(resolve(folder))
+    const { folder, name } = await resolveModel(pathOrHubId, o)
+    const checkpoint = await openCheckpoint(folder)
     const family = familyOf(checkpoint.config)
     const device = new Device(o.device, o.threads)
     try {
@@ -69,7 +79,7 @@ export class Model {
         const spec = architecture.block(i)
         for (const linear of spec.linears) weights.requireLinear(spec, linear)
       }
-      return new Model(device, architecture, weights, checkpoint)
+      return new Model(device, architecture, weights, checkpoint, name)
     } catch (error) {
       await device.close()
       throw error
@@ -82,10 +92,6 @@ export class Model {
 
   get folder(): string {
     return this.currentCheckpoint.folder
-  }
-
-  get name(): string {
-    return basename(this.currentCheckpoint.folder)
   }
 
   /** The tokenizer of the model's folder. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
@@ -248,11 +254,14 @@ export class Model {
 }
 
 /**
- * Loads a model from a folder in Hugging Face layout (config.json, safetensors, tokenizer.json). Weights are mapped, not read.
+ * Loads a model from a folder in Hugging Face layout (config.json, safetensors or .bin weights, tokenizer.json), or from
+ * the hub: 'org/name' or 'org/name@revision' is downloaded into the cache that Hugging Face's tools share, unless it is
+ * there already. HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_HUB_CACHE hold as for those tools. Weights are
+ * mapped, not read.
  *
- * Throws FILE_NOT_FOUND, INVALID_CHECKPOINT (damaged or contradictory files), UNSUPPORTED_MODEL, INVALID_OPTION,
- * DEVICE_UNAVAILABLE.
+ * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT (damaged or contradictory files), UNSUPPORTED_MODEL,
+ * INVALID_OPTION, WRITE_FAILED (the cache), ABORTED, DEVICE_UNAVAILABLE.
  */
-export function loadModel(folder: string, options: LoadOptions = {}): Promise<Model> {
-  return Model.load(folder, options)
+export function loadModel(pathOrHubId: string, options: LoadOptions = {}): Promise<Model> {
+  return Model.load(pathOrHubId, options)
 }

@@ -1,5 +1,6 @@
 import type { Checkpoint } from '../checkpoint/checkpoint.js'
-import type { StoredTensor } from '../checkpoint/safetensors.js'
+import { storedBytes, type StoredTensor } from '../checkpoint/safetensors.js'
+import { gather } from '../checkpoint/strided.js'
 import { SparseGptError } from '../errors.js'
 import { addon, type DType, type FileHandle } from '../native/addon.js'
 import { native, Tensor, type Device } from '../native/device.js'
@@ -88,6 +89,10 @@ export class Weights {
     if (!dtype) {
       const message = `${info.file}: the tensor ${name} has dtype ${info.dtype}; supported are F32, BF16 and F16`
       throw new SparseGptError('UNSUPPORTED_MODEL', message)
+    }
+    // What cannot be mapped is read: elements that lie apart, or across the borders that the processor expects.
+    if (info.strides || info.offset % storedBytes[info.dtype] !== 0) {
+      return this.device.within([], () => this.device.upload(gather(info), shape, dtype))
     }
     let file = this.files.get(info.file)
     if (!file) {

@@ -170,9 +170,9 @@ export class Device {
   }
 
   /** Copies on the queue: `array` must not change before the next synchronisation. */
-  upload(array: Float32Array | Int32Array | Uint8Array, shape: readonly number[]): Tensor {
-    const dtype =
-      array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : ('uint8' as const)
+  upload(array: Float32Array | Int32Array | Uint8Array, shape: readonly number[], as?: DType): Tensor {
+    const own = array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : 'uint8'
+    const dtype = as ?? own
     const tensor = this.empty(dtype, shape)
     addon().upload(this.handle, tensor.handle, array)
     return tensor

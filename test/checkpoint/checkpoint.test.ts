@@ -4,6 +4,7 @@ import { describe, expect, test } from '@jest/globals'
 import { openCheckpoint } from '../../src/checkpoint/checkpoint.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { filled, writeConfig, writeSafetensors } from './files.js'
+import { writeTorch } from './torch-archive.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 
 const first = 'model-00001-of-00002.safetensors'
@@ -44,6 +45,36 @@ describe('openCheckpoint opens', () => {
     expect(shards[1]?.metadata).toEqual({ format: 'pt', shard: '2' })
     expect([...tensors.keys()]).toEqual(['a', 'b', 'c'])
     expect(tensors.get('c')?.file).toBe(join(folder, second))
+  })
+
+  test('pytorch_model.bin, but model.safetensors rather', async () => {
+    const folder = await temporaryFolder()
+    await writeConfig(folder)
+    await writeTorch(join(folder, 'pytorch_model.bin'), { a: { shape: [2], values: Float32Array.of(1, 2) } })
+    const { shards, tensors } = await openCheckpoint(folder)
+    expect(shards.map(({ file, metadata }) => [file, metadata])).toEqual([
+      ['pytorch_model.bin', { format: 'pt' }],
+    ])
+    expect(tensors.get('a')).toMatchObject({
+      dtype: 'F32',
+      shape: [2],
+      file: join(folder, 'pytorch_model.bin'),
+    })
+    await writeSafetensors(join(folder, 'model.safetensors'), [filled('b', 2, 1)])
+    expect([...(await openCheckpoint(folder)).tensors.keys()]).toEqual(['b'])
+  })
+
+  test('.bin shards', async () => {
+    const folder = await temporaryFolder()
+    await writeConfig(folder)
+    const [one, two] = ['pytorch_model-00001-of-00002.bin', 'pytorch_model-00002-of-00002.bin']
+    await writeTorch(join(folder, one), { a: { shape: [2], values: Float32Array.of(1, 2) } })
+    await writeTorch(join(folder, two), { b: { shape: [1, 1], values: Float32Array.of(3) } })
+    const index = JSON.stringify({ weight_map: { a: one, b: two } })
+    await writeFile(join(folder, 'pytorch_model.bin.index.json'), index)
+    const { shards, tensors } = await openCheckpoint(folder)
+    expect(shards.map(({ file }) => file)).toEqual([one, two])
+    expect(tensors.get('b')).toMatchObject({ shape: [1, 1], file: join(folder, two) })
   })
 
   test('files that are links, as in the hub cache', async () => {
@@ -90,15 +121,24 @@ describe('openCheckpoint refuses', () => {
     await expectError(openCheckpoint(folder), 'FILE_NOT_FOUND', /has no weights/)
   })
 
-  test.each(['pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-00001-of-00002.bin'])(
+  test.each(['pytorch_model-00001-of-00002.bin', 'tf_model.h5', 'model-q4.gguf'])(
     'weights that are only %s',
     async (name) => {
       const folder = await temporaryFolder()
       await writeConfig(folder)
       await writeFile(join(folder, name), '')
-      await expectError(openCheckpoint(folder), 'UNSUPPORTED_MODEL', /convert it to safetensors/)
+      await expectError(openCheckpoint(folder), 'UNSUPPORTED_MODEL', /convert them/)
     },
   )
+
+  test('an index of .bin files that names a file of another format', async () => {
+    const folder = await temporaryFolder()
+    await writeConfig(folder)
+    await writeTorch(join(folder, 'x.pkl'), {})
+    const index = JSON.stringify({ weight_map: { a: 'x.pkl' } })
+    await writeFile(join(folder, 'pytorch_model.bin.index.json'), index)
+    await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /not the plain name of a \.bin file/)
+  })
 
   test('a damaged shard', async () => {
     const folder = await shardedFolder()

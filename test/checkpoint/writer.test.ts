@@ -18,7 +18,9 @@ import { SparseGptError } from '../../src/errors.js'
 import { openCheckpoint, type Checkpoint } from '../../src/checkpoint/checkpoint.js'
 import { CheckpointWriter } from '../../src/checkpoint/writer.js'
 import { describeWithShared, sharedPath } from '../shared.js'
+import { gather } from '../../src/checkpoint/strided.js'
 import { filled, writeConfig, writeSafetensors } from './files.js'
+import { statePickle, tensorPickle, torchFiles, writeTorch, zip } from './torch-archive.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 
 const first = 'model-00001-of-00002.safetensors'
@@ -106,6 +108,74 @@ describe('a committed checkpoint', () => {
         await readFile(join(folder, 'model.safetensors')),
       ),
     ).toBe(0)
+  })
+
+  test('of .bin shards is made of safetensors shards with an index', async () => {
+    const work = await temporaryFolder()
+    const folder = join(work, 'source')
+    await mkdir(folder)
+    await writeConfig(folder)
+    const [one, two] = ['pytorch_model-00001-of-00002.bin', 'pytorch_model-00002-of-00002.bin']
+    const shared = { storage: '0', type: 'FloatStorage', storageSize: 6 }
+    const tensors = {
+      head: tensorPickle({ ...shared, offset: 0, shape: [2, 3], strides: [3, 1] }),
+      embedding: tensorPickle({ ...shared, offset: 0, shape: [2, 3], strides: [3, 1] }),
+      transposed: tensorPickle({ ...shared, offset: 0, shape: [3, 2], strides: [1, 3] }),
+      tail: tensorPickle({ ...shared, offset: 3, shape: [3], strides: [1] }),
+    }
+    const values = Float32Array.of(0, 1, 2, 3, 4, 5)
+    const storages = { '0': new Uint8Array(values.buffer) }
+    await writeFile(join(folder, one), zip(torchFiles(statePickle(tensors), storages)))
+    await writeTorch(join(folder, two), { norm: { shape: [2], values: Float32Array.of(7, 8) } })
+    const weight_map = { head: one, embedding: one, transposed: one, tail: one, norm: two }
+    await writeFile(join(folder, 'pytorch_model.bin.index.json'), JSON.stringify({ weight_map }))
+    await writeFile(join(folder, 'tokenizer.json'), '{}')
+
+    const writer = await CheckpointWriter.create(await openCheckpoint(folder), join(work, 'out'), {
+      force: false,
+    })
+    await writer.write('norm', fill(8, 0))
+    expect(() => writer.addFile('model-00001-of-00002.safetensors', '')).toThrow(/weight file/)
+    await writer.commit()
+
+    const out = join(work, 'out')
+    const files = ['config.json', 'model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
+    expect((await readdir(out)).sort()).toEqual([...files, 'model.safetensors.index.json', 'tokenizer.json'])
+    const index = JSON.parse(await readFile(join(out, 'model.safetensors.index.json'), 'utf8')) as unknown
+    expect(index).toEqual({
+      metadata: { total_size: 3 * 24 + 12 + 8 },
+      weight_map: {
+        head: files[1],
+        embedding: files[1],
+        transposed: files[1],
+        tail: files[1],
+        norm: files[2],
+      },
+    })
+    const floats: Record<string, number[]> = {}
+    const result = await openCheckpoint(out)
+    for (const tensor of result.tensors.values()) {
+      floats[tensor.name] = [...new Float32Array(gather(tensor).buffer as ArrayBuffer)]
+    }
+    expect(floats).toEqual({
+      head: [0, 1, 2, 3, 4, 5],
+      embedding: [0, 1, 2, 3, 4, 5],
+      transposed: [0, 3, 1, 4, 2, 5],
+      tail: [3, 4, 5],
+      norm: [0, 0],
+    })
+    expect(result.shards.map(({ metadata }) => metadata)).toEqual([{ format: 'pt' }, { format: 'pt' }])
+  })
+
+  test('of a single .bin file is a single safetensors file', async () => {
+    const work = await temporaryFolder()
+    await writeConfig(work)
+    await writeTorch(join(work, 'pytorch_model.bin'), { a: { shape: [2], values: Float32Array.of(1, 2) } })
+    const writer = await CheckpointWriter.create(await openCheckpoint(work), join(work, 'out'), {
+      force: false,
+    })
+    await writer.commit()
+    expect((await readdir(join(work, 'out'))).sort()).toEqual(['config.json', 'model.safetensors'])
   })
 
   test('has the files that belong to the model, and only those', async () => {

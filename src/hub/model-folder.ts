@@ -1,0 +1,75 @@
+import { stat } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
+import { readWeightMap, safetensors, torch } from '../checkpoint/checkpoint.js'
+import { SparseGptError } from '../errors.js'
+import { Snapshot, type DownloadOptions } from './snapshot.js'
+
+/** Where a model is, and what it is called. */
+export interface ModelFolder {
+  /** Absolute path. */
+  folder: string
+  /** The hub id, or the folder's name. */
+  name: string
+}
+
+/** What belongs to a model beside its weights. */
+const companions =
+  /^((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|merges\.txt|chat_template\.jinja|.*\.model|(LICENSE|NOTICE|USE_POLICY)(\.(txt|md))?)$/i
+
+/**
+ * The folder of a model that is given as a local folder or as a hub id, `org/name` or `org/name@revision`. Of a model on
+ * the hub only what is needed is downloaded, and only what the cache lacks: config, tokenizer, and the weights as
+ * safetensors or else as .bin. A local folder wins over a hub id.
+ *
+ * Throws FILE_NOT_FOUND for what is neither; DOWNLOAD_FAILED, WRITE_FAILED, ABORTED; INVALID_CHECKPOINT for an index
+ * that names files elsewhere; INVALID_OPTION (environment variables).
+ */
+export async function resolveModel(pathOrHubId: string, options: DownloadOptions = {}): Promise<ModelFolder> {
+  const path = resolve(pathOrHubId)
+  if (
+    await stat(path).then(
+      () => true,
+      () => false,
+    )
+  )
+    return { folder: path, name: basename(path) }
+  const [, name = '', revision = 'main'] = /^([^@]*)(?:@(.*))?$/.exec(pathOrHubId) ?? []
+  if (!isRepositoryName(name) || !isRevision(revision)) {
+    throw new SparseGptError(
+      'FILE_NOT_FOUND',
+      `${path} does not exist: give an existing model folder, or a hub id such as facebook/opt-125m (org/name, or ` +
+        'org/name@revision)',
+    )
+  }
+  const snapshot = await Snapshot.open({ type: 'model', name, revision }, options)
+  const files = await snapshot.rootFiles()
+  if (!files.includes('config.json')) {
+    const place = `the model ${pathOrHubId} (${snapshot.folder})`
+    throw new SparseGptError(
+      'DOWNLOAD_FAILED',
+      `${place} has no config.json: it is no model in Hugging Face layout`,
+    )
+  }
+  const wanted = files.filter((file) => companions.test(file))
+  for (const format of [safetensors, torch]) {
+    if (files.includes(format.single)) {
+      await snapshot.fetch([...wanted, format.single])
+      break
+    }
+    if (files.includes(format.index)) {
+      await snapshot.fetch([...wanted, format.index])
+      const map = await readWeightMap(join(snapshot.folder, format.index), format)
+      await snapshot.fetch([...new Set(map.values())].sort())
+      break
+    }
+  }
+  // Without weights that can be read, opening the folder says so.
+  await snapshot.fetch(wanted)
+  return { folder: snapshot.folder, name: pathOrHubId }
+}
+
+/** One slash, as the hub's ids have; no dots that lead elsewhere, and no `--`, which stands for the slash in the cache. */
+const isRepositoryName = (name: string) =>
+  /^[A-Za-z0-9_][\w.-]*\/[A-Za-z0-9_][\w.-]*$/.test(name) && !/--|\.\./.test(name)
+
+const isRevision = (revision: string) => /^[\w][\w./-]*$/.test(revision) && !/\.\.|\/\/|\/$/.test(revision)
