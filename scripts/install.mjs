@@ -52,11 +52,8 @@ export function newest(paths, filter = () => true) {
 
 const nativeSources = () =>
   newest(
-    [
-      join(root, 'CMakeLists.txt'),
-      ...['core', 'cpu', 'cuda', 'addon'].map((name) => join(root, 'native', name)),
-    ],
-    (path) => /\.(h|cpp|cu|cuh|txt)$/.test(path),
+    [join(root, 'CMakeLists.txt'), ...['core', 'cpu', 'addon'].map((name) => join(root, 'native', name))],
+    (path) => /\.(h|cpp|txt)$/.test(path),
   )
 
 /** True when the compiled addon is newer than everything it is made of. */

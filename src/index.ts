@@ -8,3 +8,4 @@ export { perplexity, type Perplexity, type PerplexityOptions } from './evaluatio
 export type { TextSource } from './calibration/source.js'
 export type { DatasetName } from './calibration/dataset.js'
 export { saveTokens } from './calibration/token-file.js'
+export { devices, type DeviceInfo, type DeviceKind } from './native/device.js'

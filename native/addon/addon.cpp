@@ -10,6 +10,7 @@
 
 #include "addon/convert.h"
 #include "addon/device_handle.h"
+#include "core/cuda_loader.h"
 #include "core/mapped_file.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
@@ -68,13 +69,27 @@ std::shared_ptr<Backend> cpu_backend(int threads) {
   return backend;
 }
 
+Napi::Value wrap_device(Napi::Env env, std::shared_ptr<Backend> backend) {
+  auto handle = std::make_unique<DeviceHandle>(env, std::move(backend));
+  return Napi::External<DeviceHandle>::New(env, handle.release(), [](Napi::Env, DeviceHandle* dead) { delete dead; });
+}
+
 Napi::Value open_device(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    const int threads = read<int>(info[0]);
-    auto handle = std::make_unique<DeviceHandle>(info.Env(), cpu_backend(threads));
-    return Napi::External<DeviceHandle>::New(info.Env(), handle.release(),
-                                             [](Napi::Env, DeviceHandle* dead) { delete dead; });
-  });
+  return guarded(info, [&]() -> Napi::Value { return wrap_device(info.Env(), cpu_backend(read<int>(info[0]))); });
+}
+
+Napi::Value open_cuda_device(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value { return wrap_device(info.Env(), make_cuda_backend(cuda_library_path())); });
+}
+
+// () => { name, memory, reason }; reason is empty when there is a device
+Napi::Value probe_cuda_device(const Info& info) {
+  const CudaDevice device = probe_cuda(cuda_library_path());
+  auto result = Napi::Object::New(info.Env());
+  result.Set("name", device.name);
+  result.Set("memory", static_cast<double>(device.memory));
+  result.Set("reason", device.reason);
+  return result;
 }
 
 void close_device(const Info& info) { DeviceHandle::from(info[0]).close(); }
@@ -196,6 +211,8 @@ void release_pages(const Info& info) {
 
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New(env, open_device));
+  exports.Set("openCudaDevice", Napi::Function::New(env, open_cuda_device));
+  exports.Set("probeCudaDevice", Napi::Function::New(env, probe_cuda_device));
   exports.Set("closeDevice", Napi::Function::New(env, close_device));
   exports.Set("describeDevice", Napi::Function::New(env, describe_device));
   exports.Set("cpuLevels", Napi::Function::New(env, cpu_levels));

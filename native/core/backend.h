@@ -2,7 +2,8 @@
 //
 // Every operation runs on the device's queue thread, in the order of enqueuing, and reports bad input by throwing Error.
 // Activations are [tokens, features]; a linear layer's weight is [out, in] (row-major). "Compute type" is the element type
-// of the activations: float32, bfloat16 or float16; sums are always accumulated in float32 or better.
+// of the activations: float32, bfloat16 or float16; sums are always accumulated in float32 or better. Activations may have
+// no tokens at all (of a routed expert), and rows that are farther apart than they are long.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,7 @@ struct AttentionShape {
   float scale;
   int64_t window = 0;  // > 0: a query sees its latest `window` keys only, its own among them
   float softcap = 0;   // > 0: a scaled score s becomes softcap * tanh(s / softcap)
-  Tensor slopes;       // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
+  Tensor slopes = {};  // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
 };
 
 // Which weights a solver removes. With a mask the mask decides, else with m > 0 the n smallest scores of every m
@@ -51,6 +52,10 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string description() const = 0;
 
+  // Waits until every operation so far has finished, for backends whose operations return earlier, and throws what only
+  // showed meanwhile (naming the operation).
+  virtual void synchronize() {}
+
   // Held while an operation runs: devices that share a backend take turns.
   std::mutex turn;
 
@@ -68,6 +73,7 @@ class Backend {
   // --- forward -----------------------------------------------------------------------------------------------------
   virtual void embedding(const Tensor& out, const Tensor& table, const Tensor& ids) = 0;  // out[t] = table[ids[t]]
   virtual void linear(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias) = 0;  // x Wᵀ + b
+  // The norms may work in place: out may be x.
   virtual void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) = 0;
   virtual void rms_norm(const Tensor& out, const Tensor& x, const Tensor& weight, float eps) = 0;
   // Rotates pairs (i, i + rotary / 2) of every head in place, or (2i, 2i + 1) when interleaved; cosine and sine are f32

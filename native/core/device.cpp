@@ -67,6 +67,7 @@ void Device::work() {
       tasks_.pop_front();
     }
     if (task.done) {
+      if (task.clears_failure) wait_for_backend();
       task.done(failure_);
       if (task.clears_failure) failure_.reset();
     } else if (!failure_) {
@@ -82,6 +83,16 @@ void Device::work() {
         failure_.emplace("INTERNAL", error.what() + where);
       }
     }
+  }
+}
+
+void Device::wait_for_backend() {
+  try {
+    std::lock_guard<std::mutex> turn(backend_->turn);
+    backend_->synchronize();
+  } catch (const Error& error) {
+    // What failed first is what is reported.
+    if (!failure_) failure_ = error;
   }
 }
 

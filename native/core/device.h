@@ -52,6 +52,7 @@ class Device {
   };
   void push(Task task);
   void work();
+  void wait_for_backend();
 
   std::shared_ptr<Backend> backend_;
   std::mutex mutex_;

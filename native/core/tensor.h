@@ -19,6 +19,8 @@ class Storage {
   virtual std::byte* data() = 0;
   virtual size_t size() const = 0;
   virtual bool read_only() const { return false; }
+  // Whether data() may be read by the processor: a mapped file and memory of the CPU backend, not that of a GPU.
+  virtual bool on_host() const { return true; }
   // Hints that the bytes will not be read again soon.
   virtual void release_pages(size_t /*offset*/, size_t /*bytes*/) {}
 };

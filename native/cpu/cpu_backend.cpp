@@ -1,9 +1,6 @@
 #include "cpu/cpu_backend.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -12,7 +9,9 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/require.h"
 #include "core/thread_pool.h"
+#include "core/write_file.h"
 #include "cpu/dispatch.h"
 #include "cpu/factor.h"
 #include "cpu/gemm.h"
@@ -26,27 +25,6 @@ namespace {
 
 using cpu::Kernels;
 using cpu::operand;
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw Error("INTERNAL", what);
-}
-
-void require_shape(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
-  require(tensor && tensor.rows == rows && tensor.columns == columns, std::string(name) + " is " + describe(tensor) +
-                                                                          ", expected [" + std::to_string(rows) + ", " +
-                                                                          std::to_string(columns) + "]");
-}
-
-void require_float(const Tensor& tensor, const char* name) {
-  require(tensor && is_float(tensor.dtype), std::string(name) + " is " + describe(tensor) + ", expected a float type");
-}
-
-// f32 with rows one after another, as solvers want it.
-void require_plain(const Tensor& tensor, int64_t rows, int64_t columns, DType dtype, const char* name) {
-  require_shape(tensor, rows, columns, name);
-  require(tensor.dtype == dtype && tensor.contiguous(),
-          std::string(name) + " must be contiguous " + dtype_name(dtype) + ", is " + describe(tensor));
-}
 
 class Stopwatch {
  public:
@@ -134,18 +112,7 @@ class CpuBackend : public Backend {
 
   void write_file(int fd, int64_t position, const Tensor& tensor) override {
     require(tensor.contiguous(), "write needs a contiguous tensor");
-    const auto* data = reinterpret_cast<const char*>(tensor.bytes());
-    for (size_t left = byte_size(tensor); left > 0;) {
-      const ssize_t written = pwrite(fd, data, std::min(left, size_t{64} << 20), position);
-      if (written < 0 && errno == EINTR) continue;
-      if (written <= 0) {
-        const int reason = errno;
-        throw Error("WRITE_FAILED", reason == ENOSPC ? "the disk is full" : std::string("write: ") + std::strerror(reason));
-      }
-      data += written;
-      position += written;
-      left -= static_cast<size_t>(written);
-    }
+    write_fully(fd, position, tensor.bytes(), byte_size(tensor));
   }
 
   // --- forward -----------------------------------------------------------------------------------------------------
@@ -480,8 +447,6 @@ class CpuBackend : public Backend {
   }
 
  private:
-  static size_t byte_size(const Tensor& tensor) { return static_cast<size_t>(tensor.size()) * dtype_size(tensor.dtype); }
-
   static std::byte* element(const Tensor& tensor, int64_t row, int64_t column) {
     return tensor.bytes() + (row * tensor.stride + column) * static_cast<int64_t>(dtype_size(tensor.dtype));
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/require.h"
 #include "cpu/factor.h"
 #include "cpu/gemm.h"
 #include "cpu/selection.h"
@@ -25,10 +26,7 @@ void require_finite(ThreadPool& pool, const Kernels& kernels, const WeightMatrix
 }
 
 void require_groups(const WeightMatrix& w, const Choice& choice) {
-  if (choice.mask == nullptr && choice.m > 0 && w.columns % choice.m != 0)
-    throw Error("INVALID_OPTION", "pattern " + std::to_string(choice.n) + ":" + std::to_string(choice.m) +
-                                      " needs a number of columns divisible by " + std::to_string(choice.m) + ", not " +
-                                      std::to_string(w.columns));
+  if (choice.mask == nullptr && choice.m > 0) sparsegpt::require_groups(w.columns, choice.n, choice.m);
 }
 
 // Each row's asymmetric grid from its smallest and largest weight, with zero on the grid.

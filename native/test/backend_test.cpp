@@ -6,9 +6,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "core/device.h"
 #include "cpu/cpu_backend.h"
-#include "test/matrix.h"
+#include "test/on_device.h"
 
 using namespace sparsegpt;
 using namespace sparsegpt::test;
@@ -19,47 +18,14 @@ constexpr DType float_types[] = {DType::f32, DType::bf16, DType::f16};
 
 double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 2e-3 : 1.6e-2; }
 
-// A device on which every operation is awaited.
-class Bench {
+class Bench : public OnDevice {
  public:
-  Bench() : device_(make_cpu_backend(2)) {}
+  Bench() : OnDevice(make_cpu_backend(2)) {}
 
-  template <typename Run>
-  void run(const Run& operation) {
-    device_.enqueue("operation", operation);
-    device_.synchronize();
-  }
-
-  Tensor empty(DType dtype, int64_t rows, int64_t columns) {
-    const auto bytes = static_cast<size_t>(rows * columns) * dtype_size(dtype);
-    return {device_.backend().allocate(bytes), dtype, rows, columns, columns, 0};
-  }
-  Tensor upload(DType dtype, int64_t rows, int64_t columns, const void* data) {
-    Tensor t = empty(dtype, rows, columns);
-    run([&](Backend& b) { b.upload(t, data); });
-    return t;
-  }
-  Tensor floats(DType dtype, int64_t rows, int64_t columns, const std::vector<float>& values) {
-    return upload(dtype, rows, columns, encode(values, dtype).data());
-  }
   // Poisoned, to see that every element is written.
   Tensor output(DType dtype, int64_t rows, int64_t columns) {
     return floats(dtype, rows, columns, std::vector<float>(static_cast<size_t>(rows * columns), NAN));
   }
-  std::vector<float> read(const Tensor& t) {
-    std::vector<char> bytes(static_cast<size_t>(t.size()) * dtype_size(t.dtype));
-    run([&](Backend& b) { b.download(bytes.data(), t); });
-    return decode(bytes, t.dtype);
-  }
-  template <typename T>
-  std::vector<T> read_as(const Tensor& t) {
-    std::vector<T> values(static_cast<size_t>(t.size()));
-    run([&](Backend& b) { b.download(values.data(), t); });
-    return values;
-  }
-
- private:
-  Device device_;
 };
 
 std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }
@@ -249,6 +215,37 @@ TEST("backend: rotary in both layouts of pairs, of part of every head") {
         }
       }
       for (size_t i = 0; i < x.size(); ++i) CHECK_CLOSE(actual[i], expected[i], tolerance_of(type));
+    }
+  }
+}
+
+TEST("backend: norms of every head, in place") {
+  Bench bench;
+  Random random(20);
+  constexpr int64_t tokens = 7, heads = 3, dim = 19;
+  const auto weight = random.uniforms(dim), bias = random.uniforms(dim);
+  const Tensor wt = bench.floats(DType::f32, 1, dim, weight), bt = bench.floats(DType::f32, 1, dim, bias);
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const auto x = rounded(random.uniforms(tokens * heads * dim, -3, 3), type);
+    const Tensor layer = bench.floats(type, tokens, heads * dim, x), rms = bench.floats(type, tokens, heads * dim, x);
+    const Tensor layer_heads = layer.reshaped(tokens * heads, dim), rms_heads = rms.reshaped(tokens * heads, dim);
+    bench.run([&](Backend& b) {
+      b.layer_norm(layer_heads, layer_heads, wt, bt, 1e-5f);
+      b.rms_norm(rms_heads, rms_heads, wt, 1e-5f);
+    });
+    const auto l = bench.read(layer), r = bench.read(rms);
+    for (size_t head = 0; head < x.size(); head += dim) {
+      double mean = 0, squares = 0;
+      for (size_t d = 0; d < dim; ++d) {
+        mean += x[head + d] / static_cast<double>(dim);
+        squares += static_cast<double>(x[head + d]) * x[head + d] / static_cast<double>(dim);
+      }
+      for (size_t d = 0; d < dim; ++d) {
+        const double normal = (x[head + d] - mean) / std::sqrt(squares - mean * mean + 1e-5);
+        CHECK_CLOSE(l[head + d], normal * weight[d] + bias[d], tolerance_of(type));
+        CHECK_CLOSE(r[head + d], x[head + d] / std::sqrt(squares + 1e-5) * weight[d], tolerance_of(type));
+      }
     }
   }
 }

@@ -89,11 +89,15 @@ async function windowLosses(
   for (let i = 0; i < windows.length; i += perBatch) groups.push(windows.slice(i, i + perBatch))
   const batches = model.embed(groups)
   const owned: Tensor[] = []
+  const kept: Tensor[] = []
   try {
     for (let index = 0; index < model.architecture.blockCount; index++) {
       abortable(signal)
       await model.passBlock(index, batches, undefined, step)
     }
+    const head = model.device.within(kept, () =>
+      model.device.resident(model.architecture.head(model.weights)),
+    )
     const results: number[] = []
     for (const [g, group] of groups.entries()) {
       abortable(signal)
@@ -105,7 +109,7 @@ async function windowLosses(
         const { architecture, weights, device } = model
         const x = architecture.finish(weights, device, hidden)
         const uploaded = device.upload(targets, [targets.length])
-        return device.crossEntropy(x, architecture.head(weights), uploaded, {
+        return device.crossEntropy(x, head, uploaded, {
           bias: architecture.headBias?.(weights),
           softcap: architecture.logitSoftcap,
         })
@@ -125,6 +129,6 @@ async function windowLosses(
     return results
   } finally {
     for (const batch of batches) batch.hidden.dispose()
-    for (const tensor of owned) tensor.dispose()
+    for (const tensor of [...owned, ...kept]) tensor.dispose()
   }
 }

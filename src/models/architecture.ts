@@ -1,5 +1,6 @@
 import type { Activation, Device, Tensor } from '../native/device.js'
 import type { Block } from './block.js'
+import type { Rotary } from './rotary.js'
 import type { Weights } from './weights.js'
 
 /** A linear layer of a block, by its checkpoint name without '.weight'. */
@@ -15,13 +16,22 @@ export interface LinearSpec {
   layout?: 'out-in' | 'in-out'
 }
 
+/** A parameter that is used in float32. */
+export interface ParameterSpec {
+  /** Below the block's prefix, such as 'input_layernorm.weight'. */
+  name: string
+  shape: readonly number[]
+  /** What the checkpoint stores is the parameter minus this. Default 0. */
+  offset?: number
+}
+
 /** What a decoder block holds. */
 export interface BlockSpec {
   /** Of all its checkpoint names, such as 'model.layers.3.'. */
   prefix: string
   linears: LinearSpec[]
-  /** Other parameters (norms), by name below the prefix. */
-  vectors: { name: string; size: number }[]
+  /** What is never pruned: norms, an expert router. */
+  parameters: ParameterSpec[]
 }
 
 /**
@@ -64,6 +74,8 @@ export interface Architecture {
   /** Longest sequence the model has positions for. */
   contextLength: number
   blockCount: number
+  /** Of models with rotary positions. */
+  rotary?: Rotary
   block(index: number): BlockSpec
   /** [tokens, hidden] of token ids, int32 [sequences · sequence]. */
   embed(weights: Weights, device: Device, ids: Tensor, sequence: number): Tensor

@@ -1,4 +1,4 @@
-import type { Activation, AttentionShape, Device, Tensor } from '../native/device.js'
+import type { Activation, AttentionShape, Device, DType, Tensor } from '../native/device.js'
 import type { BlockPass, BlockStep, LinearGroup, StepResult } from './architecture.js'
 import type { BlockWeights } from './weights.js'
 
@@ -9,7 +9,7 @@ export interface RotaryTables {
 }
 
 /** A part of a BlockPass. */
-type Steps<Result> = Generator<BlockStep, Result, StepResult>
+export type Steps<Result> = Generator<BlockStep, Result, StepResult>
 
 /**
  * The operations a block's forward pass is written in, with the block's weights at hand. Operations take over their operands
@@ -33,9 +33,31 @@ export class Block {
     return this.device.rmsNorm(x, this.weights.get(`${name}.weight`), epsilon)
   }
 
+  /** In place: layer norm of each head. */
+  layerNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
+    const [weight, bias] = [this.weights.get(`${name}.weight`), this.weights.get(`${name}.bias`)]
+    const heads = x.reshape([(x.rows * x.width) / headDim, headDim])
+    this.device.layerNorm(heads, weight, bias, epsilon, heads)
+    heads.dispose()
+  }
+
+  /** In place: RMS norm of each head. */
+  rmsNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
+    const heads = x.reshape([(x.rows * x.width) / headDim, headDim])
+    this.device.rmsNorm(heads, this.weights.get(`${name}.weight`), epsilon, heads)
+    heads.dispose()
+  }
+
   /** The outputs of the named linear layers, which share `input`; consumes it. */
   *linears(input: Tensor, ...names: string[]): Steps<Tensor[]> {
     const outputs = (yield { names, input }) as Tensor[]
+    input.dispose()
+    return outputs
+  }
+
+  /** As `linears`, for one of several groups whose inputs are of one kind: see LinearGroup.pool. */
+  *pooledLinears(pool: string, input: Tensor, ...names: string[]): Steps<Tensor[]> {
+    const outputs = (yield { names, input, pool }) as Tensor[]
     input.dispose()
     return outputs
   }
@@ -85,6 +107,13 @@ export class Block {
     return y
   }
 
+  /** x + attention + mlp in the place of mlp, for sublayers side by side; consumes attention, x stays as it is. */
+  parallelResidual(x: Tensor, attention: Tensor, mlp: Tensor): Tensor {
+    this.device.add(mlp, attention)
+    attention.dispose()
+    return this.residual(x, mlp)
+  }
+
   /** A copy, for an input that is needed again after the linears have consumed it. */
   copy(x: Tensor): Tensor {
     return this.device.cast(x, x.dtype)
@@ -93,6 +122,51 @@ export class Block {
   /** Columns [first, first + count) of x, sharing its memory. */
   columns(x: Tensor, first: number, count: number): Tensor {
     return x.columns(first, count)
+  }
+
+  /**
+   * q, k and v of a fused projection whose columns are, for each key/value head in turn: its query heads, its key, its value.
+   * Consumes it.
+   */
+  splitHeads(fused: Tensor, heads: number, kvHeads: number, headDim: number): [q: Tensor, k: Tensor, v: Tensor] {
+    const queries = (heads / kvHeads) * headDim
+    const part = (first: number, count: number) =>
+      this.device.takeColumns(fused, { groups: kvHeads, first, count, stride: queries + 2 * headDim })
+    const parts = [part(0, queries), part(queries, headDim), part(queries + headDim, headDim)] as const
+    fused.dispose()
+    return [...parts]
+  }
+
+  /** x times a parameter that is a matrix [out, in], in float32. */
+  product(x: Tensor, name: string): Tensor {
+    return this.device.linear(x, this.weights.get(`${name}.weight`), undefined, 'float32')
+  }
+
+  /** [ids, columns of x]: the rows of x that `ids` names. */
+  rows(x: Tensor, ids: Tensor): Tensor {
+    return this.device.embedding(x, ids, x.dtype)
+  }
+
+  /** float32 [rows, width], all 0: for sums of addRows. */
+  zeros(rows: number, width: number): Tensor {
+    return this.device.zeros('float32', [rows, width])
+  }
+
+  /** sums[ids[t]] += factors[t] · x[t]; no id occurs twice. Consumes x. */
+  addRows(sums: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
+    this.device.scatterAdd(sums, x, ids, factors)
+    x.dispose()
+  }
+
+  /** x in another element type; consumes it. */
+  cast(x: Tensor, dtype: DType): Tensor {
+    const out = this.device.cast(x, dtype)
+    x.dispose()
+    return out
+  }
+
+  upload(array: Float32Array | Int32Array): Tensor {
+    return this.device.upload(array, [array.length])
   }
 
   /** Multiplies `input` with the weights of one linear layer. */

@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
-import { activationNames, type Architecture } from './architecture.js'
+import { activationNames, type Architecture, type ParameterSpec } from './architecture.js'
 import type { Weights } from './weights.js'
 
 /** A model family: reads its config.json and says how its models are built. One file each; registry.ts lists them. */
@@ -8,7 +8,7 @@ export interface Family {
   /** `model_type` of config.json. */
   modelType: string
   /** `weights` answers which names the checkpoint uses. Throws INVALID_CHECKPOINT and UNSUPPORTED_MODEL. */
-  build(config: Record<string, unknown>, weights: Weights): Architecture & { rotaryFrequencies?: Float32Array }
+  build(config: Record<string, unknown>, weights: Weights): Architecture
 }
 
 export const size = z.int().min(1).max(2 ** 31 - 1)
@@ -35,4 +35,30 @@ export function checkHeads(hidden: number, heads: number, kvHeads: number, headD
     const message = `config.json: ${heads} heads with ${kvHeads} key/value heads do not divide the hidden size ${hidden}`
     throw new SparseGptError('INVALID_CHECKPOINT', message)
   }
+}
+
+/** Throws UNSUPPORTED_MODEL, naming the entry of config.json, unless the model is of the kind that is implemented. */
+export function checkSupported(supported: boolean, entry: string, value: unknown, what: string): void {
+  if (supported) return
+  throw new SparseGptError('UNSUPPORTED_MODEL', `config.json: ${entry} ${JSON.stringify(value)} is not supported; ${what}`)
+}
+
+/** The config with the names that older versions of a family used replaced by today's. */
+export function renamed(config: Record<string, unknown>, names: Record<string, string>): Record<string, unknown> {
+  const result = { ...config }
+  for (const [old, name] of Object.entries(names)) result[name] ??= config[old]
+  return result
+}
+
+/** Weights and biases of layer norms. */
+export function layerNorms(size: number, ...names: string[]): ParameterSpec[] {
+  return names.flatMap((name) => [
+    { name: `${name}.weight`, shape: [size] },
+    { name: `${name}.bias`, shape: [size] },
+  ])
+}
+
+/** The weight of the output head: the embedding's when they are tied, or when the checkpoint stores no other. */
+export function headWeight(weights: Weights, tied: boolean, embedding: string, name = 'lm_head.weight'): string {
+  return tied || !weights.has(name) ? embedding : name
 }

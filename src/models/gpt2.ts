@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { activation, checkHeads, parseConfig, size, type Family } from './family.js'
+import { activation, checkHeads, headWeight, layerNorms, parseConfig, size, type Family } from './family.js'
 
 const schema = z.object({
   vocab_size: size,
@@ -46,10 +46,7 @@ export const gpt2: Family = {
           conv1d('mlp.c_fc', inner, hidden),
           conv1d('mlp.c_proj', hidden, inner),
         ],
-        vectors: ['ln_1', 'ln_2'].flatMap((norm) => [
-          { name: `${norm}.weight`, size: hidden },
-          { name: `${norm}.bias`, size: hidden },
-        ]),
+        parameters: layerNorms(hidden, 'ln_1', 'ln_2'),
       }),
 
       embed(w, device, ids, sequence) {
@@ -78,10 +75,7 @@ export const gpt2: Family = {
         return device.layerNorm(x, weight, w.parameter(`${prefix}ln_f.bias`, [hidden]), c.layer_norm_epsilon)
       },
 
-      head: (w) => {
-        const name = c.tie_word_embeddings || !w.has('lm_head.weight') ? embedding : 'lm_head.weight'
-        return w.stored(name, [c.vocab_size, hidden])
-      },
+      head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
     }
   },
 }

@@ -58,7 +58,7 @@ export class Model {
 
   private constructor(
     readonly device: Device,
-    readonly architecture: Architecture & { rotaryFrequencies?: Float32Array },
+    readonly architecture: Architecture,
     readonly weights: Weights,
     private currentCheckpoint: Checkpoint,
     /** The hub id, or the name of the folder, that it was loaded from. */
@@ -238,12 +238,11 @@ export class Model {
   }
 
   private rotaryTables(sequence: number): RotaryTables | undefined {
-    const frequencies = this.architecture.rotaryFrequencies
-    if (!frequencies) return undefined
+    const { rotary } = this.architecture
+    if (!rotary) return undefined
     let tables = this.rotary.get(sequence)
     if (!tables) {
-      const { cosine, sine } = rotaryAngles(frequencies, sequence)
-      const shape = [sequence, frequencies.length]
+      const { cosine, sine, shape } = rotaryAngles(rotary, sequence)
       tables = this.device.within([], () => ({
         cosine: this.device.upload(cosine, shape),
         sine: this.device.upload(sine, shape),

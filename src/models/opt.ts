@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import type { Tensor } from '../native/device.js'
-import { activation, checkHeads, parseConfig, size, type Family } from './family.js'
+import { activation, checkHeads, layerNorms, parseConfig, size, type Family } from './family.js'
 
 const schema = z.object({
   vocab_size: size,
@@ -56,10 +56,7 @@ export const opt: Family = {
           { name: 'fc1', rows: c.ffn_dim, columns: hidden, bias },
           { name: 'fc2', rows: hidden, columns: c.ffn_dim, bias },
         ],
-        vectors: ['self_attn_layer_norm', 'final_layer_norm'].flatMap((norm) => [
-          { name: `${norm}.weight`, size: hidden },
-          { name: `${norm}.bias`, size: hidden },
-        ]),
+        parameters: layerNorms(hidden, 'self_attn_layer_norm', 'final_layer_norm'),
       }),
 
       embed(w, device, ids, sequence) {

@@ -1,13 +1,29 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
 
-/** The rotary entries of config.json: `rope_theta` and `rope_scaling` of transformers 4, `rope_parameters` of 5. */
+/** Rotary position embedding: pair i of a head turns by position · frequency i. */
+export interface Rotary {
+  /** Angular frequency of each pair, float32 [pairs], when sequences of this many tokens are run. */
+  frequencies(sequence: number): Float32Array
+  /** cos and sin are multiplied with it. */
+  scale: number
+}
+
+/**
+ * The rotary entries of config.json: `rope_theta`, `rope_scaling` and `partial_rotary_factor` of transformers 4, which 5 has
+ * in `rope_parameters`.
+ */
 export const rotaryConfig = z.object({
   rope_theta: z.number().positive().optional(),
   rope_scaling: z.record(z.string(), z.unknown()).nullish(),
   rope_parameters: z.record(z.string(), z.unknown()).nullish(),
+  partial_rotary_factor: z.number().positive().max(1).optional(),
+  max_position_embeddings: z.int().min(1).default(2048),
+  original_max_position_embeddings: z.int().min(1).optional(),
 })
+type RotaryConfig = z.output<typeof rotaryConfig>
 
+const factors = z.array(z.number().positive())
 const scalings = z.discriminatedUnion('rope_type', [
   z.object({ rope_type: z.literal('default') }),
   z.object({ rope_type: z.literal('linear'), factor: z.number().positive() }),
@@ -18,47 +34,106 @@ const scalings = z.discriminatedUnion('rope_type', [
     high_freq_factor: z.number().positive(),
     original_max_position_embeddings: z.number().positive(),
   }),
+  // LongRoPE (arXiv 2402.13753), first called 'su'.
+  z.object({
+    rope_type: z.enum(['longrope', 'su']),
+    short_factor: factors,
+    long_factor: factors,
+    original_max_position_embeddings: z.number().positive(),
+    factor: z.number().positive().nullish(),
+    attention_factor: z.number().positive().nullish(),
+  }),
 ])
 
+/** How many of a head's dimensions are rotated, when the config may say that only a part is. */
+export function rotaryDimensions(config: RotaryConfig, headDim: number, usual = 1): number {
+  const given = config.rope_parameters?.partial_rotary_factor
+  return Math.trunc(headDim * (typeof given === 'number' ? given : (config.partial_rotary_factor ?? usual)))
+}
+
 /**
- * The angular frequency of each rotated pair, float32 [dimensions / 2], computed in float32 steps as transformers does.
- * Throws UNSUPPORTED_MODEL for a scaling other than default, linear and llama3.
+ * θ^(-2i / dimensions), float32 [dimensions / 2], in float32 steps as transformers computes it.
+ * Throws INVALID_CHECKPOINT when the dimensions are no pairs.
  */
-export function rotaryFrequencies(config: z.output<typeof rotaryConfig>, dimensions: number): Float32Array {
-  const given = config.rope_parameters ?? config.rope_scaling ?? {}
-  const type = given.rope_type ?? given.type ?? 'default'
-  const parsed = scalings.safeParse({ ...given, rope_type: type })
-  if (!parsed.success) {
-    const message = `config.json: rope scaling ${JSON.stringify(given)} is not supported; default, linear and llama3 are`
-    throw new SparseGptError('UNSUPPORTED_MODEL', message)
+export function rotaryFrequencies(theta: number, dimensions: number): Float32Array {
+  if (dimensions < 2 || dimensions % 2 !== 0) {
+    const message = `config.json: ${dimensions} rotary dimensions per head; an even number >= 2 is needed`
+    throw new SparseGptError('INVALID_CHECKPOINT', message)
   }
-  const scaling = parsed.data
-  const theta = typeof given.rope_theta === 'number' ? given.rope_theta : (config.rope_theta ?? 10000)
   return Float32Array.from({ length: dimensions / 2 }, (_, i) => {
-    const frequency = Math.fround(1 / Math.fround(theta ** Math.fround((2 * i) / dimensions)))
-    if (scaling.rope_type === 'linear') return frequency / scaling.factor
-    if (scaling.rope_type === 'default') return frequency
-    // Long waves are stretched by `factor`, short ones kept, those between blended.
-    const { factor, low_freq_factor: low, high_freq_factor: high } = scaling
-    const turns = (scaling.original_max_position_embeddings * frequency) / (2 * Math.PI)
-    if (turns < low) return frequency / factor
-    if (turns > high) return frequency
-    const smooth = (turns - low) / (high - low)
-    return ((1 - smooth) * frequency) / factor + smooth * frequency
+    return 1 / Math.fround(theta ** Math.fround((2 * i) / dimensions))
   })
 }
 
-/** cos and sin of position · frequency, each float32 [sequence, pairs]. */
-export function rotaryAngles(frequencies: Float32Array, sequence: number) {
-  const pairs = frequencies.length
-  const cosine = new Float32Array(sequence * pairs)
-  const sine = new Float32Array(sequence * pairs)
+/**
+ * Rotary positions as config.json has them, of `dimensions` dimensions of every head.
+ * Throws UNSUPPORTED_MODEL for a scaling other than default, linear, llama3 and longrope.
+ */
+export function rotaryPositions(config: RotaryConfig, dimensions: number, usualTheta = 10000): Rotary {
+  const given = config.rope_parameters ?? config.rope_scaling ?? {}
+  const parsed = scalings.safeParse({
+    original_max_position_embeddings: config.original_max_position_embeddings,
+    ...given,
+    rope_type: given.rope_type ?? given.type ?? 'default',
+  })
+  if (!parsed.success) {
+    const message = `config.json: rope scaling ${JSON.stringify(given)} is not supported; default, linear, llama3 and longrope are`
+    throw new SparseGptError('UNSUPPORTED_MODEL', message)
+  }
+  const scaling = parsed.data
+  const theta = typeof given.rope_theta === 'number' ? given.rope_theta : (config.rope_theta ?? usualTheta)
+  const unscaled = rotaryFrequencies(theta, dimensions)
+  switch (scaling.rope_type) {
+    case 'default':
+      return fixed(unscaled)
+    case 'linear':
+      return fixed(unscaled.map((frequency) => frequency / scaling.factor))
+    case 'llama3':
+      // Long waves are stretched by `factor`, short ones kept, those between blended.
+      return fixed(
+        unscaled.map((frequency) => {
+          const { factor, low_freq_factor: low, high_freq_factor: high } = scaling
+          const turns = (scaling.original_max_position_embeddings * frequency) / (2 * Math.PI)
+          if (turns < low) return frequency / factor
+          if (turns > high) return frequency
+          const smooth = (turns - low) / (high - low)
+          return ((1 - smooth) * frequency) / factor + smooth * frequency
+        }),
+      )
+    case 'longrope':
+    case 'su': {
+      const original = scaling.original_max_position_embeddings
+      const stretched = [scaling.short_factor, scaling.long_factor].map((list) => {
+        if (list.length === unscaled.length) return unscaled.map((frequency, i) => frequency / list[i]!)
+        const message = `config.json: the rope factors are ${list.length} numbers, expected ${unscaled.length}`
+        throw new SparseGptError('INVALID_CHECKPOINT', message)
+      }) as [Float32Array, Float32Array]
+      const factor = scaling.factor ?? config.max_position_embeddings / original
+      const usual = factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(original))
+      return {
+        frequencies: (sequence) => stretched[sequence > original ? 1 : 0],
+        scale: scaling.attention_factor ?? usual,
+      }
+    }
+  }
+}
+
+function fixed(frequencies: Float32Array): Rotary {
+  return { frequencies: () => frequencies, scale: 1 }
+}
+
+/** cos and sin of position · frequency, times the scale, each float32 [sequence, pairs]. */
+export function rotaryAngles(rotary: Rotary, sequence: number) {
+  const list = rotary.frequencies(sequence)
+  const shape = [sequence, list.length]
+  const cosine = new Float32Array(sequence * list.length)
+  const sine = new Float32Array(sequence * list.length)
   for (let t = 0; t < sequence; t++) {
-    frequencies.forEach((frequency, i) => {
+    list.forEach((frequency, i) => {
       const angle = Math.fround(t * frequency)
-      cosine[t * pairs + i] = Math.cos(angle)
-      sine[t * pairs + i] = Math.sin(angle)
+      cosine[t * list.length + i] = rotary.scale * Math.cos(angle)
+      sine[t * list.length + i] = rotary.scale * Math.sin(angle)
     })
   }
-  return { cosine, sine }
+  return { cosine, sine, shape }
 }

@@ -107,18 +107,18 @@ export class Weights {
   }
 
   /** A parameter outside the blocks (final norm, position table) in float32, kept for the life of the model. */
-  parameter(name: string, shape: readonly number[]): Tensor {
+  parameter(name: string, shape: readonly number[], offset = 0): Tensor {
     let tensor = this.parameters.get(name)
     if (!tensor) {
-      tensor = this.device.within([], () => this.device.cast(this.stored(name, shape), 'float32'))
+      tensor = this.device.within([], () => this.float32(name, shape, offset))
       this.parameters.set(name, tensor)
     }
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory. */
+  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory on the CPU. */
   matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    const same = stored.dtype === dtype && linear.layout !== 'in-out'
+    const same = this.device.kind === 'cpu' && stored.dtype === dtype && linear.layout !== 'in-out'
     return same ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, dtype)
   }
 
@@ -150,11 +150,21 @@ export class Weights {
         const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
         block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))
       }
-      for (const { name, size } of spec.vectors) {
-        block.set(name, this.device.cast(this.stored(spec.prefix + name, [size]), 'float32'))
+      for (const { name, shape, offset } of spec.parameters) {
+        block.set(name, this.float32(spec.prefix + name, shape, offset))
       }
     })
     return block
+  }
+
+  private float32(name: string, shape: readonly number[], offset = 0): Tensor {
+    const tensor = this.device.cast(this.stored(name, shape), 'float32')
+    if (offset !== 0) {
+      const constant = this.device.upload(new Float32Array(tensor.rows * tensor.width).fill(offset), shape)
+      this.device.add(tensor, constant)
+      constant.dispose()
+    }
+    return tensor
   }
 
   /** From now on `name` is `tensor`, in its stored form; the weights own it. */

@@ -46,6 +46,9 @@ export interface SelectionArguments {
  */
 export interface Addon {
   openDevice(threads: number): DeviceHandle
+  openCudaDevice(): DeviceHandle
+  /** memory in bytes; reason says why there is no device, and is empty when there is one. */
+  probeCudaDevice(): { name: string; memory: number; reason: string }
   closeDevice(device: DeviceHandle): void
   describeDevice(device: DeviceHandle): string
   cpuLevels(): string[]

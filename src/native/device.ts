@@ -21,11 +21,11 @@ export interface AttentionShape {
   /** Of the scores q · k. */
   scale: number
   /** A query sees its latest `window` keys only, its own among them. Default: all before it. */
-  window?: number
+  window?: number | undefined
   /** A scaled score s becomes softcap · tanh(s / softcap). */
-  softcap?: number
+  softcap?: number | undefined
   /** ALiBi, float32 [heads]: slope · (key position - query position) is added to the score. */
-  slopes?: Tensor
+  slopes?: Tensor | undefined
 }
 
 /** Which weights a pruning operation removes: those of the mask; else n of every m; else trunc(count · sparsity). */
@@ -94,27 +94,20 @@ export class Tensor {
  * Operands and meanings are those of `Backend` in native/core/backend.h.
  */
 export class Device {
+  readonly kind: 'cpu' | 'cuda'
   private readonly handle: DeviceHandle
   private scope: Tensor[] | undefined
 
   /**
-   * kind: 'cpu', or 'auto' for the best available. threads: 0 for one per core.
+   * kind: 'cpu', 'cuda', or 'auto' for CUDA where it is available, else the CPU. threads: of the CPU, 0 for one per core.
    * Throws DEVICE_UNAVAILABLE.
    */
-  constructor(
-    readonly kind: DeviceKind = 'cpu',
-    threads = 0,
-  ) {
-    if (kind === 'cuda') {
-      throw new SparseGptError(
-        'DEVICE_UNAVAILABLE',
-        'device "cuda": this build has no CUDA backend; use "cpu" or "auto"',
-      )
-    }
-    this.handle = native(() => addon().openDevice(threads))
+  constructor(kind: DeviceKind = 'cpu', threads = 0) {
+    this.kind = kind === 'auto' ? (addon().probeCudaDevice().reason ? 'cpu' : 'cuda') : kind
+    this.handle = native(() => (this.kind === 'cuda' ? openCuda() : addon().openDevice(threads)))
   }
 
-  /** For people: instruction set, threads, BLAS library. */
+  /** For people: instruction set, threads, BLAS library; or the GPU. */
   get description(): string {
     return addon().describeDevice(this.handle)
   }
@@ -203,6 +196,11 @@ export class Device {
     return out
   }
 
+  /** The tensor in memory that the device computes in: a copy of a mapped one on a GPU, else itself. */
+  resident(tensor: Tensor): Tensor {
+    return this.kind === 'cuda' ? this.cast(tensor, tensor.dtype) : tensor
+  }
+
   transpose(input: Tensor, dtype: DType): Tensor {
     const out = this.empty(dtype, [input.width, input.rows])
     addon().transpose(this.handle, out.handle, input.handle)
@@ -235,14 +233,20 @@ export class Device {
     return out
   }
 
-  layerNorm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: number): Tensor {
-    const out = this.empty(x.dtype, x.shape)
+  /** `out` may be x. */
+  layerNorm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: number,
+    out = this.empty(x.dtype, x.shape),
+  ): Tensor {
     addon().layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
     return out
   }
 
-  rmsNorm(x: Tensor, weight: Tensor, epsilon: number): Tensor {
-    const out = this.empty(x.dtype, x.shape)
+  /** `out` may be x. */
+  rmsNorm(x: Tensor, weight: Tensor, epsilon: number, out = this.empty(x.dtype, x.shape)): Tensor {
     addon().rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
     return out
   }
@@ -394,6 +398,37 @@ export class Device {
 }
 
 export type DeviceKind = 'auto' | 'cpu' | 'cuda'
+
+/** What `devices()` says of a device. memory is in bytes. */
+export type DeviceInfo =
+  | { kind: 'cpu'; available: true; name: string }
+  | { kind: 'cuda'; available: true; name: string; memory: number }
+  | { kind: 'cuda'; available: false; reason: string }
+
+/**
+ * The devices that `device` options can name: the CPU, and the first CUDA GPU or the reason why there is none (the CUDA
+ * backend is not built, the driver is missing, there is no GPU). Throws DEVICE_UNAVAILABLE when the native addon is missing.
+ */
+export function devices(): DeviceInfo[] {
+  const cpu = native(() => addon().openDevice(0))
+  const name = addon().describeDevice(cpu)
+  addon().closeDevice(cpu)
+  const { reason, ...cuda } = addon().probeCudaDevice()
+  return [
+    { kind: 'cpu', available: true, name },
+    reason ? { kind: 'cuda', available: false, reason } : { kind: 'cuda', available: true, ...cuda },
+  ]
+}
+
+function openCuda(): DeviceHandle {
+  try {
+    return native(() => addon().openCudaDevice())
+  } catch (error) {
+    if (!(error instanceof SparseGptError) || error.code !== 'DEVICE_UNAVAILABLE') throw error
+    const message = `device "cuda" is not available: ${error.message}. Use device "cpu", or "auto" to fall back to it`
+    throw new SparseGptError('DEVICE_UNAVAILABLE', message, { cause: error })
+  }
+}
 
 /** R of H = R Rᵀ, what it cost, and which columns are dead. */
 export interface Factor {

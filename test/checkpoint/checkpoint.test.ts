@@ -88,11 +88,11 @@ describe('openCheckpoint opens', () => {
 })
 
 describe('openCheckpoint refuses', () => {
-  test('a missing folder, and says that hub ids are not downloaded', async () => {
+  test('a missing folder', async () => {
     await expectError(
       openCheckpoint('nobody/no-model'),
       'FILE_NOT_FOUND',
-      /nobody\/no-model.*local.*folder.*hub id/,
+      /nobody\/no-model.*local model folder/,
     )
   })
 

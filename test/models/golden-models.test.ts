@@ -1,12 +1,11 @@
 import { expect, test } from '@jest/globals'
 import { loadModel } from '../../src/index.js'
 import { readTensors } from '../safetensors-file.js'
+import { goldenModels } from './golden-models.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 
-const families = ['opt', 'opt-350m', 'gpt2', 'llama', 'llama3']
-
 describeWithShared('logits of tiny models, against transformers', () => {
-  test.each(families)('%s', async (name) => {
+  test.each(goldenModels)('%s', async (name) => {
     const folder = sharedPath('golden', 'models', name) ?? ''
     const golden = await readTensors(`${folder}/expected.safetensors`)
     const { values: flat, shape } = golden.get('input_ids')!

@@ -1,0 +1,399 @@
+// Causal attention, fused: a block of threads takes some queries of one head, walks over the keys they see and keeps the
+// running maximum, sum and weighted values of each (Dao et al. 2022, arXiv 2205.14135), so the score matrix never exists.
+//
+// bfloat16 and float16 use the tensor cores, 16 queries to a warp, with scores and sums in float32; float32 uses plain
+// multiply-adds. Heads are padded with zeros to the next size that a kernel is compiled for.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "cuda/element.cuh"
+
+namespace sparsegpt::cuda {
+
+namespace {
+
+struct Arguments {
+  const void *q, *k, *v;
+  void* out;
+  int64_t q_stride, k_stride, v_stride, out_stride;
+  int64_t sequence;
+  int group;     // query heads that share a key head
+  int head_dim;
+  float scale, softcap;
+  int64_t window;
+  const float* slopes;
+  bool vector;   // rows can be read 16 bytes at a time
+};
+
+constexpr int threads = 128;
+
+__device__ float adjusted(const Arguments& a, float score, float slope, int64_t query, int64_t key) {
+  if (key > query || (a.window > 0 && key <= query - a.window)) return -INFINITY;
+  score *= a.scale;
+  if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
+  return score + slope * static_cast<float>(key - query);
+}
+
+// Rows [first, first + rows) of one head to shared memory, `pitch` elements apart; zeros beyond the head and the sequence.
+template <typename T, int padded, int rows>
+__device__ void load_rows(T* out, int pitch, const void* in, int64_t stride, int64_t available, const Arguments& a) {
+  const T* source = static_cast<const T*>(in);
+  constexpr int lane = 16 / sizeof(T);
+  if (a.vector) {
+    for (int e = static_cast<int>(threadIdx.x); e < rows * (padded / lane); e += threads) {
+      const int r = e / (padded / lane), c = e % (padded / lane) * lane;
+      uint4 value = make_uint4(0, 0, 0, 0);
+      if (r < available && c < a.head_dim) value = *reinterpret_cast<const uint4*>(source + r * stride + c);
+      *reinterpret_cast<uint4*>(out + r * pitch + c) = value;
+    }
+    return;
+  }
+  for (int e = static_cast<int>(threadIdx.x); e < rows * padded; e += threads) {
+    const int r = e / padded, c = e % padded;
+    out[r * pitch + c] = r < available && c < a.head_dim ? source[r * stride + c] : T{};
+  }
+}
+
+// The first key that the queries from q0 on see, at the start of a tile.
+template <int tile>
+__device__ int64_t first_key(const Arguments& a, int64_t q0) {
+  return a.window > 0 && q0 >= a.window ? (q0 - a.window + 1) / tile * tile : 0;
+}
+
+// --- bfloat16 and float16 ---------------------------------------------------------------------------------------------
+
+template <bool bf16>
+__device__ uint16_t to_bits(float x) {
+  if constexpr (bf16) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+  } else {
+    return __half_as_ushort(__float2half_rn(x));
+  }
+}
+
+template <bool bf16>
+__device__ uint32_t pair(float low, float high) {
+  return static_cast<uint32_t>(to_bits<bf16>(low)) | static_cast<uint32_t>(to_bits<bf16>(high)) << 16;
+}
+
+__device__ uint32_t load_pair(const uint16_t* p) { return *reinterpret_cast<const uint32_t*>(p); }
+
+constexpr int half_queries = 64;
+template <int padded>
+constexpr int half_keys = padded > 128 ? 32 : 64;
+template <int padded>
+constexpr size_t half_shared = (half_queries + 2 * half_keys<padded>)*(padded + 8) * sizeof(uint16_t);
+
+template <bool bf16, int padded>
+__global__ void __launch_bounds__(threads) attention_half(Arguments a) {
+  constexpr int keys = half_keys<padded>;
+  constexpr int pitch = padded + 8;  // 16 bytes more: rows start in different banks
+  auto* q_tile = reinterpret_cast<uint16_t*>(dynamic_shared());
+  uint16_t* k_tile = q_tile + half_queries * pitch;
+  uint16_t* v_tile = k_tile + keys * pitch;
+
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, t = lane % 4;
+  // The last queries see the most keys: they go first.
+  const int64_t q0 = (gridDim.x - 1 - blockIdx.x) * int64_t{half_queries};
+  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.sequence;
+  const auto* q = static_cast<const uint16_t*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
+  const auto* k = static_cast<const uint16_t*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
+  const auto* v = static_cast<const uint16_t*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
+  const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+
+  load_rows<uint16_t, padded, half_queries>(q_tile, pitch, q, a.q_stride, a.sequence - q0, a);
+  // This thread's two rows of the warp's 16: g and g + 8.
+  const int64_t query[2] = {q0 + warp * 16 + g, q0 + warp * 16 + g + 8};
+  float out[padded / 8][4] = {};
+  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+
+  const int64_t end = min(a.sequence, q0 + half_queries);
+  for (int64_t k0 = first_key<keys>(a, q0); k0 < end; k0 += keys) {
+    __syncthreads();  // the tiles of the last round have been read
+    load_rows<uint16_t, padded, keys>(k_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.sequence - k0, a);
+    load_rows<uint16_t, padded, keys>(v_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.sequence - k0, a);
+    __syncthreads();
+
+    float score[keys / 8][4] = {};
+#pragma unroll
+    for (int d = 0; d < padded; d += 16) {
+      const uint16_t* row = q_tile + (warp * 16 + g) * pitch + d + 2 * t;
+      const uint32_t left[4] = {load_pair(row), load_pair(row + 8 * pitch), load_pair(row + 8),
+                                load_pair(row + 8 * pitch + 8)};
+#pragma unroll
+      for (int n = 0; n < keys / 8; ++n) {
+        const uint16_t* key = k_tile + (n * 8 + g) * pitch + d + 2 * t;
+        multiply_tile<bf16>(score[n], left, load_pair(key), load_pair(key + 8));
+      }
+    }
+
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < keys / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = score[n][2 * r + e];
+          x = adjusted(a, x, slope, query[r], k0 + n * 8 + 2 * t + e);
+          top = fmaxf(top, x);
+        }
+      }
+      // The four threads of a quad hold one row.
+      top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 2));
+      top = fmaxf(top, largest[r]);
+      const float base = top == -INFINITY ? 0.0f : top;  // no key in sight yet
+      const float shrink = expf(largest[r] - base);
+      largest[r] = top;
+      sum[r] *= shrink;
+#pragma unroll
+      for (int n = 0; n < keys / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& x = score[n][2 * r + e];
+          x = expf(x - base);
+          sum[r] += x;
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < padded / 8; ++n) {
+        out[n][2 * r] *= shrink;
+        out[n][2 * r + 1] *= shrink;
+      }
+    }
+
+    // A thread's scores are just the elements that it has to hold of the left operand.
+#pragma unroll
+    for (int c = 0; c < keys / 16; ++c) {
+      const auto& low = score[2 * c];
+      const auto& high = score[2 * c + 1];
+      const uint32_t left[4] = {pair<bf16>(low[0], low[1]), pair<bf16>(low[2], low[3]), pair<bf16>(high[0], high[1]),
+                                pair<bf16>(high[2], high[3])};
+      const uint16_t* row = v_tile + (c * 16 + lane % 16) * pitch;
+#pragma unroll
+      for (int n = 0; n < padded / 8; ++n) {
+        uint32_t right0, right1;
+        load_transposed(right0, right1, row + n * 8);
+        multiply_tile<bf16>(out[n], left, right0, right1);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    sum[r] += __shfl_xor_sync(whole_warp, sum[r], 1);
+    sum[r] += __shfl_xor_sync(whole_warp, sum[r], 2);
+    if (query[r] >= a.sequence) continue;
+    const float inverse = 1.0f / sum[r];
+    auto* row = static_cast<uint16_t*>(a.out) + (first + query[r]) * a.out_stride + head * a.head_dim;
+#pragma unroll
+    for (int n = 0; n < padded / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int d = n * 8 + 2 * t + e;
+        if (d < a.head_dim) row[d] = to_bits<bf16>(out[n][2 * r + e] * inverse);
+      }
+    }
+  }
+}
+
+// --- float32 ----------------------------------------------------------------------------------------------------------
+
+constexpr int float_keys = 32;
+template <int padded>
+constexpr int float_queries = padded > 128 ? 32 : 64;
+template <int padded>
+constexpr size_t float_shared =
+    ((float_queries<padded> + float_keys) * (padded + 4) + float_queries<padded> * (float_keys + 4)) * sizeof(float);
+
+// 16 x 8 threads: each has queries / 16 neighbouring queries, and of them 4 keys or padded / 8 features, 8 apart.
+template <int padded>
+__global__ void __launch_bounds__(threads) attention_float(Arguments a) {
+  constexpr int queries = float_queries<padded>, mine = queries / 16;
+  constexpr int pitch = padded + 4, score_pitch = float_keys + 4;
+  auto* q_tile = reinterpret_cast<float*>(dynamic_shared());
+  float* kv_tile = q_tile + queries * pitch;  // keys, then values
+  float* scores = kv_tile + float_keys * pitch;
+
+  const int across = static_cast<int>(threadIdx.x) % 8, down = static_cast<int>(threadIdx.x) / 8;
+  const int64_t q0 = (gridDim.x - 1 - blockIdx.x) * int64_t{queries};
+  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.sequence;
+  const float* q = static_cast<const float*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
+  const float* k = static_cast<const float*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
+  const float* v = static_cast<const float*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
+  const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+
+  load_rows<float, padded, queries>(q_tile, pitch, q, a.q_stride, a.sequence - q0, a);
+  float4 out[mine][padded / 32];
+  float largest[mine], sum[mine];
+#pragma unroll
+  for (int r = 0; r < mine; ++r) {
+    largest[r] = -INFINITY;
+    sum[r] = 0;
+#pragma unroll
+    for (int c = 0; c < padded / 32; ++c) out[r][c] = make_float4(0, 0, 0, 0);
+  }
+
+  const int64_t end = min(a.sequence, q0 + queries);
+  for (int64_t k0 = first_key<float_keys>(a, q0); k0 < end; k0 += float_keys) {
+    __syncthreads();  // the values of the last round have been read
+    load_rows<float, padded, float_keys>(kv_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.sequence - k0, a);
+    __syncthreads();
+
+    float score[mine][4] = {};
+#pragma unroll 4
+    for (int d = 0; d < padded; d += 4) {
+      float4 left[mine];
+#pragma unroll
+      for (int r = 0; r < mine; ++r) left[r] = *reinterpret_cast<const float4*>(q_tile + (down * mine + r) * pitch + d);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float4 right = *reinterpret_cast<const float4*>(kv_tile + (across + 8 * c) * pitch + d);
+#pragma unroll
+        for (int r = 0; r < mine; ++r) {
+          score[r][c] += left[r].x * right.x;
+          score[r][c] += left[r].y * right.y;
+          score[r][c] += left[r].z * right.z;
+          score[r][c] += left[r].w * right.w;
+        }
+      }
+    }
+
+#pragma unroll
+    for (int r = 0; r < mine; ++r) {
+      const int64_t query = q0 + down * mine + r;
+      float top = -INFINITY;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        score[r][c] = adjusted(a, score[r][c], slope, query, k0 + across + 8 * c);
+        top = fmaxf(top, score[r][c]);
+      }
+      // Eight neighbouring threads hold one row.
+#pragma unroll
+      for (int step = 1; step < 8; step *= 2) top = fmaxf(top, __shfl_xor_sync(whole_warp, top, step));
+      top = fmaxf(top, largest[r]);
+      const float base = top == -INFINITY ? 0.0f : top;  // no key in sight yet
+      const float shrink = expf(largest[r] - base);
+      largest[r] = top;
+      sum[r] *= shrink;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float p = expf(score[r][c] - base);
+        sum[r] += p;
+        scores[(down * mine + r) * score_pitch + across + 8 * c] = p;
+      }
+#pragma unroll
+      for (int c = 0; c < padded / 32; ++c) {
+        out[r][c].x *= shrink;
+        out[r][c].y *= shrink;
+        out[r][c].z *= shrink;
+        out[r][c].w *= shrink;
+      }
+    }
+    __syncthreads();  // the keys have been read
+    load_rows<float, padded, float_keys>(kv_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.sequence - k0, a);
+    __syncthreads();
+
+#pragma unroll 4
+    for (int key = 0; key < float_keys; ++key) {
+      float p[mine];
+#pragma unroll
+      for (int r = 0; r < mine; ++r) p[r] = scores[(down * mine + r) * score_pitch + key];
+#pragma unroll
+      for (int c = 0; c < padded / 32; ++c) {
+        const float4 value = *reinterpret_cast<const float4*>(kv_tile + key * pitch + across * 4 + 32 * c);
+#pragma unroll
+        for (int r = 0; r < mine; ++r) {
+          out[r][c].x += p[r] * value.x;
+          out[r][c].y += p[r] * value.y;
+          out[r][c].z += p[r] * value.z;
+          out[r][c].w += p[r] * value.w;
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < mine; ++r) {
+    const int64_t query = q0 + down * mine + r;
+#pragma unroll
+    for (int step = 1; step < 8; step *= 2) sum[r] += __shfl_xor_sync(whole_warp, sum[r], step);
+    if (query >= a.sequence) continue;
+    const float inverse = 1.0f / sum[r];
+    float* row = static_cast<float*>(a.out) + (first + query) * a.out_stride + head * a.head_dim;
+#pragma unroll
+    for (int c = 0; c < padded / 32; ++c) {
+      const int d = across * 4 + 32 * c;
+      if (d < a.head_dim) row[d] = out[r][c].x * inverse;
+      if (d + 1 < a.head_dim) row[d + 1] = out[r][c].y * inverse;
+      if (d + 2 < a.head_dim) row[d + 2] = out[r][c].z * inverse;
+      if (d + 3 < a.head_dim) row[d + 3] = out[r][c].w * inverse;
+    }
+  }
+}
+
+bool aligned(const void* data, int64_t stride, size_t size) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && static_cast<size_t>(stride) * size % 16 == 0;
+}
+
+template <int padded>
+void run(cudaStream_t stream, DType dtype, const Arguments& a, int64_t heads, int64_t sequences) {
+  const int queries = dtype == DType::f32 ? float_queries<padded> : half_queries;
+  const dim3 grid(static_cast<unsigned>((a.sequence + queries - 1) / queries), static_cast<unsigned>(heads),
+                  static_cast<unsigned>(sequences));
+  if (dtype == DType::f32) {
+    launch("attention", attention_float<padded>, grid, dim3(threads), float_shared<padded>, stream, a);
+  } else if (dtype == DType::bf16) {
+    launch("attention", attention_half<true, padded>, grid, dim3(threads), half_shared<padded>, stream, a);
+  } else {
+    launch("attention", attention_half<false, padded>, grid, dim3(threads), half_shared<padded>, stream, a);
+  }
+}
+
+}  // namespace
+
+void attention(cudaStream_t stream, const View& out, const View& q, const View& k, const View& v,
+               const AttentionShape& shape, const float* slopes) {
+  const size_t size = dtype_size(q.dtype);
+  // A launch's third dimension has this limit; the second one has it too, and no model that many heads.
+  constexpr int64_t most_sequences = 65535;
+  const int64_t sequences = q.rows / shape.sequence;
+  for (int64_t s = 0; s < sequences; s += most_sequences) {
+    const auto from = [&](const View& x) {
+      return static_cast<char*>(x.data) + s * shape.sequence * x.stride * static_cast<int64_t>(size);
+    };
+    Arguments a{};
+    a.q = from(q);
+    a.k = from(k);
+    a.v = from(v);
+    a.out = from(out);
+    a.q_stride = q.stride;
+    a.k_stride = k.stride;
+    a.v_stride = v.stride;
+    a.out_stride = out.stride;
+    a.sequence = shape.sequence;
+    a.group = static_cast<int>(shape.heads / shape.kv_heads);
+    a.head_dim = static_cast<int>(shape.head_dim);
+    a.scale = shape.scale;
+    a.softcap = shape.softcap;
+    a.window = shape.window;
+    a.slopes = slopes;
+    a.vector = shape.head_dim * static_cast<int64_t>(size) % 16 == 0 && aligned(a.q, q.stride, size) &&
+               aligned(a.k, k.stride, size) && aligned(a.v, v.stride, size);
+    const int64_t count = std::min(most_sequences, sequences - s);
+    if (shape.head_dim <= 64) {
+      run<64>(stream, q.dtype, a, shape.heads, count);
+    } else if (shape.head_dim <= 128) {
+      run<128>(stream, q.dtype, a, shape.heads, count);
+    } else {
+      run<largest_head_dim>(stream, q.dtype, a, shape.heads, count);
+    }
+  }
+}
+
+}  // namespace sparsegpt::cuda

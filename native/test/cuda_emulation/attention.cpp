@@ -1,0 +1,2 @@
+// native/cuda/attention.cu for the emulation.
+#include "cuda/attention.cu"

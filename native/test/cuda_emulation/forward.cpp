@@ -1,0 +1,2 @@
+// native/cuda/forward.cu for the emulation.
+#include "cuda/forward.cu"

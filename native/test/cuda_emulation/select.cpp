@@ -1,0 +1,2 @@
+// native/cuda/select.cu for the emulation.
+#include "cuda/select.cu"

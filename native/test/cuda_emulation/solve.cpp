@@ -1,0 +1,2 @@
+// native/cuda/solve.cu for the emulation.
+#include "cuda/solve.cu"

@@ -1,0 +1,665 @@
+// The CUDA backend against the CPU backend: every operation and solver case on random shapes, outputs poisoned first. Runs on
+// the GPU where there is one, and on the emulation (cuda_emulation/) everywhere, so the kernels' logic is tested without a GPU.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <numeric>
+
+#include "core/cuda_loader.h"
+#include "cpu/cpu_backend.h"
+#include "test/on_device.h"
+#include "test/problem.h"
+
+using namespace sparsegpt;
+using namespace sparsegpt::test;
+
+namespace {
+
+constexpr DType float_types[] = {DType::f32, DType::bf16, DType::f16};
+
+std::string folder() {
+  const std::string path = cuda_library_path();
+  return path.substr(0, path.rfind('/'));
+}
+
+// A tensor on both devices.
+struct Twin {
+  Tensor cpu, gpu;
+  Twin columns(int64_t begin, int64_t count) const {
+    return {cpu.column_range(begin, count), gpu.column_range(begin, count)};
+  }
+};
+
+class Both {
+ public:
+  Both(const std::string& name, const std::string& path)
+      : name(name), cpu(make_cpu_backend(2)), gpu(make_cuda_backend(path)) {}
+
+  Twin empty(DType dtype, int64_t rows, int64_t columns) {
+    return {cpu.empty(dtype, rows, columns), gpu.empty(dtype, rows, columns)};
+  }
+  Twin upload(DType dtype, int64_t rows, int64_t columns, const void* data) {
+    return {cpu.upload(dtype, rows, columns, data), gpu.upload(dtype, rows, columns, data)};
+  }
+  Twin floats(DType dtype, int64_t rows, int64_t columns, const std::vector<float>& values) {
+    return {cpu.floats(dtype, rows, columns, values), gpu.floats(dtype, rows, columns, values)};
+  }
+  Twin random(Random& r, DType dtype, int64_t rows, int64_t columns, double low = -1, double high = 1) {
+    return floats(dtype, rows, columns, r.uniforms(rows * columns, low, high));
+  }
+  // Poisoned, to see that every element is written.
+  Twin output(DType dtype, int64_t rows, int64_t columns) {
+    return floats(dtype, rows, columns, std::vector<float>(static_cast<size_t>(rows * columns), NAN));
+  }
+  Twin ids(const std::vector<int32_t>& values) {
+    return upload(DType::i32, 1, static_cast<int64_t>(values.size()), values.data());
+  }
+  // operation(backend, at): at(twin) is the tensor on that backend's device.
+  template <typename Operation>
+  void run(const Operation& operation) {
+    cpu.run([&](Backend& b) { operation(b, [](const Twin& t) { return t.cpu; }); });
+    gpu.run([&](Backend& b) { operation(b, [](const Twin& t) { return t.gpu; }); });
+  }
+  // ‖gpu - cpu‖ / ‖cpu‖; NaN must be where the CPU has it.
+  double distance(const Twin& t) {
+    const auto expected = cpu.read(t.cpu), actual = gpu.read(t.gpu);
+    double gap = 0, norm = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (std::isnan(expected[i]) && std::isnan(actual[i])) continue;
+      gap += (static_cast<double>(actual[i]) - expected[i]) * (static_cast<double>(actual[i]) - expected[i]);
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    return norm == 0 ? gap : std::sqrt(gap / norm);
+  }
+
+  std::string name;
+  OnDevice cpu, gpu;
+};
+
+// Rounding to the type, and of attention's probabilities.
+double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-6 : dtype == DType::f16 ? 1e-3 : 8e-3; }
+
+void check_close(Both& both, const Twin& t, double tolerance, int line) {
+  const double distance = both.distance(t);
+  if (!(distance <= tolerance)) {
+    std::ostringstream text;
+    text << both.name << ": off by " << distance << ", allowed " << tolerance;
+    fail(__FILE__, line, text.str());
+  }
+}
+#define CHECK_TWIN(twin, tolerance) check_close(both, twin, tolerance, __LINE__)
+
+// Every CUDA backend that can run here.
+void on_every_gpu(const std::function<void(Both&)>& body) {
+  static bool told = false;  // once in a run
+  const std::string real = cuda_library_path();
+  const CudaDevice device = probe_cuda(real);
+  if (device.reason.empty()) {
+    Both both(device.name, real);
+    body(both);
+  } else if (!told) {
+    std::printf("  without a GPU (%s): on the emulation only\n", device.reason.c_str());
+  }
+  told = true;
+  const std::string emulated = folder() + "/libsparsegpt_cuda_emulated.so";
+  if (access(emulated.c_str(), F_OK) != 0) return;  // not Linux
+  Both both("emulation", emulated);
+  body(both);
+}
+
+}  // namespace
+
+// --- the loader -------------------------------------------------------------------------------------------------------
+
+TEST("cuda: a missing, broken or foreign library is refused with what to do") {
+  char name[] = "/tmp/sparsegpt-cuda-XXXXXX";
+  const int file = mkstemp(name);
+  CHECK(file >= 0 && write(file, "no library", 10) == 10);
+  close(file);
+  const std::string missing = std::string(name) + ".none";
+  CHECK(probe_cuda(missing).reason.find("npm run build:cuda") != std::string::npos);
+  CHECK_THROWS_CODE(make_cuda_backend(missing), "DEVICE_UNAVAILABLE", "is not built");
+  CHECK_THROWS_CODE(make_cuda_backend(name), "DEVICE_UNAVAILABLE", "cannot be loaded");
+  unlink(name);
+  // Any other library, such as the C library, has no such entry.
+  Dl_info libc{};
+  CHECK(dladdr(reinterpret_cast<void*>(&std::malloc), &libc) != 0);
+  CHECK_THROWS_CODE(make_cuda_backend("/lib/x86_64-linux-gnu/libm.so.6"), "DEVICE_UNAVAILABLE", "");
+}
+
+TEST("cuda: a library built from other headers is refused") {
+  const std::string emulated = folder() + "/libsparsegpt_cuda_emulated.so";
+  std::ifstream in(emulated, std::ios::binary);
+  std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  if (bytes.empty()) return;  // not Linux
+  const std::string interface = SPARSEGPT_INTERFACE;
+  const size_t at = bytes.find(interface);
+  CHECK(at != std::string::npos);
+  if (at == std::string::npos) return;
+  bytes[at] = bytes[at] == '0' ? '1' : '0';
+  char name[] = "/tmp/sparsegpt-cuda-XXXXXX";
+  const int file = mkstemp(name);
+  CHECK_EQUAL(write(file, bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  close(file);
+  CHECK(probe_cuda(name).reason.find("another version") != std::string::npos);
+  CHECK_THROWS_CODE(make_cuda_backend(name), "DEVICE_UNAVAILABLE", "npm run build:cuda");
+  unlink(name);
+}
+
+// --- moving and converting --------------------------------------------------------------------------------------------
+
+TEST("cuda: cast, transpose and fill, of views and of host memory too") {
+  on_every_gpu([](Both& both) {
+    Random random(1);
+    CHECK(!both.gpu.empty(DType::f32, 1, 1).storage->on_host());
+    for (DType from : float_types) {
+      for (DType to : float_types) {
+        const int64_t rows = random.integer(1, 90), columns = random.integer(2, 90);
+        describe_case(both.name, ", ", dtype_name(from), " to ", dtype_name(to), ", ", rows, " x ", columns);
+        const Twin in = both.random(random, from, rows, columns), view = in.columns(1, columns - 1);
+        const Twin out = both.output(to, rows, columns - 1), turned = both.output(to, columns - 1, rows);
+        // The CPU's tensor stands for a mapped file.
+        const Tensor copied = both.gpu.empty(to, rows, columns - 1), turned_copy = both.gpu.empty(to, columns - 1, rows);
+        both.run([&](Backend& b, const auto& at) {
+          b.cast(at(out), at(view));
+          b.transpose(at(turned), at(view));
+        });
+        both.gpu.run([&](Backend& b) {
+          b.cast(copied, view.cpu);
+          b.transpose(turned_copy, view.cpu);
+        });
+        CHECK_TWIN(out, 0);
+        CHECK_TWIN(turned, 0);
+        CHECK_TWIN((Twin{out.cpu, copied}), 0);
+        CHECK_TWIN((Twin{turned.cpu, turned_copy}), 0);
+      }
+    }
+    const std::vector<uint8_t> mask = {1, 2, 3, 4, 5, 6};
+    const Twin in = both.upload(DType::u8, 2, 3, mask.data()), out = both.empty(DType::u8, 3, 2);
+    const Twin doubles = both.empty(DType::f64, 1, 3);
+    both.run([&](Backend& b, const auto& at) {
+      b.transpose(at(out), at(in));
+      b.fill(at(doubles), 0.1);
+    });
+    CHECK(both.gpu.read_as<uint8_t>(out.gpu) == (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
+    CHECK(both.gpu.read_as<double>(doubles.gpu) == (std::vector<double>{0.1, 0.1, 0.1}));
+  });
+}
+
+TEST("cuda: copies larger than a pinned buffer, and files") {
+  on_every_gpu([](Both& both) {
+    Random random(2);
+    constexpr int64_t rows = 1100, columns = 5000;  // 22 MB
+    const auto values = random.uniforms(rows * columns);
+    const Tensor t = both.gpu.floats(DType::f32, rows, columns, values);
+    CHECK(both.gpu.read(t) == values);
+    // A window of a mapped matrix.
+    const Tensor host = both.cpu.floats(DType::f32, rows, columns, values), out = both.gpu.empty(DType::f32, rows, 4001);
+    both.gpu.run([&](Backend& b) { b.cast(out, host.column_range(7, 4001)); });
+    const auto window = both.gpu.read(out);
+    bool same = true;
+    for (int64_t i = 0; i < rows; ++i)
+      same =
+          same && std::equal(window.begin() + i * 4001, window.begin() + (i + 1) * 4001, values.begin() + i * columns + 7);
+    CHECK(same);
+    char path[] = "/tmp/sparsegpt-cuda-XXXXXX";
+    const int fd = mkstemp(path);
+    both.gpu.run([&](Backend& b) { b.write_file(fd, 100, t); });
+    std::vector<float> back(values.size());
+    CHECK_EQUAL(pread(fd, back.data(), 4 * back.size(), 100), static_cast<ssize_t>(4 * back.size()));
+    CHECK(back == values);
+    close(fd);
+    unlink(path);
+    CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.write_file(fd, 0, t); }), "WRITE_FAILED", "Bad file descriptor");
+    const Tensor huge = both.gpu.empty(DType::u8, 1 << 20, 1 << 20);
+    CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.upload(huge.row_range(0, 1), values.data()); }), "OUT_OF_MEMORY",
+                      "bfloat16");
+  });
+}
+
+// --- forward ----------------------------------------------------------------------------------------------------------
+
+TEST("cuda: linear layers in every type, with operands in host memory") {
+  on_every_gpu([](Both& both) {
+    uint64_t seed = 0;
+    for (DType x_type : float_types) {
+      for (DType w_type : float_types) {
+        for (DType out_type : {x_type, DType::f32, DType::bf16}) {
+          Random random(++seed);
+          const int64_t tokens = random.integer(1, 70), in = random.integer(1, 70), outs = random.integer(1, 70);
+          describe_case(both.name, ", seed ", seed, ", ", dtype_name(x_type), " ", dtype_name(w_type), " ",
+                        dtype_name(out_type));
+          const Twin x = both.random(random, x_type, tokens, in + 3).columns(2, in);
+          const Twin w = both.random(random, w_type, outs, in), bias = both.random(random, w_type, 1, outs);
+          const Twin wide = both.output(out_type, tokens, outs + 5), window = wide.columns(3, outs);
+          const Twin plain = both.output(out_type, tokens, outs);
+          both.run([&](Backend& b, const auto& at) {
+            b.linear(at(window), at(x), at(w), at(bias));
+            b.linear(at(plain), at(x), at(w), {});
+          });
+          CHECK_TWIN(wide, tolerance_of(out_type));
+          CHECK_TWIN(plain, tolerance_of(out_type));
+          const Tensor mapped = both.gpu.empty(out_type, tokens, outs);
+          both.gpu.run([&](Backend& b) { b.linear(mapped, x.gpu, w.cpu, {}); });
+          CHECK(both.gpu.read(mapped) == both.gpu.read(plain.gpu));
+        }
+      }
+    }
+    const Twin x = both.output(DType::f32, 3, 4), w = both.output(DType::f32, 6, 5), out = both.output(DType::f32, 3, 6);
+    CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.linear(out.gpu, x.gpu, w.gpu, {}); }), "INTERNAL",
+                      "x float32 [3, 4] does not fit weight float32 [6, 5] (in operation)");
+  });
+}
+
+TEST("cuda: elementwise operations, norms, rotary, fused projections") {
+  on_every_gpu([](Both& both) {
+    for (DType type : float_types) {
+      for (uint64_t seed = 1; seed <= 3; ++seed) {
+        Random random(seed);
+        const int64_t rows = 6 * random.integer(1, 9), columns = 12 * random.integer(1, 40);
+        describe_case(both.name, ", ", dtype_name(type), ", ", rows, " x ", columns);
+        const double tolerance = tolerance_of(type);
+        const Twin y = both.random(random, seed == 2 ? DType::f32 : type, rows, columns);
+        const Twin weight = both.random(random, DType::f32, 1, columns), bias = both.random(random, DType::f32, 1, columns);
+        for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+          const Twin x = both.random(random, type, rows, columns + 4, -6, 6), view = x.columns(2, columns);
+          both.run([&](Backend& b, const auto& at) { b.activation(at(view), kind); });
+          CHECK_TWIN(x, tolerance);
+          const Twin z = both.random(random, type, rows, columns, -6, 6);
+          both.run([&](Backend& b, const auto& at) { b.gate(at(z), at(y), kind); });
+          CHECK_TWIN(z, tolerance);
+        }
+        const Twin x = both.random(random, type, rows, columns, -2, 2);
+        both.run([&](Backend& b, const auto& at) { b.add(at(x), at(y)); });
+        CHECK_TWIN(x, tolerance);
+        both.run([&](Backend& b, const auto& at) { b.scale(at(x), 1.3f); });
+        CHECK_TWIN(x, 2 * tolerance);
+        both.run([&](Backend& b, const auto& at) { b.softcap(at(x), 1.7f); });
+        CHECK_TWIN(x, 3 * tolerance);
+        const Twin normed = both.output(type, rows, columns);
+        const Twin source = both.random(random, type, rows, columns, -2, 5);
+        both.run([&](Backend& b, const auto& at) { b.layer_norm(at(normed), at(source), at(weight), at(bias), 1e-5f); });
+        CHECK_TWIN(normed, tolerance);
+        both.run([&](Backend& b, const auto& at) { b.rms_norm(at(normed), at(source), at(weight), 1e-5f); });
+        CHECK_TWIN(normed, tolerance);
+        for (bool interleaved : {false, true}) {
+          const int64_t sequence = rows / 3, head_dim = 12, half = seed == 1 ? 6 : 4;
+          const Twin cosine = both.random(random, DType::f32, sequence, half),
+                     sine = both.random(random, DType::f32, sequence, half);
+          both.run([&](Backend& b, const auto& at) { b.rotary(at(source), at(cosine), at(sine), head_dim, interleaved); });
+          CHECK_TWIN(source, 2 * tolerance);
+        }
+        const Twin taken = both.output(type, rows, columns / 12 * 4);
+        both.run([&](Backend& b, const auto& at) { b.take_columns(at(taken), at(y.cpu.dtype == type ? y : x), 3, 4, 12); });
+        CHECK_TWIN(taken, y.cpu.dtype == type ? 0 : 3 * tolerance);
+        std::vector<int32_t> places(static_cast<size_t>(rows));
+        std::iota(places.begin(), places.end(), 0);
+        for (size_t i = places.size(); i > 1; --i)
+          std::swap(places[i - 1], places[static_cast<size_t>(random.integer(0, static_cast<int64_t>(i) - 1))]);
+        places.resize(static_cast<size_t>(rows / 2));
+        const Twin chosen = both.ids(places), part = both.random(random, type, rows / 2, columns);
+        const Twin factors = both.random(random, DType::f32, 1, rows / 2);
+        both.run([&](Backend& b, const auto& at) { b.scatter_add(at(x), at(part), at(chosen), at(factors)); });
+        CHECK_TWIN(x, 4 * tolerance);
+      }
+    }
+  });
+}
+
+TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
+  on_every_gpu([](Both& both) {
+    uint64_t seed = 0;
+    for (DType type : float_types) {
+      for (int64_t head_dim : {5, 16, 64, 72, 128, 200, 256}) {
+        Random random(++seed);
+        const int64_t sequence = head_dim == 16 ? 150 : random.integer(1, 100), batch = random.integer(1, 2), kv_heads = 2;
+        const int64_t heads = kv_heads * random.integer(1, 2), tokens = batch * sequence;
+        AttentionShape shape{};
+        shape.sequence = sequence;
+        shape.heads = heads;
+        shape.kv_heads = kv_heads;
+        shape.head_dim = head_dim;
+        shape.scale = static_cast<float>(1 / std::sqrt(head_dim));
+        shape.window = seed % 3 == 0 ? random.integer(1, sequence) : 0;
+        shape.softcap = seed % 4 == 1 ? 2.0f : 0.0f;
+        const Twin slopes = both.random(random, DType::f32, 1, heads, 0, 0.2);
+        // Views of one fused projection, or of an odd width.
+        const int64_t gap = seed % 2 == 0 ? 8 : 3;
+        const Twin q = both.random(random, type, tokens, heads * head_dim + gap, -2, 2).columns(0, heads * head_dim);
+        const Twin k = both.random(random, type, tokens, kv_heads * head_dim + gap, -2, 2).columns(gap, kv_heads * head_dim);
+        const Twin v = both.random(random, type, tokens, kv_heads * head_dim + gap, -2, 2).columns(gap, kv_heads * head_dim);
+        const Twin out = both.output(type, tokens, heads * head_dim);
+        describe_case(both.name, ", ", dtype_name(type), ", heads of ", head_dim, ", sequence ", sequence, ", window ",
+                      shape.window, ", cap ", shape.softcap);
+        both.run([&](Backend& b, const auto& at) {
+          AttentionShape mine = shape;
+          if (seed % 2 == 1) mine.slopes = at(slopes);
+          b.attention(at(out), at(q), at(k), at(v), mine);
+        });
+        CHECK_TWIN(out, type == DType::f32 ? 1e-5 : tolerance_of(type));
+      }
+    }
+  });
+}
+
+TEST("cuda: embedding and cross entropy, of mapped tables too; ids outside the vocabulary") {
+  on_every_gpu([](Both& both) {
+    uint64_t seed = 0;
+    for (DType type : float_types) {
+      Random random(++seed);
+      describe_case(both.name, ", ", dtype_name(type));
+      const int64_t words = seed == 1 ? 8500 : 300, hidden = random.integer(3, 20), tokens = random.integer(2, 20);
+      const Twin table = both.random(random, type, words, hidden), bias = both.random(random, type, 1, words);
+      std::vector<int32_t> values(static_cast<size_t>(tokens));
+      for (int32_t& id : values) id = static_cast<int32_t>(random.integer(0, words - 1));
+      values[0] = static_cast<int32_t>(words - 1);
+      const Twin ids = both.ids(values);
+      const Twin x = both.output(DType::f32, tokens, hidden);
+      both.run([&](Backend& b, const auto& at) { b.embedding(at(x), at(table), at(ids)); });
+      CHECK_TWIN(x, 0);
+      const Tensor gathered = both.gpu.empty(DType::f32, tokens, hidden);
+      both.gpu.run([&](Backend& b) { b.embedding(gathered, table.cpu, ids.gpu); });
+      CHECK_TWIN((Twin{x.cpu, gathered}), 0);
+
+      const Twin losses = both.output(DType::f32, 1, tokens);
+      for (int kind = 0; kind < 3; ++kind) {
+        const Twin& input = x;
+        both.run([&](Backend& b, const auto& at) {
+          b.cross_entropy(at(losses), at(input), at(table), kind > 0 ? at(bias) : Tensor{}, kind == 2 ? 1.5f : 0.0f,
+                          at(ids));
+        });
+        CHECK_TWIN(losses, 2e-6);
+      }
+      const Tensor mapped = both.gpu.empty(DType::f32, 1, tokens);
+      both.gpu.run([&](Backend& b) { b.cross_entropy(mapped, x.gpu, table.cpu, bias.cpu, 1.5f, ids.gpu); });
+      CHECK(both.gpu.read(mapped) == both.gpu.read(losses.gpu));
+
+      for (int32_t bad : {-1, static_cast<int32_t>(words)}) {
+        values[1] = bad;
+        const Tensor wrong = both.gpu.upload(DType::i32, 1, tokens, values.data());
+        const std::string text = "token id " + std::to_string(bad) + " at position 1";
+        CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.embedding(x.gpu, table.gpu, wrong); }), "INVALID_OPTION", text);
+        CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.embedding(x.gpu, table.cpu, wrong); }), "INVALID_OPTION", text);
+        CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.cross_entropy(losses.gpu, x.gpu, table.gpu, {}, 0, wrong); }),
+                          "INVALID_OPTION", "token id " + std::to_string(bad) + " is outside the vocabulary");
+      }
+      // What was wrong is reported once.
+      both.gpu.run([&](Backend& b) { b.embedding(x.gpu, table.gpu, ids.gpu); });
+      CHECK_TWIN(x, 0);
+    }
+  });
+}
+
+// --- calibration and inspection ---------------------------------------------------------------------------------------
+
+TEST("cuda: Gram matrix, squares and zeros") {
+  on_every_gpu([](Both& both) {
+    for (DType type : float_types) {
+      Random random(6);
+      const int64_t columns = type == DType::f32 ? 530 : random.integer(30, 90);  // more than one tile, or less
+      const Twin gram = both.empty(DType::f32, columns, columns), squares = both.empty(DType::f32, 1, columns);
+      both.run([&](Backend& b, const auto& at) {
+        b.fill(at(gram), 0);
+        b.fill(at(squares), 0);
+      });
+      for (int call = 0; call < 2; ++call) {
+        const Twin x = both.random(random, type, random.integer(1, 60), columns + 2).columns(1, columns);
+        both.run([&](Backend& b, const auto& at) {
+          b.accumulate_gram(at(gram), at(x), 0.25f);
+          b.accumulate_squares(at(squares), at(x), 0.25f);
+        });
+      }
+      describe_case(both.name, ", ", dtype_name(type));
+      CHECK_TWIN(squares, 2e-6);
+      auto expected = both.cpu.read(gram.cpu), actual = both.gpu.read(gram.gpu);
+      double gap = 0, norm = 0;
+      for (int64_t i = 0; i < columns; ++i)
+        for (int64_t j = i; j < columns; ++j) {
+          const auto at = static_cast<size_t>(i * columns + j);
+          gap += std::pow(static_cast<double>(actual[at]) - expected[at], 2);
+          norm += std::pow(static_cast<double>(expected[at]), 2);
+        }
+      CHECK(std::sqrt(gap / norm) < 2e-6);
+
+      const std::vector<int32_t> wanted = {2, 4, 1, 2, 4, 8, 1, 3};
+      const std::vector<float> values = {0, 0, 1, 2, -0.0f, 3, 0, 4, 0, 1, 0, 1, 1, 0, 1, 0};
+      const Twin patterns = both.upload(DType::i32, 4, 2, wanted.data()), t = both.floats(type, 2, 8, values);
+      const Twin stats = both.empty(DType::f64, 1, 5);
+      both.run([&](Backend& b, const auto& at) { b.count_zeros(at(stats), at(t), at(patterns)); });
+      CHECK(both.gpu.read_as<double>(stats.gpu) == (std::vector<double>{8, 1, 0, 1, 0}));
+      both.gpu.run([&](Backend& b) { b.count_zeros(stats.gpu, t.cpu, patterns.gpu); });
+      CHECK(both.gpu.read_as<double>(stats.gpu) == both.cpu.read_as<double>(stats.cpu));
+    }
+  });
+}
+
+// --- pruning ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+int64_t differences(const std::vector<uint8_t>& a, const std::vector<uint8_t>& b) {
+  int64_t count = 0;
+  for (size_t i = 0; i < a.size(); ++i) count += a[i] != b[i];
+  return count;
+}
+
+// Factors and prunes on both devices and compares.
+struct Solved {
+  std::vector<float> weight;
+  std::vector<uint8_t> mask;
+  std::vector<double> factor, solve;
+};
+Solved solve_with(OnDevice& device, const Problem& p, const Method& method) {
+  const int64_t n = p.columns;
+  const Tensor w = device.floats(DType::f32, p.rows, n, p.weight), h = device.floats(DType::f32, n, n, p.hessian);
+  const std::vector<uint8_t> poison(static_cast<size_t>(p.rows * n), 9);
+  const Tensor mask = device.upload(DType::u8, p.rows, n, poison.data()),
+               dead = device.upload(DType::u8, 1, n, poison.data());
+  const Tensor factored = device.empty(DType::f64, 1, factor_stats::count),
+               solved = device.empty(DType::f64, 1, solve_stats::count);
+  Selection selection;
+  selection.sparsity = method.sparsity;
+  selection.n = method.n;
+  selection.m = method.m;
+  if (!method.mask.empty()) selection.mask = device.upload(DType::u8, p.rows, n, method.mask.data());
+  device.run([&](Backend& b) {
+    b.factor_hessian(h, dead, method.dampening, factored);
+    b.prune_sparsegpt(w, mask, h, dead, selection, method.block_size, method.bits, solved);
+  });
+  return {device.read(w), device.read_as<uint8_t>(mask), device.read_as<double>(factored), device.read_as<double>(solved)};
+}
+
+// float32 sums in another order may rank two nearly equal scores differently, which changes the rest of that row.
+void check_solved(Both& both, const Problem& p, const Method& method, int64_t flips) {
+  const Solved expected = solve_with(both.cpu, p, method), actual = solve_with(both.gpu, p, method);
+  const int64_t different = differences(actual.mask, expected.mask);
+  if (different > flips) {
+    CHECK_EQUAL(different, flips);
+  }
+  double gap = 0, norm = 0;
+  bool zero = true;
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const auto begin = static_cast<size_t>(r * p.columns), end = begin + static_cast<size_t>(p.columns);
+    bool same = true;
+    for (size_t i = begin; i < end; ++i) {
+      same = same && actual.mask[i] == expected.mask[i];
+      zero = zero && (actual.mask[i] == 0 || (actual.mask[i] == 1 && actual.weight[i] == 0));
+    }
+    for (size_t i = begin; i < end && same; ++i) {
+      gap += std::pow(static_cast<double>(actual.weight[i]) - expected.weight[i], 2);
+      norm += std::pow(static_cast<double>(expected.weight[i]), 2);
+    }
+  }
+  CHECK(zero);
+  // A weight may be rounded to the neighbouring value of its grid.
+  CHECK(gap <= norm * (method.bits > 0 ? 1e-2 : 1e-7) || norm == 0);
+  if (expected.solve[solve_stats::loss] == 0) {
+    CHECK_EQUAL(actual.solve[solve_stats::loss], 0.0);
+  } else {
+    CHECK_CLOSE(actual.solve[solve_stats::loss] / expected.solve[solve_stats::loss], 1, method.bits > 0 ? 1e-2 : 1e-3);
+  }
+  if (method.bits == 0) CHECK_EQUAL(actual.solve[solve_stats::zeros], expected.solve[solve_stats::zeros]);
+  CHECK(actual.solve[solve_stats::seconds] > 0 && actual.solve[solve_stats::seconds] < 100);
+  for (int i : {factor_stats::dampening, factor_stats::retries, factor_stats::dead_columns})
+    CHECK_CLOSE(actual.factor[static_cast<size_t>(i)], expected.factor[static_cast<size_t>(i)], 1e-12);
+  CHECK(actual.factor[factor_stats::seconds] > 0 && actual.factor[factor_stats::seconds] < 100);
+  CHECK(solve_with(both.gpu, p, method).weight == actual.weight);  // the same on every run
+}
+
+}  // namespace
+
+TEST("cuda: SparseGPT, unstructured, blocks of any size") {
+  on_every_gpu([](Both& both) {
+    for (uint64_t seed = 1; seed <= 10; ++seed) {
+      Random random(seed);
+      const int64_t rows = random.integer(1, 100), columns = random.integer(1, 300);
+      Method method;
+      method.sparsity = seed == 1 ? 0 : seed == 2 ? 0.999 : random.uniform(0.1, 0.9);
+      method.block_size = seed <= 4 ? 128 : seed <= 6 ? random.integer(129, 400) : random.integer(1, 128);
+      const auto p = random_problem(random, rows, columns, seed % 3 == 0 ? columns / 2 + 1 : 2 * columns);
+      describe_case(both.name, ", seed ", seed, ", ", rows, " x ", columns, ", sparsity ", method.sparsity, ", blocks of ",
+                    method.block_size);
+      check_solved(both, p, method, std::max<int64_t>(2, rows * columns / 500));
+    }
+  });
+}
+
+TEST("cuda: SparseGPT, patterns, given masks, quantization, dead columns") {
+  on_every_gpu([](Both& both) {
+    struct Case {
+      int n, m, bits;
+      bool mask, dead;
+    };
+    const Case cases[] = {{2, 4, 0, false, false},    {4, 8, 0, false, true},   {1, 2, 0, false, false},
+                          {3, 7, 0, false, false},    {9, 16, 0, false, false}, {5, 20, 0, false, false},
+                          {50, 140, 0, false, false}, {0, 0, 0, true, true},    {0, 0, 4, false, false},
+                          {2, 4, 3, false, false},    {0, 0, 8, true, false}};
+    uint64_t seed = 20;
+    for (const Case& c : cases) {
+      Random random(++seed);
+      const int64_t rows = random.integer(1, 80);
+      const int64_t columns = c.m > 0 ? c.m * random.integer(1, 280 / c.m) : random.integer(100, 280);
+      auto p = random_problem(random, rows, columns, 2 * columns);
+      if (c.dead)
+        for (int64_t j : {int64_t{0}, columns - 1})
+          for (int64_t i = 0; i < columns; ++i)
+            p.hessian[static_cast<size_t>(i * columns + j)] = p.hessian[static_cast<size_t>(j * columns + i)] = 0;
+      Method method;
+      method.n = c.n;
+      method.m = c.m;
+      method.bits = c.bits;
+      if (c.mask) {
+        method.mask.resize(p.weight.size());
+        for (uint8_t& m : method.mask) m = random.flip() ? static_cast<uint8_t>(random.integer(1, 3)) : 0;
+      }
+      describe_case(both.name, ", seed ", seed, ", ", rows, " x ", columns, ", ", c.n, ":", c.m, ", bits ", c.bits);
+      check_solved(both, p, method, c.mask ? 0 : std::max<int64_t>(2, rows * columns / (c.bits > 0 ? 50 : 500)));
+    }
+  });
+}
+
+TEST("cuda: equal scores go in the order of their index") {
+  on_every_gpu([](Both& both) {
+    Random random(40);
+    // A diagonal Hessian of equal entries: scores are w² up to a factor, and weights have few values.
+    Problem p{70, 150, random.uniforms(70 * 150), std::vector<float>(150 * 150)};
+    for (float& w : p.weight) w = std::nearbyint(w * 3) / 4 + 1;
+    for (size_t j = 0; j < 150; ++j) p.hessian[j * 151] = 1;
+    for (const auto& [n, m, block] :
+         std::vector<std::tuple<int, int, int64_t>>{{0, 0, 128}, {0, 0, 150}, {2, 6, 128}, {0, 0, 30}}) {
+      Method method;
+      method.sparsity = 0.43;
+      method.n = n;
+      method.m = m;
+      method.block_size = block;
+      describe_case(both.name, ", ", n, ":", m, ", blocks of ", block);
+      check_solved(both, p, method, 0);
+    }
+    // More tiles of rows than a block of threads has threads.
+    Problem tall{8400, 5, random.uniforms(8400 * 5), std::vector<float>(25)};
+    for (float& w : tall.weight) w = std::nearbyint(w * 2) + 3;
+    for (size_t j = 0; j < 5; ++j) tall.hessian[j * 6] = 1;
+    Method method;
+    method.sparsity = 0.37;
+    describe_case(both.name, ", tall");
+    CHECK(solve_with(both.gpu, tall, method).mask == solve_with(both.cpu, tall, method).mask);
+  });
+}
+
+TEST("cuda: an indefinite Hessian is damped until it works; NaN and infinity are refused") {
+  on_every_gpu([](Both& both) {
+    Random random(10);
+    auto p = random_problem(random, 20, 200, 70);  // singular
+    double mean = 0;
+    for (int64_t j = 0; j < 200; ++j) mean += p.hessian[static_cast<size_t>(j * 200 + j)] / 200;
+    auto shifted = p;
+    for (int64_t j = 0; j < 200; ++j) shifted.hessian[static_cast<size_t>(j * 201)] -= static_cast<float>(0.05 * mean);
+    describe_case(both.name);
+    check_solved(both, shifted, {}, 24);
+    auto negative = p;
+    for (float& h : negative.hessian) h = -h;
+    CHECK_THROWS_CODE(solve_with(both.gpu, negative, {}), "NOT_POSITIVE_DEFINITE", "even with dampening 10");
+    for (float bad : {NAN, INFINITY, -INFINITY}) {
+      auto broken = p;
+      broken.weight[17 * 200 + 199] = bad;
+      CHECK_THROWS_CODE(solve_with(both.gpu, broken, {}), "NON_FINITE", "row 17 (in pruneSparsegpt)");
+      broken = p;
+      broken.hessian[3 * 200 + 199] = bad;
+      CHECK_THROWS_CODE(solve_with(both.gpu, broken, {}), "NON_FINITE", "the Hessian has a NaN or infinite entry in row 3");
+    }
+    Method method;
+    method.n = 2;
+    method.m = 3;
+    CHECK_THROWS_CODE(solve_with(both.gpu, p, method), "INVALID_OPTION", "2:3");
+  });
+}
+
+TEST("cuda: magnitude and Wanda choose exactly what the CPU chooses") {
+  on_every_gpu([](Both& both) {
+    for (uint64_t seed = 1; seed <= 6; ++seed) {
+      Random random(seed);
+      // The last case has a tile for each row.
+      const int64_t rows = random.integer(1, seed == 6 ? 9 : 60), columns = seed == 6 ? 9000 : 4 * random.integer(1, 200);
+      auto values = random.uniforms(rows * columns);
+      const auto distinct = values;
+      for (float& value : values) value = std::nearbyint(value * 50) / 50 + 0.001f;  // with ties
+      const auto squares = random.uniforms(columns, 0.1, 4);
+      std::vector<uint8_t> given(values.size());
+      for (uint8_t& m : given) m = random.flip() ? 2 : 0;
+      for (int kind = 0; kind < 5; ++kind) {
+        for (bool wanda : {false, true}) {
+          describe_case(both.name, ", seed ", seed, ", kind ", kind, wanda ? ", wanda, " : ", ", rows, " x ", columns);
+          // Which of equal scores in a group of m goes is each backend's own choice.
+          const Twin w = both.floats(DType::f32, rows, columns, kind == 1 ? distinct : values),
+                     mask = both.upload(DType::u8, rows, columns, given.data());
+          const Twin s = both.floats(DType::f32, 1, columns, squares), stats = both.empty(DType::f64, 1, solve_stats::count);
+          const Twin selected = both.upload(DType::u8, rows, columns, given.data());
+          both.run([&](Backend& b, const auto& at) {
+            Selection selection;
+            selection.sparsity = kind == 3 ? 0 : kind == 4 ? 0.9999 : 0.37;
+            if (kind == 1) selection.n = 2, selection.m = 4;
+            if (kind == 2) selection.mask = at(selected);
+            wanda ? b.prune_wanda(at(w), at(mask), at(s), selection, at(stats))
+                  : b.prune_magnitude(at(w), at(mask), selection, at(stats));
+          });
+          CHECK(both.gpu.read_as<uint8_t>(mask.gpu) == both.cpu.read_as<uint8_t>(mask.cpu));
+          CHECK(both.gpu.read(w.gpu) == both.cpu.read(w.cpu));
+          const auto actual = both.gpu.read_as<double>(stats.gpu), expected = both.cpu.read_as<double>(stats.cpu);
+          CHECK_EQUAL(actual[solve_stats::zeros], expected[solve_stats::zeros]);
+          CHECK(std::isnan(actual[solve_stats::loss]));
+        }
+      }
+    }
+    Random random(9);
+    const Tensor w = both.gpu.floats(DType::f32, 3, 8, random.uniforms(24)), mask = both.gpu.empty(DType::u8, 3, 8);
+    const Tensor bad = both.gpu.floats(DType::f32, 1, 8, std::vector<float>(8, NAN));
+    const Tensor stats = both.gpu.empty(DType::f64, 1, solve_stats::count);
+    CHECK_THROWS_CODE(both.gpu.run([&](Backend& b) { b.prune_wanda(w, mask, bad, {}, stats); }), "NON_FINITE", "inputs");
+  });
+}

@@ -1,0 +1,50 @@
+// A device on which every operation is awaited, and tensors to and from it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/device.h"
+#include "test/matrix.h"
+
+namespace sparsegpt::test {
+
+class OnDevice {
+ public:
+  explicit OnDevice(std::shared_ptr<Backend> backend) : device_(std::move(backend)) {}
+
+  template <typename Run>
+  void run(const Run& operation) {
+    device_.enqueue("operation", operation);
+    device_.synchronize();
+  }
+
+  Tensor empty(DType dtype, int64_t rows, int64_t columns) {
+    const auto bytes = static_cast<size_t>(rows * columns) * dtype_size(dtype);
+    return {device_.backend().allocate(bytes), dtype, rows, columns, columns, 0};
+  }
+  Tensor upload(DType dtype, int64_t rows, int64_t columns, const void* data) {
+    Tensor t = empty(dtype, rows, columns);
+    run([&](Backend& b) { b.upload(t, data); });
+    return t;
+  }
+  Tensor floats(DType dtype, int64_t rows, int64_t columns, const std::vector<float>& values) {
+    return upload(dtype, rows, columns, encode(values, dtype).data());
+  }
+  std::vector<float> read(const Tensor& t) {
+    std::vector<char> bytes(static_cast<size_t>(t.size()) * dtype_size(t.dtype));
+    run([&](Backend& b) { b.download(bytes.data(), t); });
+    return decode(bytes, t.dtype);
+  }
+  template <typename T>
+  std::vector<T> read_as(const Tensor& t) {
+    std::vector<T> values(static_cast<size_t>(t.size()));
+    run([&](Backend& b) { b.download(values.data(), t); });
+    return values;
+  }
+
+ private:
+  Device device_;
+};
+
+}  // namespace sparsegpt::test

@@ -1,0 +1,21 @@
+/** The tiny models of the shared folder, by family. */
+export const goldenModels = [
+  'bloom',
+  'falcon',
+  'gemma',
+  'gemma2',
+  'gpt2',
+  'gpt_neo',
+  'gpt_neox',
+  'gptj',
+  'llama',
+  'llama3',
+  'mistral',
+  'mixtral',
+  'opt',
+  'opt-350m',
+  'phi',
+  'phi3',
+  'qwen2',
+  'qwen3',
+]
