@@ -5,4 +5,7 @@ export { prune, type CalibrationOptions, type PruneOptions } from './pruning/pru
 export type { LayerReport, PruneProgress, PruneReport } from './pruning/report.js'
 export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './pruning/layer.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './evaluation/perplexity.js'
+export type { TextSource } from './calibration/source.js'
+export type { DatasetName } from './calibration/dataset.js'
+export { saveTokens } from './calibration/token-file.js'
 export { devices, type DeviceInfo, type DeviceKind } from './native/device.js'

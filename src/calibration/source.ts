@@ -1,19 +1,33 @@
 import * as z from 'zod'
+import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Model } from '../models/model.js'
+import { datasetNames, datasetText, openC4, type DatasetName } from './dataset.js'
+import { PythonRandom } from './python-random.js'
 import { readText } from './text.js'
+import { isTokenFile, readTokenFile } from './token-file.js'
+import { drawWindows } from './windows.js'
 
-/** Where text comes from: a file, or token ids. Exactly one is given. */
+/** Where text comes from: a named data set, a file, or token ids. Exactly one is given. */
 export interface TextSource {
-  /** .jsonl: the field `textField` of every line; any other file: its whole text. */
+  /** Downloaded from the hub, unless its cache has it; prepared as the paper's code does. */
+  dataset?: DatasetName
+  /**
+   * .jsonl, .jsonl.gz, .json.gz, .parquet: the field `textField` of every row; .safetensors: what saveTokens wrote; any
+   * other file: its whole text.
+   */
   file?: string
   /** Default 'text'. */
   textField?: string
-  /** Token ids, instead of a file. */
+  /** Token ids, instead of a text. */
   tokens?: ArrayLike<number>
+  /** Called while a data set is downloaded. */
+  onDownload?: (progress: DownloadProgress) => void
 }
 
 export const textSource = z.object({
+  dataset: z.enum(datasetNames).optional(),
   file: z.string().min(1).optional(),
   textField: z.string().min(1).default('text'),
   tokens: z
@@ -22,28 +36,150 @@ export const textSource = z.object({
       'must be an array of token ids',
     )
     .optional(),
+  onDownload: z
+    .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function')
+    .optional(),
 })
 
+type Source = z.output<typeof textSource>
+
+export interface CalibrationWindows {
+  /** `samples` windows of `sequenceLength` token ids. */
+  windows: Int32Array[]
+  /** The token ids that the windows were drawn from, and where; absent when each is of a document of its own. */
+  text?: Int32Array
+  offsets?: number[]
+  /** Token ids to draw from, or, where there is no one text, in the windows. */
+  tokens: number
+}
+
 /**
- * The token ids of a text, encoded as one string with the model's tokenizer, post-processor included.
+ * The windows of a calibration text, drawn as the paper's code draws them: from one text, or, of C4, each from a document
+ * of its own that is longer than a window. A file of windows gives its first ones.
  *
- * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT, INVALID_CHECKPOINT (tokenizer).
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (too short), INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED,
+ * WRITE_FAILED, ABORTED.
  */
-export async function readTokens(model: Model, source: z.output<typeof textSource>): Promise<Int32Array> {
-  if ((source.file === undefined) === (source.tokens === undefined)) {
-    throw new SparseGptError('INVALID_OPTION', 'option file: give either file or tokens')
+export async function calibrationWindows(
+  model: Model,
+  source: Source,
+  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+): Promise<CalibrationWindows> {
+  if (checkedKind(source) === 'dataset' && source.dataset === 'c4')
+    return drawDocuments(model, source, options)
+  const { ids, windowLength } = await readSource(model, source, 'calibration', options.signal)
+  if (windowLength !== undefined) return takeWindows(source.file ?? '', ids, windowLength, options)
+  return { ...drawWindows(ids, options), text: ids, tokens: ids.length }
+}
+
+/**
+ * The token ids of an evaluation text, to be split into windows of `sequenceLength`: of C4, as many as the paper's code
+ * keeps; else all.
+ *
+ * Throws as calibrationWindows does.
+ */
+export async function evaluationTokens(
+  model: Model,
+  source: Source,
+  options: { sequenceLength: number; signal?: AbortSignal | undefined },
+): Promise<Int32Array> {
+  checkedKind(source)
+  const { ids } = await readSource(model, source, 'evaluation', options.signal)
+  return source.dataset === 'c4' ? ids.slice(0, c4Windows * options.sequenceLength) : ids
+}
+
+const c4Windows = 256
+
+function checkedKind(source: Source): 'dataset' | 'file' | 'tokens' {
+  const given = (['dataset', 'file', 'tokens'] as const).filter((name) => source[name] !== undefined)
+  const [kind] = given
+  if (kind === undefined || given.length > 1) {
+    throw new SparseGptError('INVALID_OPTION', 'option file: give exactly one of dataset, file and tokens')
   }
+  return kind
+}
+
+async function readSource(
+  model: Model,
+  source: Source,
+  use: 'calibration' | 'evaluation',
+  signal: AbortSignal | undefined,
+): Promise<{ ids: Int32Array; windowLength?: number }> {
   if (source.tokens !== undefined) {
     const ids = Int32Array.from(source.tokens)
     model.checkTokens(ids, source.tokens)
-    return ids
+    return { ids }
+  }
+  if (source.dataset !== undefined) {
+    const { onDownload } = source
+    return { ids: await encode(model, await datasetText(source.dataset, use, { onDownload, signal })) }
   }
   const file = source.file ?? ''
-  const tokens = await (await model.tokenizer()).encode(await readText(file, { textField: source.textField }))
-  const largest = tokens.reduce((a, b) => Math.max(a, b), 0)
+  if (isTokenFile(file)) return readTokenFile(file, model.architecture.vocabularySize)
+  return { ids: await encode(model, await readText(file, { textField: source.textField })) }
+}
+
+/** A text as one sequence, post-processor included. */
+async function encode(model: Model, text: string): Promise<Int32Array> {
+  const ids = await (await model.tokenizer()).encode(text)
+  const largest = ids.reduce((a, b) => Math.max(a, b), 0)
   if (largest >= model.architecture.vocabularySize) {
     const message = `${model.folder}: the tokenizer gives id ${largest}, but the model's vocabulary has ${model.architecture.vocabularySize} entries`
     throw new SparseGptError('INVALID_CHECKPOINT', message)
   }
-  return tokens
+  return ids
+}
+
+/** C4: documents are drawn until one is longer than a window, then a window of it. */
+async function drawDocuments(
+  model: Model,
+  source: Source,
+  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+): Promise<CalibrationWindows> {
+  const { samples, sequenceLength, signal } = options
+  const random = new PythonRandom(options.seed)
+  const store = await openC4({ onDownload: source.onDownload, signal })
+  const tooShort = new Set<number>()
+  const windows: Int32Array[] = []
+  try {
+    while (windows.length < samples) {
+      abortable(signal)
+      if (tooShort.size === store.count) {
+        const message = `none of the ${store.count} documents of C4 has more than ${sequenceLength} tokens: give a shorter sequence length`
+        throw new SparseGptError('INVALID_TEXT', message)
+      }
+      const index = random.randint(0, store.count - 1)
+      if (tooShort.has(index)) continue
+      const ids = await encode(model, await store.document(index))
+      if (ids.length <= sequenceLength) {
+        tooShort.add(index)
+        continue
+      }
+      const offset = random.randint(0, ids.length - sequenceLength - 1)
+      windows.push(ids.slice(offset, offset + sequenceLength))
+    }
+  } finally {
+    await store.close()
+  }
+  return { windows, tokens: samples * sequenceLength }
+}
+
+function takeWindows(
+  file: string,
+  ids: Int32Array,
+  windowLength: number,
+  { samples, sequenceLength }: { samples: number; sequenceLength: number },
+): CalibrationWindows {
+  const count = windowLength === 0 ? 0 : ids.length / windowLength
+  if (windowLength !== sequenceLength || count < samples) {
+    throw new SparseGptError(
+      'INVALID_TEXT',
+      `${file} holds ${count} windows of ${windowLength} tokens, but ${samples} of ${sequenceLength} are asked for: give ` +
+        'samples and sequenceLength that fit',
+    )
+  }
+  const windows = Array.from({ length: samples }, (_, i) =>
+    ids.slice(i * windowLength, (i + 1) * windowLength),
+  )
+  return { windows, tokens: ids.length }
 }

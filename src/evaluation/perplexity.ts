@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { readTokens, textSource, type TextSource } from '../calibration/source.js'
+import { evaluationTokens, textSource, type TextSource } from '../calibration/source.js'
 import { splitWindows } from '../calibration/windows.js'
 import { SparseGptError } from '../errors.js'
 import type { Model } from '../models/model.js'
@@ -40,13 +40,13 @@ const tokensAtOnce = 32768
 /**
  * Perplexity over non-overlapping windows, as in the SparseGPT paper.
  *
- * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (shorter than one window), NON_FINITE, ABORTED.
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT (shorter than one window), NON_FINITE, ABORTED.
  */
 export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
   const o = parseOptions(schema.strict(), options, 'perplexity')
   const sequenceLength = o.sequenceLength ?? Math.min(model.architecture.contextLength, 2048)
   model.checkSequence(sequenceLength)
-  const tokens = await readTokens(model, o)
+  const tokens = await evaluationTokens(model, o, { sequenceLength, signal: o.signal })
   const windows = splitWindows(tokens, sequenceLength, o.windows)
   const chunkSize = Math.max(1, Math.floor(tokensAtOnce / sequenceLength))
   const blocks = model.architecture.blockCount

@@ -1,7 +1,6 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
-import { readTokens, textSource, type TextSource } from '../calibration/source.js'
-import { drawWindows } from '../calibration/windows.js'
+import { calibrationWindows, textSource, type TextSource } from '../calibration/source.js'
 import { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
 import type { LinearSpec } from '../models/architecture.js'
@@ -113,7 +112,7 @@ const schema = pruningOptions
  * Prunes a model block by block with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774), Wanda or by magnitude. With
  * `out` the pruned model appears there, complete or not at all, and `model` uses it from then on.
  *
- * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (calibration text shorter than a window), NON_FINITE,
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT (calibration text shorter than a window), NON_FINITE,
  * NOT_POSITIVE_DEFINITE, OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, OUT_OF_MEMORY, ABORTED.
  */
 export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
@@ -123,7 +122,7 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const layers = selectLayers(model, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
   abortable(o.signal)
-  const windows = await calibrationWindows(model, o)
+  const windows = await drawCalibration(model, o)
   abortable(o.signal)
   const destination =
     o.out === undefined ? new MemoryDestination(model) : await FolderDestination.create(model, o.out, o.force)
@@ -188,12 +187,13 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
   return masks
 }
 
-async function calibrationWindows(model: Model, o: Parsed): Promise<Int32Array[]> {
+async function drawCalibration(model: Model, o: Parsed): Promise<Int32Array[]> {
   if (!o.calibration || o.method === 'magnitude') return []
   const sequenceLength = o.calibration.sequenceLength ?? Math.min(model.architecture.contextLength, 2048)
   model.checkSequence(sequenceLength)
-  const tokens = await readTokens(model, o.calibration)
-  return drawWindows(tokens, { ...o.calibration, sequenceLength }).windows
+  const { samples, seed } = o.calibration
+  const options = { samples, seed, sequenceLength, signal: o.signal }
+  return (await calibrationWindows(model, o.calibration, options)).windows
 }
 
 /** The share asked for; a mask asks for what it marks. */

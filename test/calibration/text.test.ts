@@ -1,7 +1,9 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
+import { parquetWriteBuffer } from 'hyparquet-writer'
 import { readText } from '../../src/calibration/text.js'
 
 let folder: string
@@ -94,5 +96,65 @@ describe('a .jsonl file', () => {
   test('that is not UTF-8 is refused with the line', async () => {
     const file = await fileOf('e.jsonl', Buffer.from('{"text":"a"}\n\n{"text":"\xff"}', 'latin1'))
     await expect(readText(file)).rejects.toEqual(invalidAt('e.jsonl, line 3', 'UTF-8'))
+  })
+})
+
+describe('a packed .jsonl file', () => {
+  const lines = '{"text":"one"}\n\n{"text":"two"}\n'
+
+  test.each(['p.jsonl.gz', 'p.json.gz', 'P.JSONL.GZ'])('%s is read as the file in it', async (name) => {
+    expect(await readText(await fileOf(name, gzipSync(lines)))).toBe('one\n\ntwo')
+  })
+
+  test('may be of several parts', async () => {
+    const parts = Buffer.concat([gzipSync('{"text":"one"}\n{"te'), gzipSync('xt":"two"}')])
+    expect(await readText(await fileOf('parts.jsonl.gz', parts))).toBe('one\n\ntwo')
+  })
+
+  test.each([
+    ['no gzip file', Buffer.from(lines)],
+    ['cut off', gzipSync(lines.repeat(100)).subarray(0, 40)],
+    ['damaged', Buffer.concat([gzipSync(lines).subarray(0, 20), Buffer.alloc(20, 7)])],
+  ])('that is %s is refused', async (_title, contents) => {
+    const file = await fileOf('bad.jsonl.gz', contents)
+    await expect(readText(file)).rejects.toEqual(invalidAt('bad.jsonl.gz is not a valid gzip file'))
+  })
+
+  test('that is missing is named', async () => {
+    await expect(readText('/nowhere/x.jsonl.gz')).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
+  })
+})
+
+describe('a .parquet file', () => {
+  const rows = ['', ' = Title = \n', 'é漢😀', 'x'.repeat(100_000)]
+
+  test.each(['UNCOMPRESSED', 'SNAPPY'] as const)('is the rows of its column (%s)', async (codec) => {
+    const other = { name: 'id', data: rows.map((_, i) => i) }
+    const columnData = [other, { name: 'text', data: rows }]
+    const file = await fileOf(
+      'a.parquet',
+      Buffer.from(parquetWriteBuffer({ columnData, codec, rowGroupSize: 2 })),
+    )
+    expect(await readText(file)).toBe(rows.join('\n\n'))
+    await expect(readText(file, { textField: 'body' })).rejects.toEqual(
+      invalidAt('no column "body"', 'id, text'),
+    )
+    await expect(readText(file, { textField: 'id' })).rejects.toEqual(invalidAt('row 1 has no text'))
+  })
+
+  test('with a row without text is refused with its number', async () => {
+    const columnData = [{ name: 'text', data: ['a', null, 'c'], nullable: true }]
+    const file = await fileOf('null.parquet', Buffer.from(parquetWriteBuffer({ columnData })))
+    await expect(readText(file)).rejects.toEqual(invalidAt('null.parquet, row 2'))
+  })
+
+  test('that is something else, cut off or missing is refused', async () => {
+    const columnData = [{ name: 'text', data: rows }]
+    const whole = Buffer.from(parquetWriteBuffer({ columnData }))
+    for (const contents of [Buffer.from('PAR1'), Buffer.alloc(100), whole.subarray(0, whole.length - 20)]) {
+      const file = await fileOf('bad.parquet', contents)
+      await expect(readText(file)).rejects.toEqual(invalidAt('bad.parquet is not a parquet file'))
+    }
+    await expect(readText('/nowhere/x.parquet')).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
   })
 })
