@@ -1,4 +1,5 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
+import { datasetNames, type DatasetName } from '../calibration/dataset.js'
 
 /** A number as typed; what numbers are allowed is the SDK's business. */
 export function number(text: string): number {
@@ -27,6 +28,14 @@ export function deviceOptions(command: Command): Command {
         .default('float32'),
     )
     .option('--threads <n>', 'CPU threads; 0 for one per core', number, 0)
+}
+
+/** What a text may be given as; './c4' is a file of that name. */
+export const textArgument = `<${datasetNames.join('|')}|FILE>`
+
+export function textSource(text: string): { dataset: DatasetName } | { file: string } {
+  const dataset = datasetNames.find((name) => name === text)
+  return dataset === undefined ? { file: text } : { dataset }
 }
 
 /** Leaves out what was not given, so that the SDK's defaults hold. */

@@ -1,8 +1,16 @@
 import { Command } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
-import { deviceOptions, given, modelArgument, number, type DeviceFlags } from './arguments.js'
+import {
+  deviceOptions,
+  given,
+  modelArgument,
+  number,
+  textArgument,
+  textSource,
+  type DeviceFlags,
+} from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { withModel } from './open-model.js'
+import { showDownload, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
@@ -17,8 +25,8 @@ export function evalCommand(): Command {
   const command = new Command('eval')
     .description("Measure a model's perplexity on a text.")
     .argument('<model>', modelArgument)
-    .requiredOption('--dataset <file>', 'text to predict (.txt, .jsonl)')
-    .option('--text-field <name>', 'field of a .jsonl file that holds the text')
+    .requiredOption(`--dataset ${textArgument}`, 'text to predict')
+    .option('--text-field <name>', 'field of a .jsonl or .parquet file that holds the text (default: text)')
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--windows <n>', 'evaluate only the first n windows', number)
     .option('--json', 'print one JSON object on stdout')
@@ -31,7 +39,8 @@ async function run(model: string, flags: Flags): Promise<void> {
     withModel(model, flags, signal, (opened) =>
       withProgress('evaluating', (progress) =>
         perplexity(opened, {
-          file: dataset,
+          ...textSource(dataset),
+          onDownload: showDownload(progress),
           ...given({ textField, windows, sequenceLength: seqlen }),
           signal,
           onProgress: (fraction) => progress.update(fraction),

@@ -6,6 +6,7 @@ const secondsBetweenLines = 5
 export class Progress {
   private bar: SingleBar | undefined
   private lastLine = performance.now()
+  private last = 0
   /** The first report: what came before it, such as reading the text, says nothing about the rate. */
   private first: { time: number; fraction: number } | undefined
 
@@ -14,6 +15,8 @@ export class Progress {
   /** fraction: share of the work done, in [0, 1]. */
   update(fraction: number, note = ''): void {
     const now = performance.now()
+    if (fraction < this.last) this.first = undefined // another part of the work begins, such as after a download
+    this.last = fraction
     if (fraction > 0) this.first ??= { time: now, fraction }
     const rate = this.first ? (fraction - this.first.fraction) / (now - this.first.time) : 0
     const left = rate > 0 ? `${duration((1 - fraction) / rate / 1000)} left` : ''

@@ -2,9 +2,17 @@ import { Command, Option } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
 import { prune } from '../pruning/prune.js'
 import type { PruneReport } from '../pruning/report.js'
-import { deviceOptions, given, modelArgument, number, type DeviceFlags } from './arguments.js'
+import {
+  deviceOptions,
+  given,
+  modelArgument,
+  number,
+  textArgument,
+  textSource,
+  type DeviceFlags,
+} from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { withModel } from './open-model.js'
+import { showDownload, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
@@ -36,8 +44,8 @@ export function pruneCommand(): Command {
     .description('Prune a model and write it to a new folder.')
     .argument('<model>', modelArgument)
     .requiredOption('--out <dir>', 'folder for the pruned model')
-    .option('--calibration <file>', 'text whose activations the pruning preserves (.txt, .jsonl)')
-    .option('--text-field <name>', 'field of a .jsonl file that holds the text')
+    .option(`--calibration ${textArgument}`, 'text whose activations the pruning preserves')
+    .option('--text-field <name>', 'field of a .jsonl or .parquet file that holds the text (default: text)')
     .addOption(
       new Option('--method <method>').choices(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
     )
@@ -66,7 +74,7 @@ export function pruneCommand(): Command {
     .option('--exclude <regexp>', 'leave layers dense whose name matches')
     .option('--min-block <i>', 'first block to prune, from 0', number)
     .option('--max-block <j>', 'block to stop before', number)
-    .option('--eval <file>', "measure the pruned model's perplexity on this text")
+    .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
   return deviceOptions(command).action(run)
@@ -75,16 +83,21 @@ export function pruneCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
-  const text = calibration === undefined ? undefined : { file: calibration }
   const result = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, async (opened) => {
       const report = await withProgress('pruning', (progress) => {
         progress.update(0, 'reading the calibration text')
         return prune(opened, {
           ...given(options),
-          ...(text
-            ? { calibration: { ...text, ...given({ textField, samples, seed, sequenceLength: seqlen }) } }
-            : {}),
+          ...(calibration === undefined
+            ? {}
+            : {
+                calibration: {
+                  ...textSource(calibration),
+                  ...given({ textField, samples, seed, sequenceLength: seqlen }),
+                  onDownload: showDownload(progress),
+                },
+              }),
           signal,
           onProgress: ({ fraction, block, blocks, phase, layer }) => {
             progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
@@ -95,7 +108,8 @@ async function run(model: string, flags: Flags): Promise<void> {
       const { perplexity: measured } = await withProgress('evaluating', (progress) =>
         perplexity(opened, {
           ...given({ sequenceLength: seqlen }),
-          file: evaluation,
+          ...textSource(evaluation),
+          onDownload: showDownload(progress),
           signal,
           onProgress: (fraction) => progress.update(fraction),
         }),

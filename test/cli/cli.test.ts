@@ -1,39 +1,11 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { copyFile, readFile, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { temporaryFolder } from '../temporary.js'
 import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
-
-// The built program, as users run it; `npm test` builds it first.
-const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
-
-interface Run {
-  code: number | null
-  stdout: string
-  stderr: string
-}
-
-function sparsegpt(
-  args: string[],
-  onStart?: (kill: (signal: NodeJS.Signals) => void, stderr: () => string) => void,
-) {
-  return new Promise<Run>((done, fail) => {
-    const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
-    let stdout = ''
-    let stderr = ''
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text))
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text))
-    child.on('error', fail)
-    child.on('close', (code) => done({ code, stdout, stderr }))
-    onStart?.(
-      (signal) => child.kill(signal),
-      () => stderr,
-    )
-  })
-}
+import { sparsegpt } from './run.js'
 
 let model: string
 let text: string
@@ -144,9 +116,9 @@ describe('bad usage ends with 2 and says which option', () => {
 })
 
 describe('a job that fails ends with 1, says why, and writes nothing', () => {
-  async function fails(args: string[], message: RegExp) {
+  async function fails(args: string[], message: RegExp, environment: NodeJS.ProcessEnv = {}) {
     const before = readdirSync(parent)
-    const run = await sparsegpt(args)
+    const run = await sparsegpt(args, undefined, environment)
     expect(run).toMatchObject({ code: 1, stdout: '', stderr: expect.stringMatching(message) })
     expect(readdirSync(parent)).toEqual(before)
   }
@@ -160,6 +132,13 @@ describe('a job that fails ends with 1, says why, and writes nothing', () => {
       ['eval', model, '--dataset', join(parent, 'nothing.txt')],
       /nothing\.txt does not exist.*FILE_NOT_FOUND/,
     )
+  })
+
+  test('a data set by name, and a hub id, that are not in the cache while offline', async () => {
+    const offline = { HF_HUB_OFFLINE: '1', HF_HOME: join(parent, 'empty-cache') }
+    const args = ['prune', model, '--out', join(parent, 'x'), '--calibration', 'wikitext2']
+    await fails(args, /wikitext.*not in the cache.*DOWNLOAD_FAILED/is, offline)
+    await fails(['inspect', 'nobody/model'], /nobody\/model.*not in the cache.*DOWNLOAD_FAILED/s, offline)
   })
 
   test('a truncated and a lying checkpoint', async () => {
