@@ -7,6 +7,8 @@ export function number(text: string): number {
   return value
 }
 
+export const modelArgument = 'folder in Hugging Face layout, or a hub id such as facebook/opt-125m'
+
 export interface DeviceFlags {
   device: 'auto' | 'cpu' | 'cuda'
   dtype: 'float32' | 'bfloat16'

@@ -1,8 +1,8 @@
 import { Command } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
-import { loadModel } from '../models/model.js'
-import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
+import { deviceOptions, given, modelArgument, number, type DeviceFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
+import { withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
@@ -16,7 +16,7 @@ interface Flags extends DeviceFlags {
 export function evalCommand(): Command {
   const command = new Command('eval')
     .description("Measure a model's perplexity on a text.")
-    .argument('<model>', 'folder in Hugging Face layout')
+    .argument('<model>', modelArgument)
     .requiredOption('--dataset <file>', 'text to predict (.txt, .jsonl)')
     .option('--text-field <name>', 'field of a .jsonl file that holds the text')
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
@@ -25,23 +25,20 @@ export function evalCommand(): Command {
   return deviceOptions(command).action(run)
 }
 
-async function run(folder: string, flags: Flags): Promise<void> {
-  const { device, dtype, threads, dataset, textField, seqlen, windows, json } = flags
-  const result = await interruptible(async (signal) => {
-    const model = await loadModel(folder, { device, dtype, threads })
-    try {
-      return await withProgress('evaluating', (progress) =>
-        perplexity(model, {
+async function run(model: string, flags: Flags): Promise<void> {
+  const { dataset, textField, seqlen, windows, json } = flags
+  const result = await interruptible((signal) =>
+    withModel(model, flags, signal, (opened) =>
+      withProgress('evaluating', (progress) =>
+        perplexity(opened, {
           file: dataset,
           ...given({ textField, windows, sequenceLength: seqlen }),
           signal,
           onProgress: (fraction) => progress.update(fraction),
         }),
-      )
-    } finally {
-      await model.dispose()
-    }
-  })
+      ),
+    ),
+  )
   const { sequenceLength, ...rest } = result
   if (json) {
     process.stdout.write(`${JSON.stringify({ ...rest, seqlen: sequenceLength })}\n`)

@@ -1,13 +1,23 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import { inspect, type Inspection } from '../evaluation/inspect.js'
+import { resolveModel } from '../hub/model-folder.js'
+import { modelArgument } from './arguments.js'
+import { interruptible } from './interrupt.js'
+import { showDownload } from './open-model.js'
+import { withProgress } from './progress.js'
 
 export function inspectCommand(): Command {
   return new Command('inspect')
     .description("Show every tensor's shape, dtype, share of zeros, and whether it conforms to 2:4 or 4:8.")
-    .argument('<model>', 'folder in Hugging Face layout')
+    .argument('<model>', modelArgument)
     .option('--json', 'print one JSON object on stdout')
-    .action(async (folder: string, { json }: { json?: true }) => {
+    .action(async (model: string, { json }: { json?: true }) => {
+      const { folder } = await interruptible((signal) =>
+        withProgress('downloading', (progress) =>
+          resolveModel(model, { signal, onDownload: showDownload(progress) }),
+        ),
+      )
       const result = await inspect(folder)
       process.stdout.write(json ? `${JSON.stringify(result)}\n` : table(result))
     })

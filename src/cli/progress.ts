@@ -3,26 +3,13 @@ import { SingleBar } from 'cli-progress'
 const secondsBetweenLines = 5
 
 /** Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
-class Progress {
-  private readonly bar: SingleBar | undefined
+export class Progress {
+  private bar: SingleBar | undefined
   private lastLine = performance.now()
   /** The first report: what came before it, such as reading the text, says nothing about the rate. */
   private first: { time: number; fraction: number } | undefined
 
-  constructor(private readonly title: string) {
-    if (!process.stderr.isTTY) return
-    this.bar = new SingleBar({
-      stream: process.stderr,
-      format: `${title} {bar} {percentage} %  {left}  {note}`,
-      barCompleteChar: '█',
-      barIncompleteChar: '░',
-      barsize: 30,
-      hideCursor: true,
-      clearOnComplete: true,
-      linewrap: false,
-    })
-    this.bar.start(1000, 0, { left: '', note: '' })
-  }
+  constructor(private readonly title: string) {}
 
   /** fraction: share of the work done, in [0, 1]. */
   update(fraction: number, note = ''): void {
@@ -30,6 +17,8 @@ class Progress {
     if (fraction > 0) this.first ??= { time: now, fraction }
     const rate = this.first ? (fraction - this.first.fraction) / (now - this.first.time) : 0
     const left = rate > 0 ? `${duration((1 - fraction) / rate / 1000)} left` : ''
+    // Shown from the first report on: a step that has nothing to do shows nothing.
+    if (process.stderr.isTTY) this.bar ??= startBar(this.title)
     if (this.bar) {
       this.bar.update(Math.floor(fraction * 1000), { left, note })
     } else if (now - this.lastLine >= secondsBetweenLines * 1000) {
@@ -43,6 +32,21 @@ class Progress {
   stop(): void {
     this.bar?.stop()
   }
+}
+
+function startBar(title: string): SingleBar {
+  const bar = new SingleBar({
+    stream: process.stderr,
+    format: `${title} {bar} {percentage} %  {left}  {note}`,
+    barCompleteChar: '█',
+    barIncompleteChar: '░',
+    barsize: 30,
+    hideCursor: true,
+    clearOnComplete: true,
+    linewrap: false,
+  })
+  bar.start(1000, 0, { left: '', note: '' })
+  return bar
 }
 
 /** Shows progress while `body` runs. */

@@ -1,10 +1,10 @@
 import { Command, Option } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
-import { loadModel } from '../models/model.js'
 import { prune } from '../pruning/prune.js'
 import type { PruneReport } from '../pruning/report.js'
-import { deviceOptions, given, number, type DeviceFlags } from './arguments.js'
+import { deviceOptions, given, modelArgument, number, type DeviceFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
+import { withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
 
 interface Flags extends DeviceFlags {
@@ -34,7 +34,7 @@ interface Flags extends DeviceFlags {
 export function pruneCommand(): Command {
   const command = new Command('prune')
     .description('Prune a model and write it to a new folder.')
-    .argument('<model>', 'folder in Hugging Face layout')
+    .argument('<model>', modelArgument)
     .requiredOption('--out <dir>', 'folder for the pruned model')
     .option('--calibration <file>', 'text whose activations the pruning preserves (.txt, .jsonl)')
     .option('--text-field <name>', 'field of a .jsonl file that holds the text')
@@ -72,16 +72,15 @@ export function pruneCommand(): Command {
   return deviceOptions(command).action(run)
 }
 
-async function run(folder: string, flags: Flags): Promise<void> {
+async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
-  const result = await interruptible(async (signal) => {
-    const model = await loadModel(folder, { device, dtype, threads })
-    try {
-      const text = calibration === undefined ? undefined : { file: calibration }
+  const text = calibration === undefined ? undefined : { file: calibration }
+  const result = await interruptible((signal) =>
+    withModel(model, { device, dtype, threads }, signal, async (opened) => {
       const report = await withProgress('pruning', (progress) => {
         progress.update(0, 'reading the calibration text')
-        return prune(model, {
+        return prune(opened, {
           ...given(options),
           ...(text
             ? { calibration: { ...text, ...given({ textField, samples, seed, sequenceLength: seqlen }) } }
@@ -94,7 +93,7 @@ async function run(folder: string, flags: Flags): Promise<void> {
       })
       if (evaluation === undefined) return report
       const { perplexity: measured } = await withProgress('evaluating', (progress) =>
-        perplexity(model, {
+        perplexity(opened, {
           ...given({ sequenceLength: seqlen }),
           file: evaluation,
           signal,
@@ -102,19 +101,21 @@ async function run(folder: string, flags: Flags): Promise<void> {
         }),
       )
       return { ...report, perplexity: measured }
-    } finally {
-      await model.dispose()
-    }
-  })
-  process.stdout.write(json ? `${JSON.stringify({ ...result, model: folder })}\n` : summary(result))
+    }),
+  )
+  process.stdout.write(json ? `${JSON.stringify({ ...result, model })}\n` : summary(result))
 }
 
 function summary(result: PruneReport & { perplexity?: number }): string {
+  const starved = result.layers.filter(({ fewTokens }) => fewTokens !== undefined)
   const raised = result.layers.filter(({ dampening }) => dampening !== undefined)
   return [
     `${result.out ?? ''}: ${result.layers.length} layers pruned to ${percent(result.sparsity.achieved)} zeros ` +
       `(${result.method}) in ${duration(result.seconds)}, peak memory ${(result.peakRssBytes / 1e9).toFixed(2)} GB`,
     ...raised.map((layer) => `  ${layer.name}: dampening raised to ${layer.dampening ?? 0}`),
+    ...starved.map(
+      (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
+    ),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')

@@ -134,17 +134,25 @@ export class BlockPruner {
     const { device } = this.model
     const made: Tensor[] = statistics ? [statistics.sums] : []
     try {
-      const solver = device.within(made, () => prepareSolver(device, this.o, statistics?.sums))
+      const solver = device.within(made, () => this.solver(statistics))
       let factorStats = solver.factor?.stats
       for (const name of names) {
         const layer = await this.solveLayer(name, solver, factorStats)
         factorStats = undefined // its time is counted once
+        if (statistics?.pooled || statistics?.tokens === 0) layer.fewTokens = statistics.tokens
         this.reports.push(layer)
         this.o.meter.layer(layer)
       }
     } finally {
       for (const tensor of made) tensor.dispose()
     }
+  }
+
+  /** An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by. */
+  private solver(statistics: GroupStatistics | undefined): Solver {
+    const { device } = this.model
+    const unseen = statistics?.tokens === 0 && !statistics.pooled
+    return prepareSolver(device, unseen ? { ...this.o, method: 'magnitude' } : this.o, statistics?.sums)
   }
 
   private async solveLayer(

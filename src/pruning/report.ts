@@ -14,6 +14,8 @@ export interface LayerReport {
   seconds: number
   /** Only when the Hessian could not be factored with the dampening asked for: what it was raised to. */
   dampening?: number
+  /** Only of a routed expert that fewer tokens reached than it has inputs: how many. It was pruned for all experts' inputs. */
+  fewTokens?: number
   /** Only when there are some: inputs that were zero for every token; their weights are pruned. */
   deadColumns?: number
 }

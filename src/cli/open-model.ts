@@ -1,0 +1,27 @@
+import { loadModel, type Model } from '../models/model.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
+import type { DeviceFlags } from './arguments.js'
+import { withProgress, type Progress } from './progress.js'
+
+/** Loads the model that a command names, runs `body` with it and frees it. */
+export async function withModel<T>(
+  pathOrHubId: string,
+  { device, dtype, threads }: DeviceFlags,
+  signal: AbortSignal,
+  body: (model: Model) => Promise<T>,
+): Promise<T> {
+  const model = await withProgress('downloading', (progress) =>
+    loadModel(pathOrHubId, { device, dtype, threads, signal, onDownload: showDownload(progress) }),
+  )
+  try {
+    return await body(model)
+  } finally {
+    await model.dispose()
+  }
+}
+
+/** Shows a download, if there is one to be shown. */
+export const showDownload =
+  (progress: Progress) =>
+  ({ file, bytes, totalBytes }: DownloadProgress) =>
+    progress.update(bytes / Math.max(1, totalBytes), file)
