@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { Tokenizer as NativeTokenizer } from 'tokenizers'
 import { SparseGptError } from '../errors.js'
+import { gpt2Tokenizer } from './gpt2-tokenizer.js'
 
 /** Text to token ids, as the model was trained with. */
 export interface Tokenizer {
@@ -18,14 +19,17 @@ export interface Tokenizer {
 
 /**
  * Loads `tokenizer.json` of a model folder (Hugging Face's format, read by its own library). Truncation and padding that
- * the file may ask for are switched off: a whole text file is encoded as one sequence.
+ * the file may ask for are switched off: a whole text file is encoded as one sequence. In the place of a missing
+ * tokenizer.json, the vocab.json and merges.txt of GPT-2 and OPT are taken.
  *
- * @throws SparseGptError FILE_NOT_FOUND when there is no tokenizer.json; INVALID_CHECKPOINT when it is damaged.
+ * @throws SparseGptError FILE_NOT_FOUND when there is none of these; INVALID_CHECKPOINT when it is damaged.
  */
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const file = join(resolve(folder), 'tokenizer.json')
-  const json = await readFile(file, 'utf8').catch((error: unknown) => {
+  const json = await readFile(file, 'utf8').catch(async (error: unknown) => {
     const { code, message } = error as NodeJS.ErrnoException
+    const older = code === 'ENOENT' ? await gpt2Tokenizer(resolve(folder)) : undefined
+    if (older !== undefined) return older
     const what = code === 'ENOENT' ? 'does not exist' : `cannot be read (${message})`
     throw new SparseGptError(
       'FILE_NOT_FOUND',

@@ -84,6 +84,40 @@ describe('loadTokenizer', () => {
   )
 })
 
+describe("GPT-2's tokenizer files, where there is no tokenizer.json", () => {
+  const write = async (config: object, vocabulary?: string) => {
+    const path = await mkdtemp(join(folder, 'gpt2-'))
+    const vocab = { '<s>': 0, a: 1, b: 2, Ġ: 3, ab: 4, Ġab: 5 }
+    await writeFile(join(path, 'vocab.json'), vocabulary ?? JSON.stringify(vocab))
+    await writeFile(join(path, 'merges.txt'), '#version: 0.2\na b\nĠ ab\n')
+    await writeFile(join(path, 'tokenizer_config.json'), JSON.stringify(config))
+    return path
+  }
+  const config = { tokenizer_class: 'GPT2Tokenizer', bos_token: { content: '<s>' }, eos_token: '<s>' }
+
+  test.each([
+    ['without a leading token', config, [4, 5, 3, 1, 0, 2]],
+    ["with OPT's leading token", { ...config, add_bos_token: true }, [0, 4, 5, 3, 1, 0, 2]],
+    ['with a leading blank', { ...config, add_prefix_space: true }, [5, 5, 3, 1, 0, 3, 2]],
+  ])('are read, %s', async (_title, settings, ids) => {
+    const tokenizer = await loadTokenizer(await write(settings))
+    expect([...(await tokenizer.encode('ab ab a<s>b'))]).toEqual(ids)
+  })
+
+  test('are not taken for those of another tokenizer', async () => {
+    const path = await write({ tokenizer_class: 'Qwen2Tokenizer' })
+    await expect(loadTokenizer(path)).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
+  })
+
+  test.each(['{', '[]', '{"a":"b"}'])('are refused when vocab.json is %s', async (vocabulary) => {
+    const path = await write(config, vocabulary)
+    await expect(loadTokenizer(path)).rejects.toMatchObject({
+      code: 'INVALID_CHECKPOINT',
+      message: expect.stringContaining('vocab.json'),
+    })
+  })
+})
+
 describeWithShared('TinyStories-656K', () => {
   test('has the tokens and the calibration offsets of the reference', async () => {
     const golden = JSON.parse(await readFile(sharedPath('golden', 'tinystories-656k.json')!, 'utf8')) as {
