@@ -145,7 +145,10 @@ export class Weights {
     const block = new BlockWeights(spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
     this.device.within([], () => {
       for (const linear of spec.linears) {
-        block.set(`${linear.name}.weight`, this.matrix(this.storedLinear(spec, linear), linear, this.dtype))
+        const stored = this.storedLinear(spec, linear)
+        block.set(`${linear.name}.weight`, this.matrix(stored, linear, this.dtype))
+        // A mapped matrix of which a converted copy was made need not stay in memory beside it.
+        if (stored.dtype !== this.dtype || linear.layout === 'in-out') this.device.releasePages(stored)
         if (!linear.bias) continue
         const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
         block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))
