@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { describe } from '@jest/globals'
+import { describe, test } from '@jest/globals'
 
 const repository = fileURLToPath(new URL('..', import.meta.url))
 const shared = resolve(process.env['SPARSEGPT_SHARED'] ?? join(repository, '..', 'shared'))
@@ -18,5 +18,6 @@ export function describeWithShared(title: string, fn: () => void): void {
     return
   }
   console.warn(`SKIPPED: "${title}" needs the shared data folder (set SPARSEGPT_SHARED; looked at ${shared})`)
-  describe.skip(title, fn)
+  // `fn` would read the files where it lists its cases.
+  describe.skip(title, () => test('needs the shared data folder', () => undefined))
 }
