@@ -17,6 +17,7 @@ const flags: Record<string, string> = {
   'calibration.samples': '--samples',
   'calibration.seed': '--seed',
   'calibration.textField': '--text-field',
+  'calibration.saveTokens': '--save-tokens',
 }
 
 /** What to print for a failed command: options are called by their flags. Defects come with their stack. */

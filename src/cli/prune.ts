@@ -26,6 +26,7 @@ interface Flags extends DeviceFlags {
   samples?: number
   seqlen?: number
   seed?: number
+  saveTokens?: string
   blockSize?: number
   dampening?: number
   bits?: number
@@ -55,6 +56,7 @@ export function pruneCommand(): Command {
     .option('--samples <n>', 'calibration windows (default: 128)', number)
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
+    .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
     .option('--block-size <n>', 'columns whose mask is chosen together (default: 128)', number)
     .option(
       '--dampening <share>',
@@ -81,7 +83,7 @@ export function pruneCommand(): Command {
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, dtype, threads, calibration, seqlen, samples, seed, textField, ...rest } = flags
+  const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
   const result = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, async (opened) => {
@@ -94,7 +96,7 @@ async function run(model: string, flags: Flags): Promise<void> {
             : {
                 calibration: {
                   ...textSource(calibration),
-                  ...given({ textField, samples, seed, sequenceLength: seqlen }),
+                  ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
                   onDownload: showDownload(progress),
                 },
               }),

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { calibrationWindows, textSource, type TextSource } from '../calibration/source.js'
+import { saveTokens } from '../calibration/token-file.js'
 import { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
 import type { LinearSpec } from '../models/architecture.js'
@@ -20,6 +21,8 @@ export interface CalibrationOptions extends TextSource {
   sequenceLength?: number
   /** Of Python's generator, which draws the windows. Default 0. */
   seed?: number
+  /** Saves the encoded text (of C4 the windows) to this .safetensors file, which can be given as `file` next time. */
+  saveTokens?: string
 }
 
 export interface PruneOptions {
@@ -84,6 +87,7 @@ const schema = pruningOptions
         samples: z.int().min(1).max(1_000_000).default(128),
         sequenceLength: z.int().min(1).optional(),
         seed: z.int().default(0),
+        saveTokens: z.string().endsWith('.safetensors').optional(),
       })
       .strict()
       .optional(),
@@ -193,7 +197,9 @@ async function drawCalibration(model: Model, o: Parsed): Promise<Int32Array[]> {
   model.checkSequence(sequenceLength)
   const { samples, seed } = o.calibration
   const options = { samples, seed, sequenceLength, signal: o.signal }
-  return (await calibrationWindows(model, o.calibration, options)).windows
+  const { windows, text } = await calibrationWindows(model, o.calibration, options)
+  if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
+  return windows
 }
 
 /** The share asked for; a mask asks for what it marks. */

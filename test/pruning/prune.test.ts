@@ -137,6 +137,19 @@ describe('how it is calibrated', () => {
     expect(other.tensors).not.toEqual(runs[0]!.tensors)
   })
 
+  test('an encoded text can be saved and given instead of the text', async () => {
+    const folder = await temporaryFolder()
+    const text = join(folder, 'text.txt')
+    const saved = join(folder, 'tokens.safetensors')
+    await writeFile(text, asText(calibration.tokens))
+    const { samples, sequenceLength } = calibration
+    const first = await pruned(llama, {
+      calibration: { file: text, samples, sequenceLength, saveTokens: saved },
+    })
+    const second = await pruned(llama, { calibration: { file: saved, samples, sequenceLength } })
+    expect(second.tensors).toEqual(first.tensors)
+  })
+
   test('block: a layer sees the dense block; layer: it sees the layers pruned before it', async () => {
     const block = await pruned(llama, { sparsity: 0.6, sequential: 'block' })
     const layer = await pruned(llama, { sparsity: 0.6, sequential: 'layer' })
