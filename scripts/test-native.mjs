@@ -11,7 +11,7 @@ import { join, relative } from 'node:path'
 import { jobs, linkedOpenBlas, root } from './install.mjs'
 import { checkToolchain, describeProblems, findProgram } from './toolchain.mjs'
 
-const WIDE_ISAS = ['avx2', 'avx512']
+const WIDE_ISAS = ['avx2', 'avx512', 'avx512bf16']
 const TEST_MINUTES = 4
 
 function quietly(command, args) {

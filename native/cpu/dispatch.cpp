@@ -2,6 +2,10 @@
 
 #include <cstdlib>
 
+#if defined(SPARSEGPT_X86_64)
+#include <cpuid.h>
+#endif
+
 #include "core/error.h"
 #include "cpu/kernels/kernels.h"
 
@@ -17,6 +21,20 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
+
+namespace {
+
+// Not every compiler knows the name. The operating system saves the registers as for the rest of AVX-512.
+bool has_avx512bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return false;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
+}
+
+}  // namespace
 #endif
 
 std::vector<const Kernels*> available_kernels() {
@@ -26,8 +44,10 @@ std::vector<const Kernels*> available_kernels() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     levels.push_back(&avx2::kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
+        __builtin_cpu_supports("avx512dq")) {
       levels.push_back(&avx512::kernels);
+      if (has_avx512bf16()) levels.push_back(&avx512bf16::kernels);
+    }
   }
 #endif
   return levels;

@@ -11,7 +11,8 @@ struct Kernels;
 // All levels this processor can run, narrowest first.
 std::vector<const Kernels*> available_kernels();
 
-// The widest level, or the one that the environment variable SPARSEGPT_CPU names (baseline, avx2, avx512). Throws
+// The widest level, or the one that the environment variable SPARSEGPT_CPU names (baseline, avx2, avx512,
+// avx512bf16). Throws
 // DEVICE_UNAVAILABLE when the processor lacks that level or the name is unknown.
 const Kernels& selected_kernels();
 

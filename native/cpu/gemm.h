@@ -1,5 +1,6 @@
 // C (+)= alpha * A · B on the CPU. With OpenBLAS for float32 operands where the build has it, else (and for bfloat16 and
-// float16 operands) with packed panels and the register tile of the selected instruction-set level, as in BLIS.
+// float16 operands) with packed panels and the register tile of the selected instruction-set level, as in BLIS. Where the
+// level has a dot product of bfloat16 pairs, two bfloat16 operands are multiplied as they are, else as float32.
 // The result does not depend on the number of threads.
 #pragma once
 

@@ -32,7 +32,7 @@ __attribute__((constructor(101))) void choose_openblas_kernels() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (any || std::strcmp(wanted, "baseline") != 0)) {
     core = "Haswell";
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && (any || std::strcmp(wanted, "avx512") == 0))
+        __builtin_cpu_supports("avx512dq") && (any || std::strncmp(wanted, "avx512", 6) == 0))
       core = "SkylakeX";
   }
   setenv("OPENBLAS_CORETYPE", core, 0);

@@ -52,7 +52,58 @@ void check_product(ThreadPool& pool, const cpu::Kernels& level, Random& random, 
   }
 }
 
+// Bfloat16 operands, which some levels multiply as pairs: an odd depth, both layouts, a factor that is no bfloat16 value.
+void check_bf16_product(const cpu::Kernels& level, Random& random, const Shape& shape, Layout a_layout, Layout b_layout,
+                        bool upper, bool accumulate) {
+  const auto [m, n, k] = shape;
+  const Matrix a(random, DType::bf16, m, k, a_layout, 1), b(random, DType::bf16, k, n, b_layout, 3);
+  constexpr float alpha = 0.3712345f, old = 0.75f;
+  const auto multiply = [&](int threads) {
+    ThreadPool pool(threads);
+    std::vector<float> c(static_cast<size_t>(m * n), old);
+    cpu::Gemm g{m, n, k, a.operand(), b.operand(), c.data(), n};
+    g.alpha = alpha;
+    g.accumulate = accumulate;
+    g.triangle = upper ? cpu::Triangle::upper : cpu::Triangle::full;
+    cpu::gemm(pool, level, g);
+    return c;
+  };
+  const std::vector<float> c = multiply(1);
+  for (int threads : {2, 3}) CHECK(multiply(threads) == c);
+  // Rounding alpha to bfloat16 would be off by 2e-3 of the sum.
+  const double tolerance = 1e-6 + 1e-7 * static_cast<double>(k);
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const float actual = c[static_cast<size_t>(i * n + j)];
+      if (upper && j < i) {
+        CHECK_EQUAL(actual, old);
+        continue;
+      }
+      double sum = 0;
+      for (int64_t p = 0; p < k; ++p) sum += a(i, p) * b(p, j);
+      CHECK_CLOSE(actual, static_cast<double>(alpha) * sum + (accumulate ? old : 0), tolerance);
+    }
+  }
+}
+
 }  // namespace
+
+TEST("packed GEMM: two bfloat16 operands, the same on any number of threads") {
+  const Shape shapes[] = {{1, 1, 1}, {13, 33, 3}, {12, 32, 64}, {61, 47, 129}, {253, 70, 515}, {300, 300, 1031}};
+  for (const auto* level : cpu::available_kernels()) {
+    uint64_t seed = 2000;
+    for (const Shape& shape : shapes) {
+      for (const Layout a_layout : layouts) {
+        for (const Layout b_layout : layouts) {
+          Random random(++seed);
+          const bool upper = seed % 2 == 0, accumulate = random.flip();
+          describe_case(level->name, ", seed ", seed, ", m n k ", shape.m, " ", shape.n, " ", shape.k);
+          check_bf16_product(*level, random, shape, a_layout, b_layout, upper, accumulate);
+        }
+      }
+    }
+  }
+}
 
 TEST("packed GEMM: random shapes, types, layouts, triangles") {
   for (const auto* level : cpu::available_kernels()) {

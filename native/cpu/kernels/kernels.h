@@ -1,4 +1,4 @@
-// The functions that are compiled once per instruction-set level (baseline, avx2, avx512), as a table of pointers.
+// The functions that are compiled once per instruction-set level (baseline, avx2, avx512, avx512bf16), as a table of pointers.
 //
 // Everything here works on raw memory of one thread; threads and tensors are the callers' concern. Strides count elements.
 #pragma once
@@ -12,34 +12,34 @@ namespace sparsegpt::cpu {
 
 // The query heads that share one key/value head, in one sequence.
 struct AttentionHead {
-  DType dtype;                      // of q, k, v and out
-  const void *q, *k, *v;            // [sequence, head_dim]; the `queries` query heads lie side by side
-  void* out;                        // as q
+  DType dtype;  // of q, k, v and out
+  const void *q, *k, *v;  // [sequence, head_dim]; the `queries` query heads lie side by side
+  void* out;  // as q
   int64_t q_stride, kv_stride, out_stride;
   int64_t queries, sequence, head_dim;
   float scale;
-  int64_t window;       // as in AttentionShape
+  int64_t window;  // as in AttentionShape
   float softcap;
   const float* slopes;  // [queries] of ALiBi, or null
 };
 
 // Some rows of one column block of the SparseGPT solver; B = block.
 struct SweepTile {
-  int64_t rows;                  // at most sweep_rows
-  int64_t block;                 // columns of the block
-  const float* weights;          // [rows, B]: compensated for all columns before the block
-  const float* inverse_factor;   // [B, B]: U_BB, upper triangular
-  const uint8_t* chosen;         // [rows, B] mask with rows `chosen_stride` apart, or null for n:m
+  int64_t rows;  // at most sweep_rows
+  int64_t block;  // columns of the block
+  const float* weights;  // [rows, B]: compensated for all columns before the block
+  const float* inverse_factor;  // [B, B]: U_BB, upper triangular
+  const uint8_t* chosen;  // [rows, B] mask with rows `chosen_stride` apart, or null for n:m
   int64_t chosen_stride;
-  int n, m;                      // used when chosen is null
-  const float* grid_scale;       // [rows] quantization grid, or null
-  const float* grid_zero;        // [rows]
+  int n, m;  // used when chosen is null
+  const float* grid_scale;  // [rows] quantization grid, or null
+  const float* grid_zero;  // [rows]
   float grid_max;
-  float* pruned;                 // out: q
-  float* dense;                  // in: the dense weights w, out: w - q
-  uint8_t* mask;                 // out: 1 where pruned
-  int64_t stride;                // of pruned, dense and mask
-  float* scratch;                // sweep_scratch(B) floats
+  float* pruned;  // out: q
+  float* dense;  // in: the dense weights w, out: w - q
+  uint8_t* mask;  // out: 1 where pruned
+  int64_t stride;  // of pruned, dense and mask
+  float* scratch;  // sweep_scratch(B) floats
 };
 
 constexpr int64_t sweep_rows = 64;
@@ -59,6 +59,15 @@ struct Kernels {
   // C[0:rows, 0:columns] (+)= A panel · B panel; rows <= mr, columns <= nr.
   void (*micro)(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
                 bool accumulate);
+
+  // --- GEMM of two bfloat16 operands; null where the processor has no dot product of bfloat16 pairs ---
+  // Packs A or B into panels of `panel` lanes (rows of A, columns of B), [panel][depth / 2][lane], zero-padded. The unit of a
+  // panel is 32 bits, held as a float: two bfloat16 elements that follow each other along the depth.
+  void (*pack_pairs)(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride,
+                     int64_t lanes, int64_t depth);
+  // C[0:rows, 0:columns] (+)= alpha * A panel · B panel, summed in float32; rows <= mr, columns <= nr.
+  void (*micro_pairs)(int64_t units, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows,
+                      int64_t columns, float alpha, bool accumulate);
 
   // --- spans ---
   void (*to_float)(float* out, const void* in, DType dtype, int64_t count);

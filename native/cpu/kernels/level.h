@@ -19,6 +19,14 @@ void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64
 void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
            bool accumulate);
 
+#if defined(__AVX512BF16__)
+// gemm_bf16.cpp
+void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
+                int64_t depth);
+void micro_pairs(int64_t units, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
+                 float alpha, bool accumulate);
+#endif
+
 // spans.cpp
 void to_float(float* out, const void* in, DType dtype, int64_t count);
 void from_float(void* out, DType dtype, const float* in, int64_t count);

@@ -14,6 +14,13 @@ const Kernels kernels = {
     pack_a,
     pack_b,
     micro,
+#if defined(__AVX512BF16__)
+    pack_pairs,
+    micro_pairs,
+#else
+    nullptr,
+    nullptr,
+#endif
     to_float,
     from_float,
     activation,

@@ -12,7 +12,7 @@
 #include "core/dtype.h"
 
 #ifndef SPARSEGPT_ISA
-#error "compile with -DSPARSEGPT_ISA=baseline, avx2 or avx512"
+#error "compile with -DSPARSEGPT_ISA=baseline, avx2, avx512 or avx512bf16"
 #endif
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
