@@ -167,7 +167,7 @@ export class Model {
 
   /** How many windows of `sequence` tokens to run at once: enough to fill the machine, few enough to stay in memory. */
   windowsPerBatch(sequence: number): number {
-    const elements = 2 ** 24 // of the widest activation: 64 MiB in float32
+    const elements = 2 ** 23 // of the widest activation: 32 MiB in float32
     const tokens = Math.min(4096, Math.floor(elements / this.architecture.widestActivation))
     return Math.max(1, Math.floor(tokens / sequence))
   }
