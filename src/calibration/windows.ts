@@ -48,6 +48,12 @@ export function splitWindows(tokens: Int32Array, sequenceLength: number, limit?:
   return Array.from({ length: count }, (_, i) => tokens.slice(i * sequenceLength, (i + 1) * sequenceLength))
 }
 
+/** The windows in groups of `size`; the last may be smaller. */
+export function batched(windows: readonly Int32Array[], size: number): Int32Array[][] {
+  const count = Math.ceil(windows.length / size)
+  return Array.from({ length: count }, (_, i) => windows.slice(i * size, (i + 1) * size))
+}
+
 function requirePositive(option: string, value: number): void {
   if (!Number.isSafeInteger(value) || value < 1) {
     throw new SparseGptError(

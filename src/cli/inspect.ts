@@ -1,7 +1,6 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import { inspect, type Inspection } from '../evaluation/inspect.js'
-import { resolveModel } from '../hub/model-folder.js'
 import { modelArgument } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
@@ -13,12 +12,11 @@ export function inspectCommand(): Command {
     .argument('<model>', modelArgument)
     .option('--json', 'print one JSON object on stdout')
     .action(async (model: string, { json }: { json?: true }) => {
-      const { folder } = await interruptible((signal) =>
+      const result = await interruptible((signal) =>
         withProgress('downloading', (progress) =>
-          resolveModel(model, { signal, onDownload: showDownload(progress) }),
+          inspect(model, { signal, onDownload: showDownload(progress) }),
         ),
       )
-      const result = await inspect(folder)
       process.stdout.write(json ? `${JSON.stringify(result)}\n` : table(result))
     })
 }

@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { evaluationTokens, textSource, type TextSource } from '../calibration/source.js'
-import { splitWindows } from '../calibration/windows.js'
+import { batched, splitWindows } from '../calibration/windows.js'
 import { SparseGptError } from '../errors.js'
 import type { Model } from '../models/model.js'
 import type { Tensor } from '../native/device.js'
@@ -44,8 +44,7 @@ const tokensAtOnce = 32768
  */
 export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
   const o = parseOptions(schema.strict(), options, 'perplexity')
-  const sequenceLength = o.sequenceLength ?? Math.min(model.architecture.contextLength, 2048)
-  model.checkSequence(sequenceLength)
+  const sequenceLength = model.sequenceLength(o.sequenceLength)
   const tokens = await evaluationTokens(model, o, { sequenceLength, signal: o.signal })
   const windows = splitWindows(tokens, sequenceLength, o.windows)
   const chunkSize = Math.max(1, Math.floor(tokensAtOnce / sequenceLength))
@@ -85,8 +84,7 @@ async function windowLosses(
   step: () => void,
   signal: AbortSignal | undefined,
 ): Promise<number[]> {
-  const groups: Int32Array[][] = []
-  for (let i = 0; i < windows.length; i += perBatch) groups.push(windows.slice(i, i + perBatch))
+  const groups = batched(windows, perBatch)
   const batches = model.embed(groups)
   const owned: Tensor[] = []
   const kept: Tensor[] = []

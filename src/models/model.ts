@@ -145,6 +145,13 @@ export class Model {
 
   // --- for pruning and evaluation ---
 
+  /** The length of windows: `wanted`, or the model's context, at most 2048. Throws as checkSequence does. */
+  sequenceLength(wanted: number | undefined): number {
+    const length = wanted ?? Math.min(this.architecture.contextLength, 2048)
+    this.checkSequence(length)
+    return length
+  }
+
   /** Throws INVALID_OPTION when the model has no positions for that many tokens. */
   checkSequence(sequence: number): void {
     const longest = this.architecture.contextLength

@@ -92,8 +92,6 @@ export class BlockPruner {
     outputs: boolean,
   ): Promise<void> {
     const { model, index, weights } = this
-    const order = [...weights.linears.keys()]
-    const position = (group: LinearGroup) => order.indexOf(group.names[0] ?? '')
     const left = new Set(this.selected)
     const passes = batches.map((batch) => ({
       batch,
@@ -107,14 +105,13 @@ export class BlockPruner {
     try {
       await model.paced(passes, advance)
       while (left.size > 0 || outputs) {
-        // Not every batch reaches every group (routed experts), so the earliest one comes next.
-        const [first] = passes.flatMap(({ group }) => group ?? []).sort((a, b) => position(a) - position(b))
-        if (!first) break
-        const group = statistics.take(first)
+        // Every batch passes through the same groups.
+        const reached = passes[0]?.group
+        if (!reached) break
+        const group = statistics.take(reached)
         if (group) await this.solveGroup(group.names, group)
-        for (const name of first.names) left.delete(name)
-        const waiting = passes.filter((pass) => pass.group && position(pass.group) === position(first))
-        await model.paced(waiting, advance)
+        for (const name of reached.names) left.delete(name)
+        await model.paced(passes, advance)
       }
       for (const { batch, run } of passes) {
         if (outputs) {

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { calibrationWindows, textSource, type TextSource } from '../calibration/source.js'
+import { batched } from '../calibration/windows.js'
 import { saveTokens } from '../calibration/token-file.js'
 import { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
@@ -193,8 +194,7 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
 
 async function drawCalibration(model: Model, o: Parsed): Promise<Int32Array[]> {
   if (!o.calibration || o.method === 'magnitude') return []
-  const sequenceLength = o.calibration.sequenceLength ?? Math.min(model.architecture.contextLength, 2048)
-  model.checkSequence(sequenceLength)
+  const sequenceLength = model.sequenceLength(o.calibration.sequenceLength)
   const { samples, seed } = o.calibration
   const options = { samples, seed, sequenceLength, signal: o.signal }
   const { windows, text } = await calibrationWindows(model, o.calibration, options)
@@ -248,9 +248,4 @@ async function pruneBlocks(
     // Failures are reported by whoever waited for them; here the queue only has to be empty.
     await device.synchronize().catch(() => undefined)
   }
-}
-
-function batched<T>(items: readonly T[], size: number): T[][] {
-  const count = Math.ceil(items.length / size)
-  return Array.from({ length: count }, (_, i) => items.slice(i * size, (i + 1) * size))
 }
