@@ -36,13 +36,13 @@ struct Gemm {
   int64_t m, n, k;
   Operand a;  // [m, k]
   Operand b;  // [k, n]
-  void* c;    // [m, n], rows c_stride apart
+  void* c;  // [m, n], rows c_stride apart
   int64_t c_stride;
   float alpha = 1;
-  bool accumulate = false;             // C += instead of C =; C is float32
+  bool accumulate = false;  // C += instead of C =; C is float32
   Triangle triangle = Triangle::full;  // upper: only the entries j >= i are written
-  const float* bias = nullptr;         // [n], added to every row; not with accumulate
-  DType dtype = DType::f32;            // of C
+  const float* bias = nullptr;  // [n], added to every row; not with accumulate
+  DType dtype = DType::f32;  // of C
 };
 
 void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g);

@@ -107,7 +107,7 @@ export class Device {
     this.handle = native(() => (this.kind === 'cuda' ? openCuda() : addon().openDevice(threads)))
   }
 
-  /** For people: instruction set, threads, BLAS library; or the GPU. */
+  /** For people: instruction set, threads; or the GPU. */
   get description(): string {
     return addon().describeDevice(this.handle)
   }

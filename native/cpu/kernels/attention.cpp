@@ -55,7 +55,6 @@ void attention(const AttentionHead& h, float* scratch) {
       const int64_t keys = q0 + count;
       // The first key that any of the queries sees, from a whole panel on.
       const int64_t k0 = h.window > 0 && q0 >= h.window ? (q0 - h.window + 1) / nr * nr : 0;
-      // What packing writes beyond a panel is in the next array here, which is filled later.
       pack(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
       for (int64_t j = k0; j < keys; j += nr) {
         score.c = scores + j;

@@ -15,13 +15,24 @@ namespace {
 typedef uint32_t vu __attribute__((vector_size(width * 4), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(width * 2), aligned(2), may_alias));
 
-vu widen(vh v) { return __builtin_convertvector(v, vu); }
+vu widen(vh v) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)v);  // compilers split the conversion
+#else
+  return __builtin_convertvector(v, vu);
+#endif
+}
 
-// `count` 16-bit elements, zero behind them.
+// The first `count` 16-bit elements, zero behind them.
 vh load_halves(const char* p, int64_t count) {
+  if (count >= width) return *reinterpret_cast<const vh*>(p);
+#if defined(__AVX512F__)
+  return (vh)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
+#else
   vh v = {};
-  memcpy(&v, p, count >= width ? sizeof v : static_cast<size_t>(count) * 2);
+  memcpy(&v, p, static_cast<size_t>(count) * 2);
   return v;
+#endif
 }
 
 // --- packing ------------------------------------------------------------------------------------------------------------
@@ -66,8 +77,9 @@ struct Halves {
 struct Pairs {
   static constexpr int64_t bytes = 2, elements = 2;
   static vf along(const char* p, int64_t left) {
+    if (left >= 2 * width) return load(reinterpret_cast<const float*>(p));
     vf v = {};
-    memcpy(&v, p, left >= 2 * width ? sizeof v : static_cast<size_t>(left) * 2);
+    memcpy(&v, p, static_cast<size_t>(left) * 2);
     return v;
   }
   static vf across(const char* p, const char* q, int64_t lanes) {
@@ -115,7 +127,8 @@ inline __attribute__((always_inline)) void transpose(vf (&rows)[width]) {
   }
 }
 
-// Stores write whole vectors. Where a panel is narrower, what is written beyond it belongs to the unit that is written next.
+// Stores write whole vectors. Where a panel is narrower, what is written beyond it belongs to the unit that is written next,
+// so the last unit of a panel is stored exactly.
 template <typename Source>
 void pack_panels(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
                  int64_t depth) {
@@ -137,23 +150,36 @@ void pack_panels(float* packed, int64_t panel, const void* data, int64_t lane_st
           for (int64_t i = 0; i < width; ++i) rows[i] = Source::along(at(first + l + (i < last ? i : last), p), depth - p);
           transpose(rows);
           float* out = packed + u * panel + l;
-          const int64_t count = units - u;
+          const int64_t count = units - u, room = panel - l;
 #pragma GCC unroll 16
-          for (int64_t i = 0; i < width; ++i)
-            if (i < count) store(out + i * panel, rows[i]);
+          for (int64_t i = 0; i < width; ++i) {
+            if (i + 1 < count || room >= width) {
+              if (i < count) store(out + i * panel, rows[i]);
+            } else if (i < count) {
+              store_part(out + i * panel, rows[i], room);
+            }
+          }
         }
       }
     }
   } else if (lane_stride == 1) {
-    // By some steps of the depth, so that memory is read along its rows; one panel after the other where stores overlap.
-    const int64_t steps = panel % width == 0 ? 8 : units;
+    // By some steps of the depth, so that memory is read along its rows.
+    constexpr int64_t steps = 8;
     for (int64_t u0 = 0; u0 < units; u0 += steps) {
       for (int64_t first = 0; first < lanes; first += panel) {
         float* out = packed + first * units + u0 * panel;
         for (int64_t u = u0; u < units && u < u0 + steps; ++u, out += panel) {
           const int64_t p = u * Source::elements;
-          for (int64_t l = 0; l < panel && first + l < lanes; l += width)
-            store(out + l, Source::across(at(first + l, p), second(first + l, p), lanes - first - l));
+          for (int64_t l = 0; l < panel && first + l < lanes; l += width) {
+            for (int64_t e = 0; e < Source::elements; ++e)
+              __builtin_prefetch(at(first + l, p + steps * Source::elements + e));
+            const vf unit = Source::across(at(first + l, p), second(first + l, p), lanes - first - l);
+            if (u + 1 < units || panel - l >= width) {
+              store(out + l, unit);
+            } else {
+              store_part(out + l, unit, panel - l);
+            }
+          }
         }
       }
     }
@@ -260,9 +286,8 @@ void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_str
 // VDPBF16PS takes denormal inputs as zero and flushes denormal results, always rounds to nearest even and raises no
 // exceptions, whatever MXCSR says.
 void micro_pairs(int64_t units, const float* a, const float* b, const GemmTile& tile) {
-  multiply_panels(units, a, b, tile, [](vf sum, vf x, vf y) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
-  });
+  multiply_panels(units, a, b, tile,
+                  [](vf sum, vf x, vf y) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); });
 }
 #endif
 

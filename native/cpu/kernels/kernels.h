@@ -57,15 +57,13 @@ struct GemmTile {
   int64_t c_stride;
 };
 
-constexpr int64_t pack_slack = 16;
-
 struct Kernels {
   const char* name;
 
   // --- GEMM: packed panels and the register tile (BLIS's micro-kernel) ---
   int64_t mr, nr;
   // Packs A or B as float32 into panels of `panel` lanes (mr rows of A, nr columns of B), [panel][unit][lane], where a unit
-  // is one step of the depth. May write up to a vector beyond the last panel of A: `pack_slack` floats.
+  // is one step of the depth. Lanes that fill the last panel hold anything.
   void (*pack)(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
                int64_t lanes, int64_t depth);
   // The tile's sums over the depth of A panel · B panel.
