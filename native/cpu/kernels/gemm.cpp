@@ -153,8 +153,8 @@ void pack_panels(float* packed, int64_t panel, const void* data, int64_t lane_st
           const int64_t count = units - u, room = panel - l;
 #pragma GCC unroll 16
           for (int64_t i = 0; i < width; ++i) {
-            if (i + 1 < count || room >= width) {
-              if (i < count) store(out + i * panel, rows[i]);
+            if (i + 1 < count || (i < count && room >= width)) {
+              store(out + i * panel, rows[i]);
             } else if (i < count) {
               store_part(out + i * panel, rows[i], room);
             }
