@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { benchCommand } from './bench.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
@@ -16,6 +17,7 @@ const program = new Command('sparsegpt')
   .addCommand(pruneCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())
+  .addCommand(benchCommand())
 
 for (const command of [program, ...program.commands]) {
   command.exitOverride()
