@@ -1,6 +1,7 @@
 import { Command, Option } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
 import { prune } from '../pruning/prune.js'
+import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
 import {
   deviceOptions,
@@ -36,6 +37,7 @@ interface Flags extends DeviceFlags {
   minBlock?: number
   maxBlock?: number
   eval?: string
+  profile?: true
   json?: true
   force?: true
 }
@@ -77,6 +79,7 @@ export function pruneCommand(): Command {
     .option('--min-block <i>', 'first block to prune, from 0', number)
     .option('--max-block <j>', 'block to stop before', number)
     .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
+    .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
   return deviceOptions(command).action(run)
@@ -132,9 +135,18 @@ function summary(result: PruneReport & { perplexity?: number }): string {
     ...starved.map(
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
     ),
+    ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')
 }
+
+const phases = (seconds: PhaseSeconds, total: number) =>
+  Object.entries(seconds)
+    .map(
+      ([phase, spent]: [string, number]) =>
+        `${phase} ${spent.toFixed(1)} s (${((spent / total) * 100).toFixed(0)} %)`,
+    )
+    .join(', ')
 
 const percent = (share: number) => `${(share * 100).toFixed(2)} %`

@@ -12,6 +12,7 @@ import type { Tensor } from '../native/device.js'
 import { BlockPruner } from './block-pruner.js'
 import { FolderDestination, MemoryDestination, type Destination } from './destination.js'
 import { checkSelection, parseOptions, pruningOptions, type PruningMethod } from './options.js'
+import { phaseSeconds } from './phases.js'
 import type { LayerReport, PruneProgress, PruneReport } from './report.js'
 import { ProgressMeter } from './progress.js'
 
@@ -60,6 +61,8 @@ export interface PruneOptions {
   out?: string
   /** Replace `out` if it exists. */
   force?: boolean
+  /** Report where the time goes (PruneReport.phases). Costs a little on a GPU, which then waits after every operation. */
+  profile?: boolean
   onProgress?: (progress: PruneProgress) => void
   signal?: AbortSignal
 }
@@ -99,6 +102,7 @@ const schema = pruningOptions
     maxBlock: z.int().min(1).optional(),
     out: z.string().min(1).optional(),
     force: z.boolean().default(false),
+    profile: z.boolean().default(false),
     onProgress: z
       .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
       .optional(),
@@ -126,25 +130,33 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const source = model.folder
   const layers = selectLayers(model, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
+  if (o.profile) await model.device.profile() // starts it
   abortable(o.signal)
+  const reading = performance.now()
   const windows = await drawCalibration(model, o)
+  const calibration = secondsSince(reading)
   abortable(o.signal)
   const destination =
     o.out === undefined ? new MemoryDestination(model) : await FolderDestination.create(model, o.out, o.force)
   try {
     const reports = await pruneBlocks(model, o, layers, masks, windows, destination)
+    const operations = o.profile ? await model.device.profile() : undefined
     abortable(o.signal)
+    const committing = performance.now()
     await destination.commit()
+    const commit = secondsSince(committing)
     const weights = reports.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const achieved =
       reports.reduce((sum, layer) => sum + layer.sparsity * layer.rows * layer.columns, 0) / weights
+    const seconds = secondsSince(start)
     return {
       model: source,
       out: destination.folder,
       method: o.method,
       sparsity: { target: target(o, achieved), achieved },
-      seconds: (performance.now() - start) / 1000,
+      seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
       layers: reports,
     }
   } catch (error) {
@@ -152,6 +164,8 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
     throw error
   }
 }
+
+const secondsSince = (start: number) => (performance.now() - start) / 1000
 
 type Parsed = z.output<typeof schema>
 
