@@ -121,9 +121,13 @@ export class MeasuredDevice {
 
   /**
    * The median of `repeats` runs, after one that warms up. Each is preceded by a measurement of the peak, so that a busy
-   * machine slows both.
+   * machine slows both, and followed by `beside`, for something else that is measured in turn.
    */
-  async measure(c: BenchCase, repeats: number): Promise<{ flop: number; result: BenchResult }> {
+  async measure(
+    c: BenchCase,
+    repeats: number,
+    beside?: () => Promise<void>,
+  ): Promise<{ flop: number; result: BenchResult }> {
     const workload = await createWorkload(this.device, c)
     try {
       const runs: number[] = []
@@ -131,6 +135,7 @@ export class MeasuredDevice {
       for (let repeat = 0; repeat <= repeats; repeat++) {
         const peak = await this.peak(c.dtype)
         const seconds = await workload.run()
+        await beside?.()
         if (repeat === 0) continue
         peaks.push(peak)
         runs.push(seconds)
