@@ -1,6 +1,9 @@
 // What the tables share: options, the reference's process, the comparison in turn, the Markdown table.
 
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -26,6 +29,20 @@ export function parseOptions(own = {}) {
     console.error(`${error.message}\nThe comment at the head of the file lists the options.`)
     process.exit(2)
   }
+}
+
+/** A folder that goes with the process. */
+export function temporaryFolder() {
+  const folder = mkdtempSync(join(tmpdir(), 'sparsegpt-bench-'))
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+/** Writes a random model, and the token ids in tokens.safetensors, into `folder`. */
+export function writeRandomModel(folder, config) {
+  const file = join(folder, 'config.json')
+  writeFileSync(file, JSON.stringify(config))
+  execFileSync(process.execPath, [fileURLToPath(new URL('random-model.mjs', import.meta.url)), folder, file])
 }
 
 /** The reference in a process of its own, which runs a case whenever it is asked to. */

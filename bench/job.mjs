@@ -9,14 +9,20 @@
 // measures the perplexity of what each of them wrote.
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { copyFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { readText } from '../dist/calibration/text.js'
 import { loadModel, saveTokens } from '../dist/index.js'
-import { median, parseOptions, percent, printTable, Reference } from './frame.mjs'
-import { writeRandomModel } from './random-model.mjs'
+import {
+  median,
+  parseOptions,
+  percent,
+  printTable,
+  Reference,
+  temporaryFolder,
+  writeRandomModel,
+} from './frame.mjs'
 
 const text = { type: 'string' }
 const own = { model: text, calibration: text, eval: text, windows: { type: 'string', default: '40' } }
@@ -25,8 +31,7 @@ const { samples = options.model ? '64' : '16', seqlen = options.model ? '512' : 
 if (options.model && !options.calibration) throw new Error('--model needs --calibration FILE')
 
 const program = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
-const work = mkdtempSync(join(tmpdir(), 'sparsegpt-bench-'))
-process.on('exit', () => rmSync(work, { recursive: true, force: true }))
+const work = temporaryFolder()
 const out = join(work, 'out')
 
 /** What the command prints as JSON, with the seconds that it took as a whole. */
@@ -58,7 +63,6 @@ async function inputs() {
     await saveTokens(tokens, ids)
     return { model: model.folder, calibration: options.calibration, tokens }
   }
-  const model = join(work, 'opt')
   const config = {
     architectures: ['OPTForCausalLM'],
     model_type: 'opt',
@@ -69,9 +73,10 @@ async function inputs() {
     num_hidden_layers: 2,
     num_attention_heads: 12,
     max_position_embeddings: 2048,
+    torch_dtype: 'bfloat16',
   }
-  await writeRandomModel(model, config, 100_000)
-  return { model, calibration: join(model, 'tokens.safetensors'), tokens: join(model, 'tokens.safetensors') }
+  writeRandomModel(work, config)
+  return { model: work, calibration: tokens, tokens }
 }
 
 const { model, calibration, tokens } = await inputs()

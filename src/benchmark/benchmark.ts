@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
-import { addon } from '../native/addon.js'
+import { nativeAddon } from '../native/addon.js'
 import { Device, native, type DeviceKind } from '../native/device.js'
 import { parseOptions } from '../pruning/options.js'
 import { benchCases, caseName, tables, type BenchCase, type BenchDType, type BenchTable } from './case.js'
@@ -152,7 +152,7 @@ export class MeasuredDevice {
   async peak(dtype: BenchDType): Promise<number> {
     const seen = (this.peaks[dtype] ??= [])
     if (this.device.kind === 'cpu') {
-      const peak = native(() => addon().cpuPeak(dtype, this.threads))
+      const peak = native(() => nativeAddon().cpuPeak(dtype, this.threads))
       seen.push(peak)
       return peak
     }

@@ -89,7 +89,7 @@ function forward(device: Device, { config, tokens, dtype }: BenchCase & { operat
   const weights = new Weights(device, { folder: '', config, shards: [], tensors: new Map() }, dtype)
   const architecture = familyOf(config).build(config, weights)
   const spec = architecture.block(0)
-  const block = new BlockWeights(spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
+  const block = new BlockWeights(device, spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
   for (const { name, rows, columns, bias } of spec.linears) {
     block.set(`${name}.weight`, random(device, dtype, [rows, columns], columns ** -0.5))
     if (bias) block.set(`${name}.bias`, random(device, 'float32', [rows]))

@@ -91,11 +91,10 @@ async function windowLosses(
   try {
     for (let index = 0; index < model.architecture.blockCount; index++) {
       abortable(signal)
-      await model.passBlock(index, batches, undefined, step)
+      await model.passBlock(index, batches, { step })
     }
-    const head = model.device.within(kept, () =>
-      model.device.resident(model.architecture.head(model.weights)),
-    )
+    const stored = model.architecture.head(model.weights)
+    const head = model.device.within(kept, () => model.device.resident(stored))
     const results: number[] = []
     for (const [g, group] of groups.entries()) {
       abortable(signal)
@@ -124,6 +123,7 @@ async function windowLosses(
       }
       step()
     }
+    model.device.releasePages(stored)
     return results
   } finally {
     for (const batch of batches) batch.hidden.dispose()

@@ -9,6 +9,7 @@ export interface PhaseSeconds {
   solve: number
   /** Weights read, converted, transposed and copied. */
   convert: number
+  /** Of the pruned model, and of activations that are offloaded. */
   write: number
   /** Everything else, such as what JavaScript takes while the device waits. */
   other: number
@@ -29,6 +30,7 @@ const phaseOf: Record<string, Exclude<keyof PhaseSeconds, 'calibration' | 'other
   download: 'convert',
   releasePages: 'convert',
   writeFile: 'write',
+  offload: 'write',
 }
 
 /** `operations`: the device's profile of a run that took `seconds`; `calibration` and `commit` were spent besides. */
