@@ -17,6 +17,9 @@ struct View {
   int64_t rows, columns, stride;
 };
 inline View view(const Tensor& t) { return {t.bytes(), t.dtype, t.rows, t.columns, t.stride}; }
+inline void* element(const View& v, int64_t row, int64_t column) {
+  return static_cast<std::byte*>(v.data) + (row * v.stride + column) * static_cast<int64_t>(dtype_size(v.dtype));
+}
 
 // --- forward.cu -------------------------------------------------------------------------------------------------------
 
