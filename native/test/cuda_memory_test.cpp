@@ -154,7 +154,7 @@ TEST("cuda memory: a load that nobody wants any more is left out") {
   });
 }
 
-TEST("cuda memory: kernels wait for loads, loads for the kernels that have used the memory") {
+TEST("cuda memory: kernels wait for loads, loads for those that have used the memory") {
   for_every_gpu([](const std::string& name, const std::string& path) {
     OnDevice gpu(make_cuda_backend(path));
     Random random(2);
@@ -170,7 +170,16 @@ TEST("cuda memory: kernels wait for loads, loads for the kernels that have used 
       const Tensor other = gpu.floats(DType::f32, rows, columns, others);
       Tensor old = gpu.floats(DType::f32, rows, columns, others), loaded = gpu.empty(DType::f32, rows, columns);
       const Tensor sum = gpu.empty(DType::f32, rows, columns);
+      // A load that was never used has its memory to itself for as long as it takes.
+      const File passing = slow_file(from, 1, 77, std::vector<float>(77, 0.5f), true);
+      Tensor unused = gpu.empty(DType::f32, 1, 77);
+      const Tensor next = gpu.empty(DType::f32, 1, 77);
       gpu.run([&](Backend& b) {
+        b.cast(unused, passing.tensor);
+        CHECK(passing.file->wait_until_read());
+        while (unused.storage.use_count() > 1) std::this_thread::yield();
+        unused = {};
+        b.fill(next, round);
         // Work that lies in the stream, and memory that is taken again while it does.
         b.cast(sum, old);
         for (int i = 0; i < 3; ++i) b.add(sum, old);
@@ -191,6 +200,7 @@ TEST("cuda memory: kernels wait for loads, loads for the kernels that have used 
       auto total = others;
       for (int i = 0; i < 3; ++i) total = plus(total, others);
       CHECK(gpu.read(sum) == plus(total, expected));
+      CHECK(gpu.read(next) == std::vector<float>(77, static_cast<float>(round)));
     }
   });
 }
