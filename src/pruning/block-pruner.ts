@@ -82,7 +82,7 @@ export class BlockPruner {
     }
     await model.paced(batches, collect, () => this.o.meter.batch('collect'))
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
-    if (outputs) await model.passBlock(index, batches, weights, () => this.o.meter.batch('forward'))
+    if (outputs) await model.passBlock(index, weights, batches, () => this.o.meter.batch('forward'))
   }
 
   /** All batches advance from group to group together; each group is pruned before its outputs are computed. */
@@ -166,7 +166,9 @@ export class BlockPruner {
       const selection = await this.selection(`${fullName}.weight`, linear, made)
       const { pruned, result } = device.within(made, () => {
         const stored = all.storedLinear(spec, linear)
-        const weight = all.copy(stored, linear, 'float32')
+        const weight = all.isExact(stored)
+          ? device.cast(this.weights.get(`${name}.weight`), 'float32')
+          : all.copy(stored, linear, 'float32')
         device.releasePages(stored)
         const solved = solver.prune(weight, selection)
         return { pruned: solved, result: all.toStored(weight, linear, stored.dtype) }

@@ -226,20 +226,14 @@ async function pruneBlocks(
   const reports: LayerReport[] = []
   const batches = model.embed(groups)
   try {
-    for (let index = 0; index <= last; index++) {
+    for (const [index, weights] of model.blocks(last + 1)) {
       meter.block = index
-      const spec = architecture.block(index)
-      const weights = model.weights.block(spec)
-      try {
-        const selected = new Set(layers[index]?.map(({ name }) => name.slice(spec.prefix.length)))
-        if (selected.size > 0) {
-          const pruner = new BlockPruner(model, options, index, weights, selected)
-          reports.push(...(await pruner.run(batches, { outputs: index < last })))
-        } else {
-          await model.passBlock(index, batches, weights, () => meter.batch('forward'))
-        }
-      } finally {
-        weights.dispose()
+      const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
+      if (selected.size > 0) {
+        const pruner = new BlockPruner(model, options, index, weights, selected)
+        reports.push(...(await pruner.run(batches, { outputs: index < last })))
+      } else {
+        await model.passBlock(index, weights, batches, () => meter.batch('forward'))
       }
     }
     return reports
