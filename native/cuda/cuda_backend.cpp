@@ -217,10 +217,6 @@ class CudaBackend : public Backend {
     require_shape(v, q.rows, kv_width, "v");
     require_float(q, "q");
     require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype, "q, k, v and output must agree in type");
-    if (shape.head_dim > largest_head_dim)
-      throw Error("UNSUPPORTED_MODEL", "heads of " + std::to_string(shape.head_dim) +
-                                           " dimensions: on device \"cuda\" at most " + std::to_string(largest_head_dim) +
-                                           "; use device \"cpu\"");
     Tensor slopes;
     if (shape.slopes) {
       require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");

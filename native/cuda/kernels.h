@@ -61,7 +61,6 @@ void finish_zeros(cudaStream_t stream, double* stats, const unsigned long long* 
 
 // --- attention.cu -----------------------------------------------------------------------------------------------------
 
-constexpr int64_t largest_head_dim = 256;
 void attention(cudaStream_t stream, const View& out, const View& q, const View& k, const View& v,
                const AttentionShape& shape, const float* slopes);
 

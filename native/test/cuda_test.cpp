@@ -301,9 +301,10 @@ TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
   on_every_gpu([](Both& both) {
     uint64_t seed = 0;
     for (DType type : float_types) {
-      for (int64_t head_dim : {5, 16, 64, 72, 128, 200, 256}) {
+      for (int64_t head_dim : {5, 16, 64, 72, 128, 200, 256, 264, 300}) {
         Random random(++seed);
-        const int64_t sequence = head_dim == 16 ? 150 : random.integer(1, 100), batch = random.integer(1, 2), kv_heads = 2;
+        const int64_t sequence = head_dim == 16 || head_dim == 300 ? 150 : random.integer(1, 100),
+                      batch = random.integer(1, 2), kv_heads = 2;
         const int64_t heads = kv_heads * random.integer(1, 2), tokens = batch * sequence;
         AttentionShape shape{};
         shape.sequence = sequence;
