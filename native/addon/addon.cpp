@@ -12,6 +12,7 @@
 #include "addon/device_handle.h"
 #include "core/cuda_loader.h"
 #include "core/mapped_file.h"
+#include "core/spill_file.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels/kernels.h"
@@ -209,6 +210,24 @@ void release_pages(const Info& info) {
   });
 }
 
+// (folder) => a file for offload
+Napi::Value create_spill_file(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value {
+    using Spill = std::shared_ptr<SpillFile>;
+    return Napi::External<Spill>::New(info.Env(), new Spill(SpillFile::create(info[0].ToString())),
+                                      [](Napi::Env, Spill* dead) { delete dead; });
+  });
+}
+
+// (device, tensor, spillFile | undefined): moves the tensor's storage out of the device's memory until it is next used
+void offload(const Info& info) {
+  std::shared_ptr<SpillFile> file;
+  if (info[2].IsExternal()) file = *info[2].As<Napi::External<std::shared_ptr<SpillFile>>>().Data();
+  const Tensor tensor = *info[1].As<Napi::External<Tensor>>().Data();
+  if (!tensor) return;  // it has been disposed of, so there is nothing to move
+  DeviceHandle::from(info[0]).device().enqueue("offload", [tensor, file](Backend&) { tensor.storage->offload(file); });
+}
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New(env, open_device));
   exports.Set("openCudaDevice", Napi::Function::New(env, open_cuda_device));
@@ -225,6 +244,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("download", Napi::Function::New(env, download));
   exports.Set("mapFile", Napi::Function::New(env, map_file));
   exports.Set("mapTensor", Napi::Function::New(env, map_tensor));
+  exports.Set("createSpillFile", Napi::Function::New(env, create_spill_file));
+  exports.Set("offload", Napi::Function::New(env, offload));
   exports.Set("releasePages", Napi::Function::New(env, release_pages));
 
   export_operation<&Backend::cast>(exports, "cast");

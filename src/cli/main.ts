@@ -4,6 +4,7 @@ import { Command, CommanderError } from 'commander'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
+import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
@@ -14,6 +15,7 @@ const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot (SparseGPT, Wanda, magnitude).')
   .version(version)
   .addCommand(pruneCommand())
+  .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())
 

@@ -91,11 +91,10 @@ async function windowLosses(
   try {
     for (const [index, weights] of model.blocks()) {
       abortable(signal)
-      await model.passBlock(index, weights, batches, step)
+      await model.passBlock(index, weights, batches, { step })
     }
-    const head = model.device.within(kept, () =>
-      model.device.resident(model.architecture.head(model.weights)),
-    )
+    const stored = model.architecture.head(model.weights)
+    const head = model.device.within(kept, () => model.device.resident(stored))
     const results: number[] = []
     for (const [g, group] of groups.entries()) {
       abortable(signal)
@@ -124,6 +123,7 @@ async function windowLosses(
       }
       step()
     }
+    model.device.releasePages(stored)
     return results
   } finally {
     for (const batch of batches) batch.hidden.dispose()

@@ -48,6 +48,9 @@ export interface Batch {
   hidden: Tensor
 }
 
+/** Moves a tensor out of the device's memory until it is used again. */
+export type Offload = (tensor: Tensor) => void
+
 /**
  * A causal language model: weights mapped from a folder in Hugging Face layout, one block at a time in the device's memory.
  */
@@ -56,7 +59,8 @@ export class Model {
   private readonly rotary = new Map<number, RotaryTables>()
   private disposed = false
 
-  private constructor(
+  /** See loadModel. */
+  constructor(
     readonly device: Device,
     readonly architecture: Architecture,
     readonly weights: Weights,
@@ -180,8 +184,8 @@ export class Model {
   }
 
   /** The embedded windows; all of one length. */
-  embed(batches: readonly (readonly Int32Array[])[]): Batch[] {
-    return batches.map((windows) => {
+  embed(batches: readonly (readonly Int32Array[])[], offload?: Offload): Batch[] {
+    const embedBatch = (windows: readonly Int32Array[]) => {
       const sequence = windows[0]?.length ?? 0
       const ids = new Int32Array(windows.length * sequence)
       windows.forEach((window, i) => ids.set(window, i * sequence))
@@ -189,8 +193,10 @@ export class Model {
         const uploaded = this.device.upload(ids, [ids.length])
         return this.architecture.embed(this.weights, this.device, uploaded, sequence)
       })
+      offload?.(hidden)
       return { sequence, hidden }
-    })
+    }
+    return this.weights.passing(() => batches.map(embedBatch))
   }
 
   /** A run of `batch` through a block. */
@@ -225,12 +231,13 @@ export class Model {
     index: number,
     weights: BlockWeights,
     batches: readonly Batch[],
-    step?: () => void,
+    { step, offload }: { step?: () => void; offload?: Offload | undefined } = {},
   ): Promise<void> {
     const pass = async (batch: Batch) => {
       const output = await this.runBlock(index, weights, batch).finish()
       batch.hidden.dispose()
       batch.hidden = output
+      offload?.(output)
     }
     await this.paced(batches, pass, step)
   }

@@ -18,6 +18,9 @@ export interface TensorHandle {
 export interface FileHandle {
   [brand]: 'file'
 }
+export interface SpillFileHandle {
+  [brand]: 'spillFile'
+}
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
@@ -69,6 +72,8 @@ export interface Addon {
   mapFile(path: string): FileHandle
   mapTensor(file: FileHandle, offset: number, dtype: DType, rows: number, columns: number): TensorHandle
   releasePages(device: DeviceHandle, tensor: TensorHandle): void
+  createSpillFile(folder: string): SpillFileHandle
+  offload(device: DeviceHandle, tensor: TensorHandle, file: SpillFileHandle | undefined): void
 
   cast(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
   transpose(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
@@ -191,7 +196,7 @@ let loaded: Addon | undefined
  * The native addon: a prebuilt one that fits this system, or the one compiled at installation.
  * Throws DEVICE_UNAVAILABLE with what to do when there is none.
  */
-export function addon(): Addon {
+export function nativeAddon(): Addon {
   if (loaded) return loaded
   const require = createRequire(import.meta.url)
   const load = require('node-gyp-build') as (folder: string) => Addon

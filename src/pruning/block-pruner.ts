@@ -1,7 +1,7 @@
 import type { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
 import type { LinearGroup, LinearSpec } from '../models/architecture.js'
-import type { Batch, Model } from '../models/model.js'
+import type { Batch, Model, Offload } from '../models/model.js'
 import { storedShape, type BlockWeights } from '../models/weights.js'
 import type { Selection, Tensor } from '../native/device.js'
 import type { Pattern } from './options.js'
@@ -13,10 +13,11 @@ import { Statistics, type GroupStatistics } from './statistics.js'
 export interface BlockPrunerOptions extends SolverOptions {
   sparsity?: number | undefined
   pattern?: Pattern | undefined
-  masks: MaskFile | undefined
+  masks?: MaskFile | undefined
   /** Calibration windows in all. */
   samples: number
   sequential: 'block' | 'layer'
+  offload?: Offload | undefined
   /** Takes the pruned matrix of the named weight, in its stored form; may share its memory but not change it. */
   store: (weightName: string, matrix: Tensor) => Promise<void>
   meter: ProgressMeter
@@ -79,10 +80,13 @@ export class BlockPruner {
       } finally {
         run.dispose()
       }
+      this.o.offload?.(batch.hidden)
     }
     await model.paced(batches, collect, () => this.o.meter.batch('collect'))
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
-    if (outputs) await model.passBlock(index, weights, batches, () => this.o.meter.batch('forward'))
+    if (!outputs) return
+    const step = () => this.o.meter.batch('forward')
+    await model.passBlock(index, weights, batches, { step, offload: this.o.offload })
   }
 
   /** All batches advance from group to group together; each group is pruned before its outputs are computed. */
@@ -101,6 +105,10 @@ export class BlockPruner {
     const advance = async (pass: (typeof passes)[number]) => {
       pass.group = await pass.run.advance()
       if (pass.group) statistics.add(pass.group)
+      const { offload } = this.o
+      if (!offload) return
+      pass.run.offload(offload)
+      offload(pass.batch.hidden)
     }
     try {
       await model.paced(passes, advance)
@@ -111,13 +119,14 @@ export class BlockPruner {
         const group = statistics.take(reached)
         if (group) await this.solveGroup(group.names, group)
         for (const name of reached.names) left.delete(name)
-        await model.paced(passes, advance)
+        if (left.size > 0 || outputs) await model.paced(passes, advance)
       }
       for (const { batch, run } of passes) {
         if (outputs) {
           const output = await run.finish()
           batch.hidden.dispose()
           batch.hidden = output
+          this.o.offload?.(output)
         }
         this.o.meter.batch('collect')
       }
