@@ -141,7 +141,7 @@ export async function planPruning(
     activations: peak.parts.activations - hiddenStates,
   }
   const prunedWeights = layers.flat().reduce((sum, { rows, columns }) => sum + rows * columns, 0)
-  const written = checkpointBytes(config)
+  const written = checkpointTensors(config).reduce((sum, { bytes }) => sum + bytes, 0)
   return {
     model: name,
     blocks: architecture.blockCount,
@@ -166,8 +166,8 @@ function shapesOnly(name: string, config: Record<string, unknown>, o: Pick<Plann
   return { backend, device, weights, model: new Model(device, architecture, weights, weights.planned, name) }
 }
 
-/** Of all weights of the model, as stored. */
-function checkpointBytes(config: Record<string, unknown>): number {
+/** All tensors of a checkpoint with this config.json. */
+export function checkpointTensors(config: Record<string, unknown>): StoredTensor[] {
   const { device, weights, model } = shapesOnly('', config, { device: 'cpu', dtype: 'float32' })
   const { architecture } = model
   const [embedded] = model.embed([[new Int32Array(1)]])
@@ -176,7 +176,7 @@ function checkpointBytes(config: Record<string, unknown>): number {
   architecture.headBias?.(weights)
   for (let index = 0; index < architecture.blockCount; index++)
     weights.block(architecture.block(index)).dispose()
-  return [...weights.planned.tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0)
+  return [...weights.planned.tensors.values()]
 }
 
 /** The element type that the files have by the config; float32 when it does not say, as in transformers. */
