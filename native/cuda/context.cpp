@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
 #include "core/require.h"
+#include "core/spill_file.h"
 
 namespace sparsegpt::cuda {
 
@@ -48,12 +50,24 @@ class Context::Memory : public Storage {
   Memory(std::shared_ptr<Context> context, size_t bytes, cudaStream_t stream)
       : context_(std::move(context)), bytes_(bytes), stream_(stream) {}
   ~Memory() override {
-    if (memory_ == nullptr) return;
-    if (load_) cudaStreamWaitEvent(stream_, load_->event, 0);
-    cudaFreeAsync(memory_, stream_);
+    if (memory_ != nullptr) {
+      if (load_) cudaStreamWaitEvent(stream_, load_->event, 0);
+      cudaFreeAsync(memory_, stream_);
+    }
+    if (pinned_ != nullptr) context_->pinned_->give(pinned_, bytes_);
+    if (file_) file_->free(place_, bytes_);
   }
   std::byte* data() override {
-    if (memory_ == nullptr) memory_ = context_->take(bytes_, stream_);
+    if (memory_ == nullptr) {
+      std::byte* memory = context_->take(bytes_, stream_);
+      try {
+        bring_back(memory);
+      } catch (...) {
+        cudaFreeAsync(memory, stream_);
+        throw;
+      }
+      memory_ = memory;
+    }
     if (load_) {
       context_->loader_->finish(*load_, *context_->lane_);
       load_.reset();
@@ -66,12 +80,43 @@ class Context::Memory : public Storage {
   // The next one to look at the memory waits for the load.
   void expect(std::shared_ptr<Load> load) { load_ = std::move(load); }
 
+  void offload(const std::shared_ptr<SpillFile>& file) override {
+    if (memory_ == nullptr) return;
+    data();
+    if (file) {
+      std::vector<std::byte> bytes(bytes_);
+      context_->to_host(bytes.data(), memory_, bytes_);
+      place_ = file->write(bytes.data(), bytes_);
+      file_ = file;
+    } else {
+      pinned_ = context_->pinned_->take(bytes_);
+      check(cudaMemcpyAsync(pinned_, memory_, bytes_, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+    }
+    cudaFreeAsync(std::exchange(memory_, nullptr), stream_);
+  }
+
  private:
+  void bring_back(std::byte* memory) {
+    if (pinned_ != nullptr) {
+      check(cudaMemcpyAsync(memory, pinned_, bytes_, cudaMemcpyHostToDevice, stream_), "copying to the device");
+      context_->pinned_->give(std::exchange(pinned_, nullptr), bytes_);
+    } else if (file_) {
+      std::vector<std::byte> bytes(bytes_);
+      file_->read(place_, bytes.data(), bytes_);
+      context_->lane_->to_device(memory, bytes.data(), bytes_, 1, bytes_);
+      std::exchange(file_, nullptr)->free(place_, bytes_);
+    }
+  }
+
   std::shared_ptr<Context> context_;
   size_t bytes_;
   cudaStream_t stream_;
   std::byte* memory_ = nullptr;
   std::shared_ptr<Load> load_;
+  // Where the bytes are while they are offloaded.
+  std::byte* pinned_ = nullptr;
+  std::shared_ptr<SpillFile> file_;
+  int64_t place_ = 0;
 };
 
 Context::Context() {
@@ -83,6 +128,7 @@ Context::Context() {
     check(cudaSetDevice(0), "choosing the device");
     lane_ = std::make_unique<Lane>();
     loader_ = std::make_unique<Loader>(*this);
+    pinned_ = std::make_unique<PinnedPool>(stream());
     // What is freed stays with the process for reuse. Reuse must not make one stream wait for the other, or loads would no
     // longer overlap kernels.
     cudaMemPool_t pool = nullptr;
@@ -114,6 +160,7 @@ void Context::close() {
   if (loader_) loader_->stop();
   cudaDeviceSynchronize();
   loader_.reset();
+  pinned_.reset();
   if (solver_options_ != nullptr) cusolverDnDestroyParams(solver_options_);
   if (solver_ != nullptr) cusolverDnDestroy(solver_);
   if (blas_ != nullptr) cublasDestroy(blas_);

@@ -18,6 +18,7 @@
 #include "core/tensor.h"
 #include "cuda/lane.h"
 #include "cuda/loader.h"
+#include "cuda/pinned_pool.h"
 #include "cuda/status.h"
 
 namespace sparsegpt::cuda {
@@ -86,6 +87,7 @@ class Context : public std::enable_shared_from_this<Context> {
   size_t memory_ = 0;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<PinnedPool> pinned_;
   cublasHandle_t blas_ = nullptr;
   cusolverDnHandle_t solver_ = nullptr;
   cusolverDnParams_t solver_options_ = nullptr;

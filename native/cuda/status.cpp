@@ -10,9 +10,10 @@ void throw_out_of_memory(size_t wanted) {
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
   const std::string size = wanted > 0 ? in_mib(wanted) + " were wanted, " : "";
-  throw Error("OUT_OF_MEMORY", "the GPU has no memory left: " + size + in_mib(free) + " of " + in_mib(total) +
-                                   " are free. Fewer or shorter calibration samples (--samples, --seqlen), --dtype bfloat16 "
-                                   "and --sequential block need less, --device cpu needs none");
+  throw Error("OUT_OF_MEMORY",
+              "the GPU has no memory left: " + size + in_mib(free) + " of " + in_mib(total) +
+                  " are free. --offload DIR, --dtype bfloat16, --sequential block and fewer or shorter samples "
+                  "(--samples, --seqlen) need less, --device cpu needs none");
 }
 
 void check(cudaError_t status, const char* what) {

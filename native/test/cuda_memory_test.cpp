@@ -8,7 +8,7 @@
 #include <mutex>
 #include <thread>
 
-#include "cpu/cpu_backend.h"
+#include "core/spill_file.h"
 #include "test/cuda_devices.h"
 #include "test/on_device.h"
 #include "test/problem.h"
@@ -258,11 +258,12 @@ TEST("cuda memory: a copy that fails is reported when it is used, or else at the
 TEST("cuda memory: when it runs out, the error says what needs less") {
   if (!have_emulated_cuda()) return;
   OnDevice gpu(make_cuda_backend(emulated_cuda_library()));
-  auto* limit_memory = emulation_function<void(size_t)>("emulation_limit_memory");
-  limit_memory(3 << 20);
+  auto* limit_memory = emulation_function<void(size_t, size_t)>("emulation_limit_memory");
+  limit_memory(3 << 20, 0);
   const std::vector<float> values(1 << 19, 1.0f);
   const Tensor first = gpu.floats(DType::f32, 1, 1 << 19, values), second = gpu.empty(DType::f32, 1, 1 << 19);
-  for (const char* option : {"2 MiB were wanted", "--samples", "--seqlen", "--dtype bfloat16", "--sequential block"})
+  for (const char* option :
+       {"2 MiB were wanted", "--samples", "--seqlen", "--dtype bfloat16", "--sequential block", "--offload"})
     CHECK_THROWS_CODE(gpu.run([&](Backend& b) { b.fill(second, 0); }), "OUT_OF_MEMORY", option);
   // What has been given back in the meantime is enough, though in other sizes.
   {
@@ -275,5 +276,75 @@ TEST("cuda memory: when it runs out, the error says what needs less") {
   const Tensor fifth = gpu.empty(DType::f32, 1, 1 << 18);
   gpu.run([&](Backend& b) { b.fill(fifth, 2); });
   CHECK(gpu.read(fifth)[7] == 2);
-  limit_memory(0);
+  limit_memory(0, 0);
+}
+
+TEST("cuda memory: activations wait in the host's memory or in a file, and come back as they were") {
+  for_every_gpu([](const std::string& name, const std::string& path) {
+    OnDevice gpu(make_cuda_backend(path));
+    Random random(4);
+    const auto file = SpillFile::create("/tmp");
+    for (int round = 0; round < 20; ++round) {
+      const auto to = round % 2 == 0 ? nullptr : file;
+      describe_case(name, to ? ", file" : ", host", ", round ", round);
+      const int64_t rows = round < 10 ? 30 : random.integer(1, 60), columns = 20;
+      const auto values = random.uniforms(rows * columns), others = random.uniforms(rows * columns);
+      const Tensor other = gpu.floats(DType::f32, rows, columns, others), x = gpu.floats(DType::f32, rows, columns, values);
+      Tensor dropped = gpu.floats(DType::f32, rows, columns, values);
+      const Tensor untouched = gpu.empty(DType::f32, rows, columns);
+      gpu.run([&](Backend& b) {
+        // What lies in the stream before belongs to what is moved, and memory is taken again at once.
+        b.add(x, other);
+        x.storage->offload(to);
+        x.storage->offload(to);
+        dropped.storage->offload(to);
+        untouched.storage->offload(to);
+        const Tensor passing = {b.allocate(static_cast<size_t>(rows * columns * 4)), DType::f32, rows, columns, columns, 0};
+        b.fill(passing, 7);
+        dropped = {};
+        // A view brings all of it back.
+        b.add(other.row_range(rows - 1, 1), x.row_range(rows - 1, 1));
+        b.add(x, passing);
+      });
+      auto expected = plus(values, others);
+      const auto last = gpu.read(other);
+      const auto at = static_cast<size_t>((rows - 1) * columns);
+      CHECK_EQUAL(last[at], others[at] + expected[at]);
+      for (float& value : expected) value += 7;
+      CHECK(gpu.read(x) == expected);
+      gpu.run([&](Backend&) { x.storage->offload(to); });
+      CHECK(gpu.read(x) == expected);
+    }
+  });
+}
+
+TEST("cuda memory: what is offloaded leaves room; the error when the host has none") {
+  if (!have_emulated_cuda()) return;
+  OnDevice gpu(make_cuda_backend(emulated_cuda_library()));
+  auto* limit_memory = emulation_function<void(size_t, size_t)>("emulation_limit_memory");
+  limit_memory(3 << 20, 4 << 20);
+  std::vector<Tensor> tensors;
+  const auto offload = [&](int value) {
+    tensors.push_back(gpu.empty(DType::f32, 1, 1 << 18));
+    gpu.run([&](Backend& b) {
+      b.fill(tensors.back(), value);
+      tensors.back().storage->offload(nullptr);
+    });
+  };
+  for (int i = 0; i < 4; ++i) offload(i);
+  CHECK_THROWS_CODE(offload(4), "OUT_OF_MEMORY", "--offload DIR");
+  CHECK_EQUAL(gpu.read(tensors[4])[1], 4.0f);
+  tensors.pop_back();
+  for (int i = 0; i < 4; ++i) {
+    CHECK_EQUAL(gpu.read(tensors[static_cast<size_t>(i)])[0], static_cast<float>(i));
+    tensors[static_cast<size_t>(i)] = {};
+  }
+  // Buffers of other sizes are given up for a new one.
+  tensors.push_back(gpu.empty(DType::f32, 1, 3 << 17));
+  gpu.run([&](Backend& b) {
+    b.fill(tensors.back(), 5);
+    tensors.back().storage->offload(nullptr);
+  });
+  CHECK_EQUAL(gpu.read(tensors.back())[99], 5.0f);
+  limit_memory(0, 0);
 }

@@ -25,13 +25,15 @@ namespace {
 // Held by whoever calls the runtime: the device is one, whichever thread runs what is in its streams.
 std::recursive_mutex device;
 std::vector<cudaStream_t> streams;
-std::map<void*, size_t> sizes;
 std::minstd_rand randomness(1);
 
 // What tests ask for.
 int copies_before_failure = -1;
-size_t memory_limit = size_t{1} << 36;
-size_t memory_taken = 0;
+constexpr size_t plenty = size_t{1} << 36;
+struct Memory {
+  size_t limit = plenty, taken = 0;
+  std::map<void*, size_t> sizes;
+} device_memory, host_memory;
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
@@ -144,7 +146,7 @@ cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream) {
 
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
   Lock lock(device);
-  const size_t bytes = sizes.at(memory);
+  const size_t bytes = device_memory.sizes.at(memory);
   emulation::enqueue(stream, [=] { poison(memory, bytes); });
   stream->freed.emplace(bytes, memory);
   return cudaSuccess;
@@ -159,24 +161,33 @@ cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMalloc(void** memory, size_t bytes) {
+namespace {
+
+cudaError_t take(Memory& from, void** memory, size_t bytes) {
   Lock lock(device);
-  if (bytes > memory_limit - std::min(memory_limit, memory_taken)) return cudaErrorMemoryAllocation;
+  if (bytes > from.limit - std::min(from.limit, from.taken)) return cudaErrorMemoryAllocation;
   *memory = std::malloc(bytes);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   poison(*memory, bytes);
-  sizes[*memory] = bytes;
-  memory_taken += bytes;
+  from.sizes[*memory] = bytes;
+  from.taken += bytes;
   return cudaSuccess;
 }
 
-cudaError_t cudaFree(void* memory) {
+cudaError_t give(Memory& to, void* memory) {
   Lock lock(device);
-  memory_taken -= sizes.at(memory);
-  sizes.erase(memory);
+  to.taken -= to.sizes.at(memory);
+  to.sizes.erase(memory);
   std::free(memory);
   return cudaSuccess;
 }
+
+}  // namespace
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) { return take(device_memory, memory, bytes); }
+cudaError_t cudaFree(void* memory) { return give(device_memory, memory); }
+cudaError_t cudaMallocHost(void** memory, size_t bytes) { return take(host_memory, memory, bytes); }
+cudaError_t cudaFreeHost(void* memory) { return give(host_memory, memory); }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   Lock lock(device);
@@ -196,8 +207,9 @@ extern "C" __attribute__((visibility("default"))) void emulation_fail_copy(int c
   copies_before_failure = copies;
 }
 
-// The device has only so many bytes, or as many as it likes.
-extern "C" __attribute__((visibility("default"))) void emulation_limit_memory(size_t bytes) {
+// So many bytes more can be taken of the device's memory and of pinned memory, or as many as anyone likes (0).
+extern "C" __attribute__((visibility("default"))) void emulation_limit_memory(size_t device_bytes, size_t host_bytes) {
   Lock lock(device);
-  memory_limit = bytes > 0 ? memory_taken + bytes : size_t{1} << 36;
+  device_memory.limit = device_bytes > 0 ? device_memory.taken + device_bytes : plenty;
+  host_memory.limit = host_bytes > 0 ? host_memory.taken + host_bytes : plenty;
 }
