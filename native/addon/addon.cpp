@@ -2,6 +2,7 @@
 // Its TypeScript mirror is src/native/addon.ts.
 #include <napi.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -16,6 +17,7 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/peak.h"
 
 namespace sparsegpt::addon {
 
@@ -103,6 +105,24 @@ Napi::Value cpu_levels(const Info& info) {
   auto names = Napi::Array::New(info.Env());
   for (const auto* level : cpu::available_kernels()) names[names.Length()] = Napi::String::New(info.Env(), level->name);
   return names;
+}
+
+// (device) => { operation: seconds }; see Device::profile
+Napi::Value profile(const Info& info) {
+  auto seconds = Napi::Object::New(info.Env());
+  for (const auto& [operation, spent] : DeviceHandle::from(info[0]).device().profile()) seconds.Set(operation, spent);
+  return seconds;
+}
+
+// (dtype, threads) => FLOP/s of multiply-adds in registers; takes some ten milliseconds
+Napi::Value cpu_peak(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value {
+    ThreadPool pool(thread_count(read<int>(info[1])));
+    const auto start = std::chrono::steady_clock::now();
+    const double flop = cpu::multiply_adds(pool, read_dtype(info[0]));
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    return Napi::Number::New(info.Env(), flop / seconds.count());
+  });
 }
 
 Napi::Value synchronize(const Info& info) { return DeviceHandle::from(info[0]).synchronize(info.Env()); }
@@ -235,6 +255,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("closeDevice", Napi::Function::New(env, close_device));
   exports.Set("describeDevice", Napi::Function::New(env, describe_device));
   exports.Set("cpuLevels", Napi::Function::New(env, cpu_levels));
+  exports.Set("cpuPeak", Napi::Function::New(env, cpu_peak));
+  exports.Set("profile", Napi::Function::New(env, profile));
   exports.Set("synchronize", Napi::Function::New(env, synchronize));
   exports.Set("allocate", Napi::Function::New(env, allocate));
   exports.Set("view", Napi::Function::New(env, view));

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/error.h"
@@ -37,9 +36,7 @@ class Stopwatch {
 class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads)
-      : kernels_(cpu::selected_kernels()),
-        pool_(threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()))),
-        memory_(std::make_shared<cpu::MemoryPool>()) {}
+      : kernels_(cpu::selected_kernels()), pool_(thread_count(threads)), memory_(std::make_shared<cpu::MemoryPool>()) {}
 
   std::string description() const override {
     return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) +

@@ -117,6 +117,24 @@ TEST("device: each of several synchronisations reports only its own stretch") {
   CHECK_EQUAL(second.get_future().get(), std::string("none"));
 }
 
+TEST("device: the profile adds up each operation's seconds since the last one") {
+  Device device(make_cpu_backend(1));
+  const auto nap = [](Backend&) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  device.enqueue("before", nap);
+  device.synchronize();
+  CHECK(device.profile().empty());
+  device.enqueue("twice", nap);
+  device.enqueue("once", nap);
+  device.enqueue("twice", nap);
+  device.synchronize();
+  const auto profile = device.profile();
+  CHECK_EQUAL(profile.size(), size_t{2});
+  CHECK(profile.at("once") >= 0.005);
+  CHECK(profile.at("twice") >= 0.010);
+  device.synchronize();
+  CHECK(device.profile().empty());
+}
+
 TEST("device: stop drops what is queued, and a waiting synchronisation ends") {
   Device device(make_cpu_backend(1));
   std::promise<void> started, release;

@@ -16,17 +16,19 @@ export interface DeviceFlags {
   threads: number
 }
 
+export const dtypeOption = (description: string) =>
+  new Option('--dtype <dtype>', description).choices(['float32', 'bfloat16'])
+
 /** Where and how the model runs: loadModel's options. */
-export function deviceOptions(command: Command): Command {
+export function deviceOptions(
+  command: Command,
+  dtype = dtypeOption('element type of activations').default('float32'),
+): Command {
   return command
     .addOption(
       new Option('--device <device>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto'),
     )
-    .addOption(
-      new Option('--dtype <dtype>', 'element type of activations')
-        .choices(['float32', 'bfloat16'])
-        .default('float32'),
-    )
+    .addOption(dtype)
     .option('--threads <n>', 'CPU threads; 0 for one per core', number, 0)
 }
 

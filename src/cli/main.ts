@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { benchCommand } from './bench.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
@@ -18,6 +19,7 @@ const program = new Command('sparsegpt')
   .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())
+  .addCommand(benchCommand())
 
 for (const command of [program, ...program.commands]) {
   command.exitOverride()

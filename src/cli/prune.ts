@@ -1,6 +1,7 @@
 import { Command } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
 import { prune } from '../pruning/prune.js'
+import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
 import {
   deviceOptions,
@@ -28,6 +29,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   offload?: string
   memory?: string
   eval?: string
+  profile?: true
   json?: true
   force?: true
 }
@@ -50,6 +52,7 @@ export function pruneCommand(): Command {
     .option('--offload <dir>', 'folder for activations while they wait, for models beyond memory')
     .option('--memory <size>', 'what the job may take, such as 16GB; --offload is then used only if needed')
     .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
+    .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
   return deviceOptions(pruningOptions(command)).action(run)
@@ -105,9 +108,18 @@ function summary(result: PruneReport & { perplexity?: number }): string {
     ...starved.map(
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
     ),
+    ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')
 }
+
+const phases = (seconds: PhaseSeconds, total: number) =>
+  Object.entries(seconds)
+    .map(
+      ([phase, spent]: [string, number]) =>
+        `${phase} ${spent.toFixed(1)} s (${((spent / total) * 100).toFixed(0)} %)`,
+    )
+    .join(', ')
 
 const percent = (share: number) => `${(share * 100).toFixed(2)} %`

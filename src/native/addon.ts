@@ -55,6 +55,10 @@ export interface Addon {
   closeDevice(device: DeviceHandle): void
   describeDevice(device: DeviceHandle): string
   cpuLevels(): string[]
+  /** FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. Some ten milliseconds. */
+  cpuPeak(dtype: DType, threads: number): number
+  /** Seconds by operation since the last call; the first call starts the measuring: native/core/device.h. */
+  profile(device: DeviceHandle): Record<string, number>
   synchronize(device: DeviceHandle): Promise<void>
 
   allocate(device: DeviceHandle, dtype: DType, rows: number, columns: number): TensorHandle

@@ -123,6 +123,15 @@ export class Device {
     return this.kind === 'cuda' ? this.addon.probeCudaDevice().memory : undefined
   }
 
+  /**
+   * Seconds that the device spent since the last call, by operation; waits for the queue as `synchronize` does. The first call
+   * starts the measuring: from then on a GPU finishes each operation before the next begins.
+   */
+  async profile(): Promise<Record<string, number>> {
+    await this.synchronize()
+    return this.addon.profile(this.handle)
+  }
+
   /** Waits until everything enqueued so far has run; rejects with the first failure as SparseGptError. */
   async synchronize(): Promise<void> {
     await awaitNative(this.addon.synchronize(this.handle))

@@ -141,6 +141,8 @@ export class ShapeBackend implements Addon {
   closeDevice = () => undefined
   describeDevice = () => 'shapes only'
   cpuLevels = () => []
+  cpuPeak = () => 0
+  profile = () => ({})
   synchronize = () => Promise.resolve()
 
   allocate(_: DeviceHandle, dtype: DType, rows: number, columns: number): TensorHandle {

@@ -17,6 +17,7 @@ import {
   samples,
   type PruningMethod,
 } from './options.js'
+import { phaseSeconds } from './phases.js'
 import { pruneBlocks, selectLayers } from './pipeline.js'
 import type { PruneProgress, PruneReport } from './report.js'
 
@@ -65,6 +66,8 @@ export interface PruneOptions {
   out?: string
   /** Replace `out` if it exists. */
   force?: boolean
+  /** Report where the time goes (PruneReport.phases). Costs a little on a GPU, which then waits after every operation. */
+  profile?: boolean
   /**
    * Folder for a file that takes the activations while they wait (samples · sequence length · hidden size of them): always, or
    * with `memory` only when they do not fit. On a GPU they may also wait in the host's memory: see `memory`.
@@ -94,6 +97,7 @@ const schema = modelPruningOptions
       .optional(),
     out: z.string().min(1).optional(),
     force: z.boolean().default(false),
+    profile: z.boolean().default(false),
     offload: z.string().min(1).optional(),
     memory: memorySize.optional(),
     onProgress: z
@@ -124,25 +128,33 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const layers = selectLayers(model.architecture, o)
   const offload = await planOffload(model, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
+  if (o.profile) await model.device.profile() // starts it
   abortable(o.signal)
+  const reading = performance.now()
   const windows = await drawCalibration(model, o)
+  const calibration = secondsSince(reading)
   abortable(o.signal)
   const destination =
     o.out === undefined ? new MemoryDestination(model) : await FolderDestination.create(model, o.out, o.force)
   try {
     const reports = await pruneBlocks(model, { ...o, masks, offload }, layers, windows, destination)
+    const operations = o.profile ? await model.device.profile() : undefined
     abortable(o.signal)
+    const committing = performance.now()
     await destination.commit()
+    const commit = secondsSince(committing)
     const weights = reports.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const achieved =
       reports.reduce((sum, layer) => sum + layer.sparsity * layer.rows * layer.columns, 0) / weights
+    const seconds = secondsSince(start)
     return {
       model: source,
       out: destination.folder,
       method: o.method,
       sparsity: { target: target(o, achieved), achieved },
-      seconds: (performance.now() - start) / 1000,
+      seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
       layers: reports,
     }
   } catch (error) {
@@ -150,6 +162,8 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
     throw error
   }
 }
+
+const secondsSince = (start: number) => (performance.now() - start) / 1000
 
 type Parsed = z.output<typeof schema>
 

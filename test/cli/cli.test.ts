@@ -120,8 +120,10 @@ test('without --json a person reads a summary and tables', async () => {
     'magnitude',
     '--sparsity',
     '0.5',
+    '--profile',
   ])
   expect(pruned.stdout).toMatch(/14 layers pruned to 50\.\d\d % zeros \(magnitude\)/)
+  expect(pruned.stdout).toMatch(/forward [\d.]+ s \(\d+ %\).* solve [\d.]+ s .*other [\d.]+ s/)
   expect((await sparsegpt(['eval', target, '--dataset', text])).stdout).toMatch(
     /^perplexity [\d.]+ over 9 windows of 64 tokens\n$/,
   )
