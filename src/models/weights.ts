@@ -152,6 +152,11 @@ export class Weights {
     return linear.layout === 'in-out' ? this.device.transpose(stored, dtype) : this.device.cast(stored, dtype)
   }
 
+  /** Whether the matrix of a block has every value of its stored form, in `dtype`: then the file need not be read again. */
+  isExact(stored: Tensor): boolean {
+    return this.dtype === 'float32' || this.dtype === stored.dtype
+  }
+
   /** The stored form of a matrix [out, in], in the element type of the checkpoint. */
   toStored(matrix: Tensor, linear: LinearSpec, dtype: DType): Tensor {
     return linear.layout === 'in-out' ? this.device.transpose(matrix, dtype) : this.device.cast(matrix, dtype)

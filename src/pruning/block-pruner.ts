@@ -86,7 +86,7 @@ export class BlockPruner {
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
     if (!outputs) return
     const step = () => this.o.meter.batch('forward')
-    await model.passBlock(index, batches, { weights, step, offload: this.o.offload })
+    await model.passBlock(index, weights, batches, { step, offload: this.o.offload })
   }
 
   /** All batches advance from group to group together; each group is pruned before its outputs are computed. */
@@ -175,7 +175,9 @@ export class BlockPruner {
       const selection = await this.selection(`${fullName}.weight`, linear, made)
       const { pruned, result } = device.within(made, () => {
         const stored = all.storedLinear(spec, linear)
-        const weight = all.copy(stored, linear, 'float32')
+        const weight = all.isExact(stored)
+          ? device.cast(this.weights.get(`${name}.weight`), 'float32')
+          : all.copy(stored, linear, 'float32')
         device.releasePages(stored)
         const solved = solver.prune(weight, selection)
         return { pruned: solved, result: all.toStored(weight, linear, stored.dtype) }
