@@ -44,16 +44,19 @@ void ThreadPool::run(int64_t count, Call call, const void* context) {
     context_ = context;
     next_ = 0;
     failure_ = nullptr;
-    running_ = static_cast<int>(workers_.size());
+    open_ = true;
     ++generation_;
   }
   wake_.notify_all();
   drain(0);
-  for (int i = 0; i < spin_rounds && running_ > 0; ++i) pause_cpu();
-  if (running_ > 0) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    idle_.wait(lock, [this] { return running_ == 0; });
+  {
+    // Workers that have not come by now find nothing: on a busy machine it would take long to wait for them.
+    std::lock_guard<std::mutex> lock(mutex_);
+    open_ = false;
   }
+  for (int i = 0; i < spin_rounds && running_ > 0; ++i) pause_cpu();
+  std::unique_lock<std::mutex> lock(mutex_);
+  idle_.wait(lock, [this] { return running_ == 0; });
   if (failure_) std::rethrow_exception(failure_);
 }
 
@@ -80,11 +83,13 @@ void ThreadPool::work(int thread) {
       wake_.wait(lock, [&] { return generation_ != seen; });
     }
     {
-      // The lock orders this read after the writes of run().
+      // The lock orders these reads after the writes of run().
       std::lock_guard<std::mutex> lock(mutex_);
       seen = generation_;
+      if (stopping_) return;
+      if (!open_) continue;
+      ++running_;
     }
-    if (stopping_) return;
     drain(thread);
     std::lock_guard<std::mutex> lock(mutex_);
     if (--running_ == 0) idle_.notify_all();

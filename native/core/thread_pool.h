@@ -65,9 +65,10 @@ class ThreadPool {
   std::atomic<bool> stopping_{false};
   std::atomic<int64_t> next_{0};
   int64_t count_ = 0;
+  bool open_ = false;  // to workers that come now
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  std::atomic<int> running_{0};
+  std::atomic<int> running_{0};  // workers
   std::exception_ptr failure_;
 };
 

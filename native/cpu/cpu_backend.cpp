@@ -186,11 +186,9 @@ class CpuBackend : public Backend {
             "q, k, v and output must agree in type, k and v in layout");
     if (shape.slopes) require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");
     const int64_t group = shape.heads / shape.kv_heads;
-    const auto scratch_size = static_cast<size_t>(kernels_.attention_scratch(shape.sequence, shape.head_dim));
-    std::vector<std::vector<float>> scratch(static_cast<size_t>(pool_.threads()));
+    const int64_t scratch_size = kernels_.attention_scratch(shape.sequence, shape.head_dim);
+    const auto scratch = pool_.scratch<float>(pool_.threads() * scratch_size);
     pool_.parallel_for(q.rows / shape.sequence * shape.kv_heads, [&](int64_t task, int thread) {
-      auto& mine = scratch[static_cast<size_t>(thread)];
-      mine.resize(scratch_size);
       const int64_t first = task / shape.kv_heads * shape.sequence, head = task % shape.kv_heads;
       cpu::AttentionHead h{};
       h.dtype = q.dtype;
@@ -208,7 +206,7 @@ class CpuBackend : public Backend {
       h.window = shape.window;
       h.softcap = shape.softcap;
       h.slopes = shape.slopes ? shape.slopes.data<float>() + head * group : nullptr;
-      kernels_.attention(h, mine.data());
+      kernels_.attention(h, scratch.data() + thread * scratch_size);
     });
   }
 
@@ -281,7 +279,7 @@ class CpuBackend : public Backend {
       kernels_.to_float(bias_row.data(), bias.bytes(), bias.dtype, bias.columns);
     }
     constexpr int64_t tile_tokens = 1024, tile_words = 4096;
-    std::vector<float> logits(static_cast<size_t>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows)));
+    const auto logits = pool_.scratch<float>(std::min(tile_tokens, x.rows) * std::min(tile_words, head.rows));
     struct Running {
       float largest;
       double sum;  // of exp(logit - largest)
@@ -292,12 +290,17 @@ class CpuBackend : public Backend {
       std::vector<Running> running(static_cast<size_t>(tokens), Running{-INFINITY, 0, 0});
       for (int64_t w0 = 0; w0 < head.rows; w0 += tile_words) {
         const int64_t words = std::min(tile_words, head.rows - w0);
-        cpu::gemm(pool_, kernels_,
-                  {tokens, words, x.columns, operand(x.row_range(t0, tokens)),
-                   operand(head.row_range(w0, words)).transposed(), logits.data(), words});
+        cpu::Gemm product{tokens,
+                          words,
+                          x.columns,
+                          operand(x.row_range(t0, tokens)),
+                          operand(head.row_range(w0, words)).transposed(),
+                          logits.data(),
+                          words};
+        product.bias = bias ? bias_row.data() + w0 : nullptr;
+        cpu::gemm(pool_, kernels_, product);
         for_rows(tokens, words, [&](int64_t t, std::vector<float>&) {
           float* row = logits.data() + t * words;
-          if (bias) kernels_.add(row, bias_row.data() + w0, words);
           if (softcap > 0) kernels_.softcap(row, softcap, words);
           Running& r = running[static_cast<size_t>(t)];
           float largest;

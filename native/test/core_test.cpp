@@ -61,11 +61,12 @@ TEST("thread pool: an exception reaches the caller and the pool stays usable") {
   }
 }
 
+// Most end before all workers have come by.
 TEST("thread pool: many short calls in succession") {
   ThreadPool pool(3);
   std::atomic<int64_t> sum{0};
   int64_t expected = 0;
-  for (int64_t call = 0; call < 5000; ++call) {
+  for (int64_t call = 0; call < 30000; ++call) {
     const int64_t count = 1 + call % 5;
     pool.parallel_for(count, [&](int64_t i, int) { sum += i + 1; });
     expected += count * (count + 1) / 2;
