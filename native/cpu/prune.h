@@ -13,6 +13,9 @@ struct Choice {
   double sparsity;
   int n, m;
   const uint8_t* mask;
+
+  // By sparsity the weights of all rows are compared.
+  bool couples_rows() const { return mask == nullptr && m == 0; }
 };
 
 struct WeightMatrix {

@@ -48,7 +48,12 @@ void log_sum_exp(const float* x, int64_t count, float* largest, double* sum);
 int64_t attention_scratch(int64_t sequence, int64_t head_dim);
 void attention(const AttentionHead& head, float* scratch);
 
+// triangle.cpp
+bool factor_block(float* a, int64_t stride, int64_t size, float* scratch);
+void solve_panel(float* a, const float* r, int64_t stride, int64_t rows, int64_t size, float* scratch);
+
 // sweep.cpp
-double sweep(const SweepTile& tile);
+void score(const BlockTile& tile, float* scores);
+double sweep(const BlockTile& tile);
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

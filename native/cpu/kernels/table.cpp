@@ -36,6 +36,9 @@ const Kernels kernels = {
     log_sum_exp,
     attention_scratch,
     attention,
+    factor_block,
+    solve_panel,
+    score,
     sweep,
 };
 
