@@ -17,7 +17,7 @@ namespace {
 class Factorisation {
  public:
   Factorisation(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n)
-      : pool_(pool), kernels_(kernels), a_(a), n_(n), scratch_(static_cast<size_t>(pool.threads() * factor_scratch)) {}
+      : pool_(pool), kernels_(kernels), a_(a), n_(n), scratch_(pool.scratch<float>(pool.threads() * factor_scratch)) {}
 
   // False when a pivot is not positive.
   bool run() { return factor(0, n_); }
@@ -79,17 +79,35 @@ class Factorisation {
   const Kernels& kernels_;
   float* a_;
   int64_t n_;
-  std::vector<float> scratch_;
+  Scratch<float> scratch_;
 };
 
-// Calls body(i0, i1, j0, j1) in parallel for the tiles of the upper triangle.
+// Calls body(i, j) in parallel for the tiles on and above the diagonal, with their first row and column; they are `lanes` wide.
 template <typename Body>
 void for_upper_tiles(ThreadPool& pool, int64_t n, const Body& body) {
-  constexpr int64_t side = 64;
-  const int64_t tiles = (n + side - 1) / side;
+  const int64_t tiles = (n + lanes - 1) / lanes;
   pool.parallel_for(tiles * tiles, [&](int64_t task, int) {
-    const int64_t i = task / tiles * side, j = task % tiles * side;
-    if (j >= i) body(i, std::min(i + side, n), j, std::min(j + side, n));
+    const int64_t i = task / tiles * lanes, j = task % tiles * lanes;
+    if (j >= i) body(i, j);
+  });
+}
+
+void copy_upper_to_lower(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n) {
+  for_upper_tiles(pool, n, [&](int64_t i0, int64_t j0) {
+    const int64_t size = std::min(lanes, n - j0);
+    if (j0 > i0) {
+      kernels.transpose(a + j0 * n + i0, n, a + i0 * n + j0, n, size);
+    } else {
+      for (int64_t i = i0; i < i0 + size; ++i)
+        for (int64_t j = i + 1; j < i0 + size; ++j) a[j * n + i] = a[i * n + j];
+    }
+  });
+}
+
+void copy_lower_to_upper(ThreadPool& pool, float* a, int64_t n) {
+  for_upper_tiles(pool, n, [&](int64_t i0, int64_t j0) {
+    for (int64_t i = i0; i < std::min(i0 + lanes, n); ++i)
+      for (int64_t j = std::max(i + 1, j0); j < std::min(j0 + lanes, n); ++j) a[i * n + j] = a[j * n + i];
   });
 }
 
@@ -122,10 +140,7 @@ FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hes
   mean /= static_cast<double>(n);
 
   // The factorisation writes the upper triangle only, so the lower one keeps H for another try.
-  for_upper_tiles(pool, n, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = std::max(i + 1, j0); j < j1; ++j) hessian[j * n + i] = hessian[i * n + j];
-  });
+  copy_upper_to_lower(pool, kernels, hessian, n);
   Factorisation factorisation(pool, kernels, hessian, n);
   for (report.dampening = dampening;; ++report.retries) {
     for (int64_t j = 0; j < n; ++j)
@@ -133,10 +148,7 @@ FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hes
     if (factorisation.run()) return report;
     if (report.retries == 3) break;
     report.dampening = report.dampening > 0 ? report.dampening * 10 : 0.001;
-    for_upper_tiles(pool, n, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t j = std::max(i + 1, j0); j < j1; ++j) hessian[i * n + j] = hessian[j * n + i];
-    });
+    copy_lower_to_upper(pool, hessian, n);
   }
   throw Error("NOT_POSITIVE_DEFINITE", "the Hessian cannot be factored, even with dampening " +
                                            std::to_string(report.dampening) +

@@ -85,8 +85,9 @@ int64_t chunk_rows(int64_t rows, int64_t columns) {
 // [column][row], as the kernels want it.
 class RowSolver {
  public:
+  // rows: as many as solve() is called with at most.
   RowSolver(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& w, const float* factor, const Choice& choice,
-            int64_t block_columns, const Grid& grid)
+            int64_t rows, int64_t block_columns, const Grid& grid)
       : pool_(pool),
         kernels_(kernels),
         w_(w),
@@ -94,20 +95,22 @@ class RowSolver {
         choice_(choice),
         block_columns_(block_columns),
         grid_(grid),
-        search_(pool.threads()) {}
+        stride_(error_stride(rows)),
+        error_(pool.scratch<float>(w.columns * stride_)),
+        block_factor_(pool.scratch<float>(block_columns * block_columns)),
+        scores_(pool.scratch<float>(choice.couples_rows() ? stride_ * block_columns : 0)),
+        tile_scratch_(pool.scratch<float>(pool.threads() * tile_scratch(block_columns))),
+        losses_(static_cast<size_t>(stride_ / lanes)),
+        search_(pool.threads(), kernels) {}
 
   // Returns Σ (w - q)² / U_jj² of the rows [first, first + rows).
   double solve(int64_t first, int64_t rows) {
     first_ = first;
     rows_ = rows;
     tiles_ = (rows + lanes - 1) / lanes;
-    stride_ = error_stride(rows);
-    error_.resize(static_cast<size_t>(w_.columns * stride_));
-    block_factor_.resize(static_cast<size_t>(block_columns_ * block_columns_));
-    scratch_.resize(static_cast<size_t>(pool_.threads() * tile_scratch(block_columns_)));
-    if (choice_.couples_rows()) scores_.resize(static_cast<size_t>(tiles_ * lanes * block_columns_));
-    losses_.assign(static_cast<size_t>(tiles_), 0.0);
-    pool_.parallel_for(block_columns_, [&](int64_t j, int) { std::fill_n(error_.data() + j * stride_, tiles_ * lanes, 0.0f); });
+    std::fill(losses_.begin(), losses_.end(), 0.0);
+    pool_.parallel_for(block_columns_,
+                       [&](int64_t j, int) { std::fill_n(error_.data() + j * stride_, tiles_ * lanes, 0.0f); });
     solve_blocks(0, (w_.columns + block_columns_ - 1) / block_columns_);
     double loss = 0;
     for (double part : losses_) loss += part;
@@ -163,7 +166,7 @@ class RowSolver {
       return std::pair<const float*, int64_t>(scores_of(t, size), size * lanes);
     });
     int64_t surplus = found.smaller + found.equal - count;
-    for (int64_t i = rows_ * size - 1; surplus > 0; --i) {
+    for (int64_t i = rows_ * size - 1; i >= 0 && surplus > 0; --i) {
       float& score = scores_of(i / size / lanes, size)[i % size * lanes + i / size % lanes];
       if (score != found.score) continue;
       score = INFINITY;
@@ -196,7 +199,7 @@ class RowSolver {
       tile.grid_zero = grid_.zero.data() + row;
       tile.grid_max = grid_.max;
     }
-    tile.scratch = scratch_.data() + thread * tile_scratch(block_columns_);
+    tile.scratch = tile_scratch_.data() + thread * tile_scratch(block_columns_);
     return tile;
   }
 
@@ -210,12 +213,13 @@ class RowSolver {
   const int64_t block_columns_;
   const Grid& grid_;
 
-  int64_t first_ = 0, rows_ = 0, tiles_ = 0, stride_ = 0;
-  std::vector<float> error_;         // [columns][stride]
-  std::vector<float> block_factor_;  // R_BB
-  std::vector<float> scores_;        // [tiles][B][lanes]
-  std::vector<float> scratch_;
+  const int64_t stride_;
+  Scratch<float> error_;  // [columns][stride]
+  Scratch<float> block_factor_;  // R_BB
+  Scratch<float> scores_;  // [tiles][B][lanes]
+  Scratch<float> tile_scratch_;  // of each thread
   std::vector<double> losses_;  // of each tile
+  int64_t first_ = 0, rows_ = 0, tiles_ = 0;
   RankSearch search_;
 };
 
@@ -260,7 +264,7 @@ double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMat
     block_columns = choice.mask != nullptr ? free_block : std::max<int64_t>(free_block / choice.m, 1) * choice.m;
     chunk = chunk_rows(w.rows, w.columns);
   }
-  RowSolver solver(pool, kernels, w, factor, choice, std::min(block_columns, w.columns), grid);
+  RowSolver solver(pool, kernels, w, factor, choice, chunk, std::min(block_columns, w.columns), grid);
   double loss = 0;
   for (int64_t first = 0; first < w.rows; first += chunk) loss += solver.solve(first, std::min(chunk, w.rows - first));
   // A loss beyond what a double holds comes of weights that are not finite.
@@ -276,7 +280,7 @@ void prune_magnitude(ThreadPool& pool, const Kernels& kernels, const WeightMatri
     // The reference prunes up to the threshold at this rank, which it counts in, and weights of the same size with it.
     const auto rank = static_cast<int64_t>(static_cast<double>(w.rows * w.columns) * choice.sparsity);
     const auto row = [&](int64_t r) { return std::pair<const float*, int64_t>(w.weight + r * w.columns, w.columns); };
-    RankSearch search(pool.threads());
+    RankSearch search(pool.threads(), kernels);
     pool.parallel_for(w.rows, [&](int64_t r, int thread) { search.count(thread, row(r).first, w.columns); });
     threshold = search.find(pool, w.rows, std::min(rank, w.rows * w.columns - 1), row).score;
   }

@@ -15,25 +15,15 @@ inline uint32_t key(float score) {
   return bits & 0x7fffffffu;
 }
 
-constexpr int bucket_shift = 19;  // exponent and 4 bits of the fraction
+constexpr int bucket_shift = 17;  // exponent and 6 bits of the fraction
 constexpr size_t buckets = size_t{1} << (31 - bucket_shift);
-// Neighbours often fall into one bucket, and adding to the same count again and again waits for the one before.
-constexpr size_t tables = 4;
 
 }  // namespace
 
 void RankSearch::count(int thread, const float* scores, int64_t total) {
   auto& counts = counts_[static_cast<size_t>(thread)];
-  counts.resize(tables * buckets);
-  uint32_t* table = counts.data();
-  int64_t i = 0;
-  for (; i + 4 <= total; i += 4) {
-    ++table[key(scores[i]) >> bucket_shift];
-    ++table[buckets + (key(scores[i + 1]) >> bucket_shift)];
-    ++table[2 * buckets + (key(scores[i + 2]) >> bucket_shift)];
-    ++table[3 * buckets + (key(scores[i + 3]) >> bucket_shift)];
-  }
-  for (; i < total; ++i) ++table[key(scores[i]) >> bucket_shift];
+  counts.resize(buckets);
+  for (int64_t i = 0; i < total; ++i) ++counts[key(scores[i]) >> bucket_shift];
 }
 
 RankSearch::Bucket RankSearch::bucket_of(int64_t rank) const {
@@ -41,40 +31,40 @@ RankSearch::Bucket RankSearch::bucket_of(int64_t rank) const {
   for (size_t bucket = 0;; ++bucket) {
     int64_t here = 0;
     for (const auto& counts : counts_)
-      for (size_t t = 0; !counts.empty() && t < tables; ++t) here += counts[t * buckets + bucket];
+      if (!counts.empty()) here += counts[bucket];
     if (before + here > rank) return {static_cast<uint32_t>(bucket), before};
     before += here;
   }
 }
 
 void RankSearch::collect(int thread, const Bucket& bucket, const float* scores, int64_t total) {
-  auto& candidates = candidates_[static_cast<size_t>(thread)];
-  size_t used = candidates.size();
-  candidates.resize(used + static_cast<size_t>(total));
-  for (int64_t i = 0; i < total; ++i) {  // without a branch that would be mispredicted
-    const uint32_t k = key(scores[i]);
-    candidates[used] = k;
-    used += k >> bucket_shift == bucket.index;
-  }
-  candidates.resize(used);
+  auto& [keys, used] = candidates_[static_cast<size_t>(thread)];
+  const size_t room = used + static_cast<size_t>(total);
+  if (keys.size() < room) keys.resize(room + room / 2);
+  const uint32_t first = bucket.index << bucket_shift;
+  used += static_cast<size_t>(
+      kernels_.collect(keys.data() + used, scores, total, first, first + (uint32_t{1} << bucket_shift) - 1));
 }
 
 RankSearch::Found RankSearch::rank_among_candidates(const Bucket& bucket, int64_t rank) {
-  auto& all = candidates_.front();
+  auto& [all, used] = candidates_.front();
   for (size_t t = 1; t < candidates_.size(); ++t) {
-    all.insert(all.end(), candidates_[t].begin(), candidates_[t].end());
-    candidates_[t].clear();
+    auto& [keys, count] = candidates_[t];
+    if (all.size() < used + count) all.resize(used + count);
+    std::copy_n(keys.begin(), count, all.begin() + static_cast<int64_t>(used));
+    used += count;
+    count = 0;
   }
-  const auto nth = all.begin() + (rank - bucket.before);
-  std::nth_element(all.begin(), nth, all.end());
+  const auto end = all.begin() + static_cast<int64_t>(used), nth = all.begin() + (rank - bucket.before);
+  std::nth_element(all.begin(), nth, end);
   const uint32_t threshold = *nth;
   Found found{0, bucket.before, 0};
-  for (uint32_t k : all) {
-    found.smaller += k < threshold;
-    found.equal += k == threshold;
-  }
   std::memcpy(&found.score, &threshold, 4);
-  all.clear();
+  for (auto k = all.begin(); k != end; ++k) {
+    found.smaller += *k < threshold;
+    found.equal += *k == threshold;
+  }
+  used = 0;
   for (auto& counts : counts_) std::fill(counts.begin(), counts.end(), 0);
   return found;
 }

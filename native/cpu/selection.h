@@ -5,13 +5,15 @@
 #include <vector>
 
 #include "core/thread_pool.h"
+#include "cpu/kernels/kernels.h"
 
 namespace sparsegpt::cpu {
 
 // The score of a given rank among many that come in parts, by counting: in linear time, and in an order that changes nothing.
 class RankSearch {
  public:
-  explicit RankSearch(int threads) : counts_(static_cast<size_t>(threads)), candidates_(static_cast<size_t>(threads)) {}
+  RankSearch(int threads, const Kernels& kernels)
+      : kernels_(kernels), counts_(static_cast<size_t>(threads)), candidates_(static_cast<size_t>(threads)) {}
 
   // Every score must be counted before find() is called; different threads may count different parts at the same time.
   void count(int thread, const float* scores, int64_t total);
@@ -42,9 +44,14 @@ class RankSearch {
   void collect(int thread, const Bucket& bucket, const float* scores, int64_t total);
   Found rank_among_candidates(const Bucket& bucket, int64_t rank);
 
+  const Kernels& kernels_;
   // Of every thread. Empty until it counts.
   std::vector<std::vector<uint32_t>> counts_;
-  std::vector<std::vector<uint32_t>> candidates_;
+  struct Candidates {
+    std::vector<uint32_t> keys;
+    size_t used = 0;
+  };
+  std::vector<Candidates> candidates_;
 };
 
 // mask[i] = 1 for exactly `count` smallest of `total` finite scores, else 0; of equal scores the ones with the lowest index.

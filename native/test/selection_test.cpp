@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cpu/dispatch.h"
 #include "cpu/selection.h"
 #include "test/check.h"
 
@@ -40,7 +41,8 @@ void check_choice(const std::vector<float>& scores, int64_t count) {
   CHECK(mask == sorted_choice(scores, count));
 }
 
-void check_rank(cpu::RankSearch& search, ThreadPool& pool, const std::vector<float>& scores, int64_t part_size, int64_t rank) {
+void check_rank(cpu::RankSearch& search, ThreadPool& pool, const std::vector<float>& scores, int64_t part_size,
+                int64_t rank) {
   const auto total = static_cast<int64_t>(scores.size()), parts = (total + part_size - 1) / part_size;
   const auto part = [&](int64_t p) {
     return std::pair<const float*, int64_t>(scores.data() + p * part_size, std::min(part_size, total - p * part_size));
@@ -72,7 +74,7 @@ TEST("selection: exactly the smallest, of equal scores the first") {
 TEST("selection: the score of a rank, in parts, again and again") {
   for (int threads : {1, 3}) {
     ThreadPool pool(threads);
-    cpu::RankSearch search(threads);
+    cpu::RankSearch search(threads, *cpu::available_kernels().back());
     for (uint64_t seed = 1; seed <= 60; ++seed) {
       Random random(seed);
       const int64_t total = seed % 20 == 0 ? random.integer(200000, 300000) : random.integer(1, 3000);

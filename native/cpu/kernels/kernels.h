@@ -49,7 +49,7 @@ struct BlockTile {
   float* scratch;  // tile_scratch(B) floats
 };
 
-constexpr int64_t tile_scratch(int64_t columns) { return 3 * columns * lanes; }
+constexpr int64_t tile_scratch(int64_t columns) { return 4 * columns * lanes; }
 
 constexpr int64_t factor_columns = 128;  // of a diagonal block of the factorisation
 constexpr int64_t factor_scratch = factor_columns * factor_columns;
@@ -99,6 +99,9 @@ struct Kernels {
   int64_t (*attention_scratch)(int64_t sequence, int64_t head_dim);  // floats needed
   void (*attention)(const AttentionHead& head, float* scratch);
 
+  // out[j][i] = in[i][j] for i < lanes and j < columns
+  void (*transpose)(float* out, int64_t out_stride, const float* in, int64_t in_stride, int64_t columns);
+
   // --- the factorisation H = R Rᵀ; size <= factor_columns, scratch of factor_scratch floats ---
   // Factors a diagonal block [size, size] in place; false when a pivot is not positive. Reads and writes the upper triangle.
   bool (*factor_block)(float* a, int64_t stride, int64_t size, float* scratch);
@@ -109,6 +112,9 @@ struct Kernels {
   // scores [B][lanes] = |w| / U_jj with w compensated for all columns before the block; infinite in lanes without a row.
   void (*score)(const BlockTile& tile, float* scores);
   double (*sweep)(const BlockTile& tile);  // returns Σ (w - q)² / U_jj²
+  // Writes the bits of the scores, but for the sign, that lie in [low, high], in order; returns how many. out needs room for
+  // all.
+  int64_t (*collect)(uint32_t* out, const float* scores, int64_t count, uint32_t low, uint32_t high);
 };
 
 }  // namespace sparsegpt::cpu

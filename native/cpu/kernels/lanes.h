@@ -59,6 +59,19 @@ static inline void store_first(float* p, vf v, int64_t count) {
   }
 }
 
+// Bit i is set where lane i of a comparison holds.
+static inline uint32_t lane_bits(vi holds) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i&>(holds));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256&>(holds)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < width; ++i) bits |= static_cast<uint32_t>(holds[i] & 1) << i;
+  return bits;
+#endif
+}
+
 // out[column][lane] = in[lane][column] for lane < rows, and zero in the lanes behind. load_row(row, column, count) gives
 // `count` <= width elements of a row of `in`.
 template <typename LoadRow>
@@ -70,20 +83,22 @@ static inline void gather_lanes(float* out, int64_t out_stride, int64_t rows, in
       if (r + width <= rows && count == width) {
 #pragma GCC unroll 16
         for (int64_t i = 0; i < width; ++i) square[i] = load_row(r + i, j, width);
+        transpose_square(square);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < width; ++i) store(out + (j + i) * out_stride + r, square[i]);
       } else {
         for (int64_t i = 0; i < width; ++i) square[i] = r + i < rows ? load_row(r + i, j, count) : vf{};
+        transpose_square(square);
+        for (int64_t i = 0; i < count; ++i) store(out + (j + i) * out_stride + r, square[i]);
       }
-      transpose_square(square);
-      for (int64_t i = 0; i < count; ++i) store(out + (j + i) * out_stride + r, square[i]);
     }
   }
 }
 
 static inline void load_lanes(float* out, int64_t out_stride, const float* in, int64_t in_stride, int64_t rows,
                               int64_t columns) {
-  gather_lanes(out, out_stride, rows, columns, [&](int64_t row, int64_t column, int64_t count) {
-    return load_first(in + row * in_stride + column, count);
-  });
+  gather_lanes(out, out_stride, rows, columns,
+               [&](int64_t row, int64_t column, int64_t count) { return load_first(in + row * in_stride + column, count); });
 }
 
 // The way back: store_row(row, column, vector, count) takes `count` <= width elements of a row.
@@ -95,17 +110,26 @@ static inline void scatter_lanes(const float* in, int64_t in_stride, int64_t row
     for (int64_t r = 0; r < rows; r += width) {
       const int64_t height = rows - r < width ? rows - r : width;
       vf square[width];
-      for (int64_t i = 0; i < width; ++i) square[i] = i < count ? load(in + (j + i) * in_stride + r) : vf{};
-      transpose_square(square);
-      for (int64_t i = 0; i < height; ++i) store_row(r + i, j, square[i], count);
+      if (height == width && count == width) {
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < width; ++i) square[i] = load(in + (j + i) * in_stride + r);
+        transpose_square(square);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < width; ++i) store_row(r + i, j, square[i], width);
+      } else {
+        for (int64_t i = 0; i < width; ++i) square[i] = i < count ? load(in + (j + i) * in_stride + r) : vf{};
+        transpose_square(square);
+        for (int64_t i = 0; i < height; ++i) store_row(r + i, j, square[i], count);
+      }
     }
   }
 }
 
 // x_j ± = Σ_{k < depth} e_k t(j, k) for the columns j in [0, count), with t(j, k) = t[j * t_column + k * t_depth].
 template <bool subtract>
-static inline void accumulate(float* x, int64_t x_stride, const float* e, int64_t e_stride, const float* t, int64_t t_column,
-                              int64_t t_depth, int64_t count, int64_t depth) {
+__attribute__((noinline)) static void accumulate(float* x, int64_t x_stride, const float* e, int64_t e_stride,
+                                                 const float* t, int64_t t_column, int64_t t_depth, int64_t count,
+                                                 int64_t depth) {
   if (depth == 0) return;
   constexpr int64_t group = width == 16 ? 4 : 2;  // columns that share the loads of e
   constexpr int64_t chunk = 4 * width;

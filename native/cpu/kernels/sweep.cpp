@@ -13,37 +13,150 @@ namespace {
 // Stands for a pruned weight until the tile is written, when it becomes a zero and a one in the mask. Weights are finite.
 constexpr int32_t pruned_bits = -1;
 
-// Solves for the weights of one n:m group as they are when the loop reaches it, and marks the n smallest scores in every
-// lane with -1, the others with 0; the leftmost of equal ones goes first. marks: [m][lanes]; scratch: [2 m][lanes].
-// `fixed` is m where that is known, so that everything stays in registers.
-template <int64_t fixed>
-void mark_group(int32_t* marks, const BlockTile& tile, const float* weight, const float* error, const float* factor,
-                float* scratch) {
-  const int64_t m = fixed > 0 ? fixed : tile.m;
-  for (int64_t r = 0; r < lanes; r += width) {
-    vf registers[fixed > 0 ? 2 * fixed : 1];
-    vf* z = fixed > 0 ? registers : reinterpret_cast<vf*>(scratch);  // of z R_BB = error
-    vf* score = z + m;
+// --- which columns of a strip to prune, in `width` rows -----------------------------------------------------------------
+// begin: the strip's first column; dense, carried: weights and sums of its columns, as finish_strip() has them.
+
+struct ByScore {
+  const BlockTile& tile;
+
+  void operator()(vi* prune, int64_t begin, int64_t count, int64_t r, const vf*, const vf*, const float*, vf*) const {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) prune[j] = load(tile.scores + (begin + j) * lanes + r) <= tile.threshold;
+  }
+};
+
+struct ByMask {
+  const float* marks;  // [B][lanes]: -1 (as an integer) where to prune, else 0
+
+  void operator()(vi* prune, int64_t begin, int64_t count, int64_t r, const vf*, const vf*, const float*, vf*) const {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) prune[j] = as_int(load(marks + (begin + j) * lanes + r));
+  }
+};
+
+// The strip is one n:m group, scored with the weights as they are when the loop reaches it. The leftmost of equal scores
+// goes first. `smallest` is n where it is known, else 0.
+template <int64_t smallest>
+struct ByGroup {
+  const BlockTile& tile;
+
+  void operator()(vi* prune, int64_t begin, int64_t m, int64_t r, const vf* dense, const vf* carried, const float* inverses,
+                  vf* scratch) const {
+    (void)r;
+    vf* z = scratch;  // of z R_BB = carried
+    vf* scores = scratch + m;
+    const float* factor = tile.factor + begin * tile.columns + begin;
 #pragma GCC unroll 8
     for (int64_t j = 0; j < m; ++j) {
-      const float* column = factor + j;  // of R
-      vf carried = load(error + j * tile.error_stride + r);
+      vf rest = carried[j];
 #pragma GCC unroll 8
-      for (int64_t k = 0; k < j; ++k) carried -= z[k] * column[k * tile.columns];
-      const float diagonal = column[j * tile.columns];
-      z[j] = carried * (1.0f / diagonal);
-      const vf scaled = (load(weight + j * lanes + r) + z[j]) * diagonal;
-      score[j] = vmax(-scaled, scaled);
+      for (int64_t k = 0; k < j; ++k) rest -= z[k] * factor[k * tile.columns + j];
+      z[j] = rest * inverses[j];
+      const vf scaled = (dense[j] + z[j]) * factor[j * tile.columns + j];
+      scores[j] = as_float(as_int(scaled) & 0x7fffffff);
     }
+    if (smallest > 0) {
+      // With the column in the last bits no two are equal, and after n rounds of bubble sort the n-th smallest is in place.
+      vi* sorted = reinterpret_cast<vi*>(z);
 #pragma GCC unroll 8
-    for (int64_t a = 0; a < m; ++a) {
-      vi rank = {};
+      for (int64_t j = 0; j < m; ++j) prune[j] = sorted[j] = (as_int(scores[j]) & -8) | static_cast<int32_t>(j);
 #pragma GCC unroll 8
-      for (int64_t b = 0; b < m; ++b)
-        if (b != a) rank -= b < a ? score[b] <= score[a] : score[b] < score[a];
-      store(reinterpret_cast<float*>(marks + a * lanes + r), as_float(rank < tile.n));
+      for (int64_t a = 0; a < smallest; ++a)
+#pragma GCC unroll 8
+        for (int64_t b = m - 1; b > a; --b) {
+          const vi less = sorted[b] < sorted[b - 1] ? sorted[b] : sorted[b - 1];
+          sorted[b] = sorted[b] < sorted[b - 1] ? sorted[b - 1] : sorted[b];
+          sorted[b - 1] = less;
+        }
+      const vi threshold = sorted[smallest - 1];
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < m; ++j) prune[j] = prune[j] <= threshold;
+    } else {
+      for (int64_t a = 0; a < m; ++a) {
+        vi rank = {};
+        for (int64_t b = 0; b < m; ++b) rank -= b < a ? scores[b] <= scores[a] : scores[b] < scores[a];
+        prune[a] = rank < tile.n;
+      }
     }
   }
+};
+
+// --- the sweep ------------------------------------------------------------------------------------------------------------
+
+struct Grid {
+  alignas(64) float scale[lanes], zero[lanes];
+  float max;
+
+  explicit Grid(const BlockTile& tile) : max(tile.grid_max) {
+    if (tile.grid_scale == nullptr) return;
+    for (int64_t r = 0; r < lanes; ++r) {
+      scale[r] = r < tile.rows ? tile.grid_scale[r] : 1.0f;
+      zero[r] = r < tile.rows ? tile.grid_zero[r] : 0.0f;
+    }
+  }
+  vf nearest(vf x, int64_t r) const {
+    const vf s = load(scale + r), z = load(zero + r);
+    const vf limit = broadcast(4194304.0f);  // keeps round_even exact
+    const vf steps = round_even(vmin(vmax(x / s, -limit), limit)) + z;
+    return s * (vmin(vmax(steps, vf{}), broadcast(max)) - z);
+  }
+};
+
+// The columns [begin, begin + count) of the block, whose sums have all errors of the columns before them. `fixed` is `count`
+// where it is known, so that all but the inverses of R_jj stays in registers; else scratch holds 5 * count vectors more.
+template <int64_t fixed, typename Choose>
+void finish_strip(const BlockTile& tile, float* w, int64_t begin, int64_t some, const Choose& choose, const Grid& grid,
+                  vf* squares, float* scratch) {
+  const int64_t count = fixed > 0 ? fixed : some;
+  const float* factor = tile.factor + begin * tile.columns + begin;
+  float* inverses = scratch;
+  for (int64_t j = 0; j < count; ++j) inverses[j] = 1.0f / factor[j * tile.columns + j];
+  for (int64_t r = 0; r < lanes; r += width) {
+    vf registers[fixed > 0 ? 5 * fixed : 1];
+    vf* dense = fixed > 0 ? registers : reinterpret_cast<vf*>(scratch + count);
+    vf* carried = dense + count;
+    vi* prune = reinterpret_cast<vi*>(carried + count);
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) {
+      dense[j] = load(w + (begin + j) * lanes + r);
+      carried[j] = load(tile.error + (begin + j) * tile.error_stride + r);
+    }
+    choose(prune, begin, count, r, dense, carried, inverses, carried + 2 * count);
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) {
+      const float diagonal = factor[j * tile.columns + j];
+      const vf value = dense[j] + carried[j] * inverses[j];
+      vf q = select(prune[j], vf{}, value);
+      if (tile.grid_scale != nullptr) q = grid.nearest(q, r);
+      const vf loss = (value - q) * diagonal, error = dense[j] - q;
+      squares[r / width] += loss * loss;
+      store(tile.error + (begin + j) * tile.error_stride + r, error);
+      store(w + (begin + j) * lanes + r, select(prune[j], as_float(vi{} + pruned_bits), q));
+#pragma GCC unroll 8
+      for (int64_t k = j + 1; k < count; ++k) carried[k] += error * factor[j * tile.columns + k];
+    }
+  }
+}
+
+// `fixed` is `strip` where that is known.
+template <int64_t fixed, typename Choose>
+double sweep_strips(const BlockTile& tile, float* w, int64_t strip, const Choose& choose, float* scratch) {
+  const Grid grid(tile);
+  vf squares[lanes / width] = {};
+  for (int64_t begin = 0; begin < tile.columns; begin += strip) {
+    const int64_t count = begin + strip < tile.columns ? strip : tile.columns - begin;
+    accumulate<false>(tile.error + begin * tile.error_stride, tile.error_stride, tile.error, tile.error_stride,
+                      tile.factor + begin, 1, tile.columns, count, begin);
+    if (count == fixed) {
+      finish_strip<fixed>(tile, w, begin, count, choose, grid, squares, scratch);
+    } else {
+      finish_strip<0>(tile, w, begin, count, choose, grid, squares, scratch);
+    }
+  }
+  double loss = 0;
+  for (int64_t v = 0; v < lanes / width; ++v)
+    for (int64_t i = 0; i < width; ++i) loss += squares[v][i];
+  return loss;
 }
 
 void load_weights(float* w, const BlockTile& tile) {
@@ -73,72 +186,27 @@ void score(const BlockTile& tile, float* scores) {
 double sweep(const BlockTile& tile) {
   const int64_t columns = tile.columns;
   float* w = tile.scratch;  // [B][lanes]: weights, then pruned weights
-  auto* marks = reinterpret_cast<int32_t*>(w + columns * lanes);  // [B][lanes]: -1 where to prune
-  float* group_scratch = w + 2 * columns * lanes;  // of mark_group, whose m may be as large as B
+  float* marks = w + columns * lanes;  // [B][lanes]
+  float* strip_scratch = w + 2 * columns * lanes;
   load_weights(w, tile);
 
-  const bool groups = tile.given == nullptr && tile.scores == nullptr;
-  if (tile.given != nullptr) {
-    gather_lanes(reinterpret_cast<float*>(marks), lanes, tile.rows, columns,
-                 [&](int64_t row, int64_t column, int64_t count) {
-                   const uint8_t* given = tile.given + row * tile.stride + column;
-                   vi mark = {};
-                   for (int64_t i = 0; i < count; ++i) mark[i] = -(given[i] != 0);
-                   return as_float(mark);
-                 });
-  }
-  float scale[lanes], zero[lanes];
-  if (tile.grid_scale != nullptr) {
-    for (int64_t r = 0; r < lanes; ++r) {
-      scale[r] = r < tile.rows ? tile.grid_scale[r] : 1.0f;
-      zero[r] = r < tile.rows ? tile.grid_zero[r] : 0.0f;
-    }
-  }
-
-  // A strip holds whole n:m groups.
-  const int64_t group = groups ? tile.m : 1;
-  const int64_t strip = group > strip_columns ? group : strip_columns / group * group;
-  vf squares[lanes / width] = {};
-  for (int64_t begin = 0; begin < columns; begin += strip) {
-    const int64_t end = begin + strip < columns ? begin + strip : columns;
-    accumulate<false>(tile.error + begin * tile.error_stride, tile.error_stride, tile.error, tile.error_stride,
-                      tile.factor + begin, 1, columns, end - begin, begin);
-    for (int64_t j = begin; j < end; ++j) {
-      const float* column = tile.factor + j;  // of R
-      if (groups && j % group == 0) {
-        // What is missing in `error` are the groups of this strip before it.
-        for (int64_t i = j; i < j + group && j > begin; ++i)
-          for (int64_t r = 0; r < lanes; r += width) {
-            vf carried = load(tile.error + i * tile.error_stride + r);
-            for (int64_t k = begin; k < j; ++k)
-              carried += load(tile.error + k * tile.error_stride + r) * tile.factor[k * columns + i];
-            store(tile.error + i * tile.error_stride + r, carried);
-          }
-        const auto mark = group == 4 ? mark_group<4> : group == 8 ? mark_group<8> : mark_group<0>;
-        mark(marks + j * lanes, tile, w + j * lanes, tile.error + j * tile.error_stride, column + j * columns, group_scratch);
-      }
-      const int64_t first = groups ? j / group * group : begin;
-      const float diagonal = column[j * columns], inverse = 1.0f / diagonal;
-      float* error = tile.error + j * tile.error_stride;
-      for (int64_t r = 0; r < lanes; r += width) {
-        vf carried = load(error + r);
-        for (int64_t k = first; k < j; ++k) carried += load(tile.error + k * tile.error_stride + r) * column[k * columns];
-        const vf dense = load(w + j * lanes + r), value = dense + carried * inverse;
-        const vi prune = tile.scores != nullptr ? load(tile.scores + j * lanes + r) <= tile.threshold
-                                                : as_int(load(reinterpret_cast<float*>(marks) + j * lanes + r));
-        vf q = select(prune, vf{}, value);
-        if (tile.grid_scale != nullptr) {
-          const vf s = load(scale + r), z = load(zero + r);
-          const vf limit = broadcast(4194304.0f);  // keeps round_even exact
-          const vf steps = round_even(vmin(vmax(q / s, -limit), limit)) + z;
-          q = s * (vmin(vmax(steps, vf{}), broadcast(tile.grid_max)) - z);
-        }
-        const vf loss = (value - q) * diagonal;
-        squares[r / width] += loss * loss;
-        store(error + r, dense - q);
-        store(w + j * lanes + r, select(prune, as_float(vi{} + pruned_bits), q));
-      }
-    }
+  double loss = 0;
+  if (tile.scores != nullptr) {
+    loss = sweep_strips<strip_columns>(tile, w, strip_columns, ByScore{tile}, strip_scratch);
+  } else if (tile.given != nullptr) {
+    gather_lanes(marks, lanes, tile.rows, columns, [&](int64_t row, int64_t column, int64_t count) {
+      const uint8_t* given = tile.given + row * tile.stride + column;
+      vi mark = {};
+      for (int64_t i = 0; i < count; ++i) mark[i] = -(given[i] != 0);
+      return as_float(mark);
+    });
+    loss = sweep_strips<strip_columns>(tile, w, strip_columns, ByMask{marks}, strip_scratch);
+  } else if (tile.n == 2 && tile.m == 4) {
+    loss = sweep_strips<4>(tile, w, tile.m, ByGroup<2>{tile}, strip_scratch);
+  } else if (tile.n == 4 && tile.m == 8) {
+    loss = sweep_strips<8>(tile, w, tile.m, ByGroup<4>{tile}, strip_scratch);
+  } else {
+    loss = sweep_strips<0>(tile, w, tile.m, ByGroup<0>{tile}, strip_scratch);
   }
 
   scatter_lanes(w, lanes, tile.rows, columns, [&](int64_t row, int64_t column, vf values, int64_t count) {
@@ -153,10 +221,19 @@ double sweep(const BlockTile& tile) {
       memcpy(mask, &ones, static_cast<size_t>(count));
     }
   });
-  double loss = 0;
-  for (int64_t v = 0; v < lanes / width; ++v)
-    for (int64_t i = 0; i < width; ++i) loss += squares[v][i];
   return loss;
+}
+
+int64_t collect(uint32_t* out, const float* scores, int64_t count, uint32_t low, uint32_t high) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; i += width) {
+    const int64_t part = count - i < width ? count - i : width;
+    const vi keys = as_int(load_first(scores + i, part)) & 0x7fffffff;
+    const vi inside = (keys >= static_cast<int32_t>(low)) & (keys <= static_cast<int32_t>(high));
+    for (uint32_t hits = lane_bits(inside) & ((1u << part) - 1); hits != 0; hits &= hits - 1)
+      out[found++] = static_cast<uint32_t>(keys[__builtin_ctz(hits)]);
+  }
+  return found;
 }
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

@@ -1,7 +1,11 @@
-// The small triangular work of the factorisation H = R Rᵀ: a block on the diagonal, and the rows above it.
+// What the factorisation H = R Rᵀ needs beside products: its blocks on the diagonal, and the rows above them.
 #include "cpu/kernels/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
+
+void transpose(float* out, int64_t out_stride, const float* in, int64_t in_stride, int64_t columns) {
+  load_lanes(out, out_stride, in, in_stride, lanes, columns);
+}
 
 // Columns go from the last to the first, as R is upper triangular; hence the negative strides.
 
