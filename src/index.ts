@@ -3,6 +3,8 @@ export { loadModel, type LoadOptions, type Logits, type Model } from './models/m
 export type { DownloadProgress } from './hub/snapshot.js'
 export { prune, type CalibrationOptions, type PruneOptions } from './pruning/prune.js'
 export type { LayerReport, PruneProgress, PruneReport } from './pruning/report.js'
+export type { PhaseSeconds } from './pruning/phases.js'
+export { plan, type Plan, type PlanOptions } from './planning/plan.js'
 export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './pruning/layer.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './evaluation/perplexity.js'
 export type { TextSource } from './calibration/source.js'

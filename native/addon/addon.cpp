@@ -2,6 +2,7 @@
 // Its TypeScript mirror is src/native/addon.ts.
 #include <napi.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,9 +13,11 @@
 #include "addon/device_handle.h"
 #include "core/cuda_loader.h"
 #include "core/mapped_file.h"
+#include "core/spill_file.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/peak.h"
 
 namespace sparsegpt::addon {
 
@@ -102,6 +105,24 @@ Napi::Value cpu_levels(const Info& info) {
   auto names = Napi::Array::New(info.Env());
   for (const auto* level : cpu::available_kernels()) names[names.Length()] = Napi::String::New(info.Env(), level->name);
   return names;
+}
+
+// (device) => { operation: seconds }; see Device::profile
+Napi::Value profile(const Info& info) {
+  auto seconds = Napi::Object::New(info.Env());
+  for (const auto& [operation, spent] : DeviceHandle::from(info[0]).device().profile()) seconds.Set(operation, spent);
+  return seconds;
+}
+
+// (dtype, threads) => FLOP/s of multiply-adds in registers; takes some ten milliseconds
+Napi::Value cpu_peak(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value {
+    ThreadPool pool(thread_count(read<int>(info[1])));
+    const auto start = std::chrono::steady_clock::now();
+    const double flop = cpu::multiply_adds(pool, read_dtype(info[0]));
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    return Napi::Number::New(info.Env(), flop / seconds.count());
+  });
 }
 
 Napi::Value synchronize(const Info& info) { return DeviceHandle::from(info[0]).synchronize(info.Env()); }
@@ -209,6 +230,24 @@ void release_pages(const Info& info) {
   });
 }
 
+// (folder) => a file for offload
+Napi::Value create_spill_file(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value {
+    using Spill = std::shared_ptr<SpillFile>;
+    return Napi::External<Spill>::New(info.Env(), new Spill(SpillFile::create(info[0].ToString())),
+                                      [](Napi::Env, Spill* dead) { delete dead; });
+  });
+}
+
+// (device, tensor, spillFile | undefined): moves the tensor's storage out of the device's memory until it is next used
+void offload(const Info& info) {
+  std::shared_ptr<SpillFile> file;
+  if (info[2].IsExternal()) file = *info[2].As<Napi::External<std::shared_ptr<SpillFile>>>().Data();
+  const Tensor tensor = *info[1].As<Napi::External<Tensor>>().Data();
+  if (!tensor) return;  // it has been disposed of, so there is nothing to move
+  DeviceHandle::from(info[0]).device().enqueue("offload", [tensor, file](Backend&) { tensor.storage->offload(file); });
+}
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New(env, open_device));
   exports.Set("openCudaDevice", Napi::Function::New(env, open_cuda_device));
@@ -216,6 +255,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("closeDevice", Napi::Function::New(env, close_device));
   exports.Set("describeDevice", Napi::Function::New(env, describe_device));
   exports.Set("cpuLevels", Napi::Function::New(env, cpu_levels));
+  exports.Set("cpuPeak", Napi::Function::New(env, cpu_peak));
+  exports.Set("profile", Napi::Function::New(env, profile));
   exports.Set("synchronize", Napi::Function::New(env, synchronize));
   exports.Set("allocate", Napi::Function::New(env, allocate));
   exports.Set("view", Napi::Function::New(env, view));
@@ -225,6 +266,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("download", Napi::Function::New(env, download));
   exports.Set("mapFile", Napi::Function::New(env, map_file));
   exports.Set("mapTensor", Napi::Function::New(env, map_tensor));
+  exports.Set("createSpillFile", Napi::Function::New(env, create_spill_file));
+  exports.Set("offload", Napi::Function::New(env, offload));
   exports.Set("releasePages", Napi::Function::New(env, release_pages));
 
   export_operation<&Backend::cast>(exports, "cast");

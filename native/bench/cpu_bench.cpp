@@ -14,17 +14,11 @@
 #include <ctime>
 #include <functional>
 #include <string>
-#include <thread>
 #include <vector>
-
-#if defined(SPARSEGPT_X86_64)
-#include <immintrin.h>
-#endif
 
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/dispatch.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/peak.h"
 
 namespace sparsegpt {
 namespace {
@@ -50,72 +44,10 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// --- the peak: 16 independent chains of multiply-adds in registers -----------------------------------------------------
-
-volatile float sink;
-
-#if defined(SPARSEGPT_X86_64)
-#define SPARSEGPT_CHAINS(name, isa, vector, zero, step, lanes, flop)                                          \
-  __attribute__((target(isa))) double name(int64_t rounds) {                                                  \
-    vector a = zero(), b = a, c = a, d = a, e = a, f = a, g = a, h = a;                                       \
-    vector i = a, j = a, k = a, l = a, m = a, n = a, o = a, p = a;                                            \
-    for (int64_t r = 0; r < rounds; ++r) {                                                                    \
-      a = step(a), b = step(b), c = step(c), d = step(d), e = step(e), f = step(f), g = step(g), h = step(h); \
-      i = step(i), j = step(j), k = step(k), l = step(l), m = step(m), n = step(n), o = step(o), p = step(p); \
-      /* Equal chains would be computed once. */                                                              \
-      asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d), "+v"(e), "+v"(f), "+v"(g), "+v"(h));              \
-      asm volatile("" : "+v"(i), "+v"(j), "+v"(k), "+v"(l), "+v"(m), "+v"(n), "+v"(o), "+v"(p));              \
-    }                                                                                                         \
-    const vector all[] = {a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p};                                    \
-    for (const vector& one : all) sink = reinterpret_cast<const float*>(&one)[0];                             \
-    return static_cast<double>(rounds) * 16 * (lanes) * (flop);                                               \
-  }
-
-__attribute__((target("fma,avx"))) inline __m256 step_avx2(__m256 sum) {
-  return _mm256_fmadd_ps(sum, sum, sum);  // AVX2 has no register left for a constant
-}
-__attribute__((target("avx512f"))) inline __m512 step_avx512(__m512 sum) {
-  return _mm512_fmadd_ps(_mm512_set1_ps(0.5f), sum, _mm512_set1_ps(0.25f));
-}
-__attribute__((target("avx512f,avx512bf16"))) inline __m512 step_bf16(__m512 sum) {
-  const __m512 factor = _mm512_set1_ps(0.0f);
-  return _mm512_dpbf16_ps(sum, (__m512bh)factor, (__m512bh)factor);
-}
-SPARSEGPT_CHAINS(chains_avx2, "fma,avx", __m256, _mm256_setzero_ps, step_avx2, 8, 2)
-SPARSEGPT_CHAINS(chains_avx512, "avx512f", __m512, _mm512_setzero_ps, step_avx512, 16, 2)
-SPARSEGPT_CHAINS(chains_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps, step_bf16, 16, 4)
-#endif
-
-double chains_plain(int64_t rounds) {
-  float sums[16] = {};
-  for (int64_t r = 0; r < rounds; ++r)
-    for (float& sum : sums) sum = sum * 0.5f + 0.25f;
-  for (float sum : sums) sink = sum;
-  return static_cast<double>(rounds) * 16 * 2;
-}
-
-using Chains = double (*)(int64_t);
-
-// The widest multiply-add that the selected level uses for this element type.
-Chains chains_of(DType dtype) {
-#if defined(SPARSEGPT_X86_64)
-  const std::string level = cpu::selected_kernels().name;
-  if (level == "avx512bf16") return dtype == DType::bf16 ? chains_bf16 : chains_avx512;
-  if (level == "avx512") return chains_avx512;
-  if (level == "avx2") return chains_avx2;
-#endif
-  (void)dtype;
-  return chains_plain;
-}
-
-double peak_once(ThreadPool& pool, Chains chains) {
-  std::vector<double> flop(static_cast<size_t>(pool.threads()));
-  const double start = now();
-  pool.parallel_for(pool.threads(), [&](int64_t i, int) { flop[static_cast<size_t>(i)] = chains(2000000); });
-  const double seconds = now() - start;
-  double total = 0;
-  for (double f : flop) total += f;
-  return total / seconds;
+// FLOP/s of the peak loop, on the bench's clock.
+double peak_once(ThreadPool& pool, DType dtype) {
+  const double start = now(), flop = cpu::multiply_adds(pool, dtype);
+  return flop / (now() - start);
 }
 
 // --- a line of a table -------------------------------------------------------------------------------------------------
@@ -129,11 +61,10 @@ class Bench {
   // Times body(), which does `flop` operations on elements of the type; prepare() runs before each, untimed.
   void line(const std::string& name, DType dtype, double flop, const std::function<void()>& body,
             const std::function<void()>& prepare = nullptr) {
-    const Chains chains = chains_of(dtype);
     std::vector<double> seconds, peaks;
     for (int repeat = -1; repeat < options.repeats; ++repeat) {  // the first one warms up
       if (prepare) prepare();
-      const double peak = peak_once(pool, chains), start = now();
+      const double peak = peak_once(pool, dtype), start = now();
       body();
       if (repeat < 0) continue;
       seconds.push_back(now() - start);
@@ -377,7 +308,7 @@ void parse(int argc, char** argv) {
       usage("unknown argument " + argument);
     }
   }
-  if (options.threads == 0) options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  options.threads = thread_count(options.threads);
 }
 
 }  // namespace
@@ -390,7 +321,7 @@ int main(int argc, char** argv) {
   std::printf("%s\n", bench.backend->description().c_str());
   for (DType dtype : both) {
     std::vector<double> peaks;
-    for (int repeat = 0; repeat < 5; ++repeat) peaks.push_back(peak_once(bench.pool, chains_of(dtype)));
+    for (int repeat = 0; repeat < 5; ++repeat) peaks.push_back(peak_once(bench.pool, dtype));
     std::printf("peak, %s: %.1f GFLOP/s\n", dtype_name(dtype), 1e-9 * median(peaks));
   }
   for (const Table& table : tables)

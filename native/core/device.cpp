@@ -1,5 +1,6 @@
 #include "core/device.h"
 
+#include <chrono>
 #include <future>
 #include <new>
 
@@ -74,7 +75,7 @@ void Device::work() {
       const std::string where = std::string(" (in ") + task.operation + ")";
       try {
         std::lock_guard<std::mutex> turn(backend_->turn);
-        task.run(*backend_);
+        run(task);
       } catch (const Error& error) {
         failure_.emplace(error.code(), error.what() + where);
       } catch (const std::bad_alloc&) {
@@ -84,6 +85,24 @@ void Device::work() {
       }
     }
   }
+}
+
+void Device::run(const Task& task) {
+  if (!profiling_) return task.run(*backend_);
+  const auto start = std::chrono::steady_clock::now();
+  task.run(*backend_);
+  backend_->synchronize();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::lock_guard<std::mutex> lock(mutex_);
+  profile_[task.operation] += seconds.count();
+}
+
+std::map<std::string, double> Device::profile() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  profiling_ = true;
+  std::map<std::string, double> taken;
+  taken.swap(profile_);
+  return taken;
 }
 
 void Device::wait_for_backend() {

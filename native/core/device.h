@@ -3,12 +3,15 @@
 // errors, so that callers who know nothing of each other do not see each other's failures.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 
 #include "core/backend.h"
@@ -40,6 +43,10 @@ class Device {
   // Synchronises, blocking; throws the failure.
   void synchronize();
 
+  // Seconds that the operations took since the last call, by name. The first call returns nothing and starts the measuring:
+  // from then on the backend is waited for after each operation. Call it when the queue is empty, after a synchronisation.
+  std::map<std::string, double> profile();
+
   // Drops what is queued and stops; called before the process's JavaScript environment goes away.
   void stop();
 
@@ -53,6 +60,7 @@ class Device {
   void push(Task task);
   void work();
   void wait_for_backend();
+  void run(const Task& task);
 
   std::shared_ptr<Backend> backend_;
   std::mutex mutex_;
@@ -60,6 +68,8 @@ class Device {
   std::deque<Task> tasks_;
   bool stopping_ = false;
   std::optional<Error> failure_;
+  std::atomic<bool> profiling_{false};
+  std::map<std::string, double> profile_;
   std::thread thread_;
 };
 

@@ -10,6 +10,8 @@
 
 namespace sparsegpt {
 
+class SpillFile;
+
 // Bytes that a tensor looks at: device memory or a mapped file.
 class Storage {
  public:
@@ -23,6 +25,9 @@ class Storage {
   virtual bool on_host() const { return true; }
   // Hints that the bytes will not be read again soon.
   virtual void release_pages(size_t /*offset*/, size_t /*bytes*/) {}
+  // Moves the bytes out of the device's memory until data() is called again: to `file`, or on a GPU to the host's memory when
+  // there is no file. Nothing where there is nowhere to go. Throws WRITE_FAILED.
+  virtual void offload(const std::shared_ptr<SpillFile>& /*file*/) {}
 };
 
 struct Tensor {

@@ -1,6 +1,12 @@
 #include "core/thread_pool.h"
 
+#include <algorithm>
+
 namespace sparsegpt {
+
+int thread_count(int wanted) {
+  return wanted > 0 ? wanted : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 namespace {
 

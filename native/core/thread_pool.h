@@ -13,6 +13,9 @@
 
 namespace sparsegpt {
 
+// 0 stands for one thread per core.
+int thread_count(int wanted);
+
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);

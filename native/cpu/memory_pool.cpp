@@ -2,20 +2,55 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <new>
+#include <utility>
+#include <vector>
+
+#include "core/spill_file.h"
 
 namespace sparsegpt::cpu {
 
 namespace {
 
 constexpr size_t huge_page = size_t{2} << 20;
-// Kept for reuse at most; what exceeds it goes back to the system at once, so that the peak stays near what is in use.
+// Kept for reuse at most.
 constexpr size_t keep_bytes = size_t{256} << 20;
 
 size_t rounded(size_t bytes) {
   const size_t unit = bytes >= huge_page ? huge_page : 4096;
   return (bytes + unit - 1) / unit * unit;
+}
+
+// Huge buffers are mapped one by one: malloc would keep some of them for itself once it has seen a few.
+std::byte* allocate(size_t bytes) {
+  if (bytes < huge_page) {
+    void* memory = std::aligned_alloc(4096, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<std::byte*>(memory);
+  }
+  void* mapped = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  auto* begin = static_cast<std::byte*>(mapped);
+  const size_t before = (huge_page - reinterpret_cast<uintptr_t>(begin) % huge_page) % huge_page;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, huge_page - before);
+#if defined(MADV_HUGEPAGE)
+  madvise(begin + before, bytes, MADV_HUGEPAGE);
+#endif
+  return begin + before;
+}
+
+void release(std::byte* memory, size_t bytes) {
+  if (bytes < huge_page) {
+    std::free(memory);
+  } else {
+    munmap(memory, bytes);
+  }
 }
 
 }  // namespace
@@ -25,23 +60,53 @@ class MemoryPool::Block : public Storage {
   Block(std::shared_ptr<MemoryPool> pool, size_t bytes) : pool_(std::move(pool)), bytes_(bytes) {}
   ~Block() override {
     if (memory_ != nullptr) pool_->give(memory_, rounded(bytes_));
+    if (file_) file_->free(place_, bytes_);
   }
   std::byte* data() override {
-    // The threads of one operation may all be the first.
-    std::call_once(taken_, [this] { memory_ = pool_->take(rounded(bytes_)); });
-    return memory_;
+    std::byte* memory = memory_.load(std::memory_order_acquire);
+    return memory != nullptr ? memory : bring();
   }
   size_t size() const override { return bytes_; }
 
+  void offload(const std::shared_ptr<SpillFile>& file) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!file || memory_ == nullptr) return;
+    place_ = file->write(memory_, bytes_);
+    file_ = file;
+    pool_->give(memory_.exchange(nullptr), rounded(bytes_));
+  }
+
  private:
+  // The threads of one operation may all be the first.
+  std::byte* bring() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (memory_ == nullptr) {
+      std::byte* memory = pool_->take(rounded(bytes_));
+      if (file_) {
+        try {
+          file_->read(place_, memory, bytes_);
+        } catch (...) {
+          pool_->give(memory, rounded(bytes_));
+          throw;
+        }
+        std::exchange(file_, nullptr)->free(place_, bytes_);
+      }
+      memory_.store(memory, std::memory_order_release);
+    }
+    return memory_;
+  }
+
   std::shared_ptr<MemoryPool> pool_;
   size_t bytes_;
-  std::once_flag taken_;
-  std::byte* memory_ = nullptr;
+  std::mutex mutex_;
+  std::atomic<std::byte*> memory_{nullptr};
+  // Where the bytes are while they are offloaded.
+  std::shared_ptr<SpillFile> file_;
+  int64_t place_ = 0;
 };
 
 MemoryPool::~MemoryPool() {
-  for (const auto& [bytes, memory] : free_) std::free(memory);
+  for (const auto& [bytes, memory] : free_) release(memory, bytes);
 }
 
 std::shared_ptr<Storage> MemoryPool::storage(size_t bytes) {
@@ -49,34 +114,46 @@ std::shared_ptr<Storage> MemoryPool::storage(size_t bytes) {
 }
 
 std::byte* MemoryPool::take(size_t bytes) {
+  std::vector<std::pair<size_t, std::byte*>> surplus;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = free_.lower_bound(bytes);
-    if (found != free_.end() && found->first == bytes) {
+    used_bytes_ += bytes;
+    const auto found = free_.find(bytes);
+    if (found != free_.end()) {
       std::byte* memory = found->second;
       free_.erase(found);
       free_bytes_ -= bytes;
       return memory;
     }
+    peak_bytes_ = std::max(peak_bytes_, used_bytes_);
+    while (used_bytes_ + free_bytes_ > peak_bytes_) {
+      const auto largest = std::prev(free_.end());
+      free_bytes_ -= largest->first;
+      surplus.push_back(*largest);
+      free_.erase(largest);
+    }
   }
-  void* memory = std::aligned_alloc(bytes >= huge_page ? huge_page : 4096, bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (bytes >= huge_page) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-  return static_cast<std::byte*>(memory);
+  for (const auto& [size, memory] : surplus) release(memory, size);
+  try {
+    return allocate(bytes);
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    used_bytes_ -= bytes;
+    throw;
+  }
 }
 
 void MemoryPool::give(std::byte* memory, size_t bytes) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
+    used_bytes_ -= bytes;
     if (free_bytes_ + bytes <= keep_bytes) {
       free_.emplace(bytes, memory);
       free_bytes_ += bytes;
       return;
     }
   }
-  std::free(memory);
+  release(memory, bytes);
 }
 
 }  // namespace sparsegpt::cpu

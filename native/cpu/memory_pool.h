@@ -10,6 +10,8 @@
 
 namespace sparsegpt::cpu {
 
+// What it keeps for reuse never makes the memory in use plus the memory kept larger than the memory in use has been before, so
+// the pool's peak is what its users need at once.
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
  public:
   ~MemoryPool();
@@ -23,7 +25,7 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
 
   std::mutex mutex_;
   std::multimap<size_t, std::byte*> free_;
-  size_t free_bytes_ = 0;
+  size_t free_bytes_ = 0, used_bytes_ = 0, peak_bytes_ = 0;
 };
 
 }  // namespace sparsegpt::cpu

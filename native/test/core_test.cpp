@@ -1,10 +1,11 @@
-// The thread pool, the device's queue, mapped files and tensor views.
+// The thread pool, the device's queue, mapped and spill files, memory and tensor views.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <future>
 #include <stdexcept>
@@ -12,6 +13,7 @@
 
 #include "core/device.h"
 #include "core/mapped_file.h"
+#include "core/spill_file.h"
 #include "core/thread_pool.h"
 #include "cpu/cpu_backend.h"
 #include "test/check.h"
@@ -156,6 +158,24 @@ TEST("device: each of several synchronisations reports only its own stretch") {
   CHECK_EQUAL(second.get_future().get(), std::string("none"));
 }
 
+TEST("device: the profile adds up each operation's seconds since the last one") {
+  Device device(make_cpu_backend(1));
+  const auto nap = [](Backend&) { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  device.enqueue("before", nap);
+  device.synchronize();
+  CHECK(device.profile().empty());
+  device.enqueue("twice", nap);
+  device.enqueue("once", nap);
+  device.enqueue("twice", nap);
+  device.synchronize();
+  const auto profile = device.profile();
+  CHECK_EQUAL(profile.size(), size_t{2});
+  CHECK(profile.at("once") >= 0.005);
+  CHECK(profile.at("twice") >= 0.010);
+  device.synchronize();
+  CHECK(device.profile().empty());
+}
+
 TEST("device: stop drops what is queued, and a waiting synchronisation ends") {
   Device device(make_cpu_backend(1));
   std::promise<void> started, release;
@@ -214,6 +234,62 @@ TEST("mapped file: content, release of pages, empty and missing files") {
   unlink(path);
   CHECK_THROWS_CODE(MappedFile::open(path), "FILE_NOT_FOUND", path);
   CHECK_THROWS_CODE(MappedFile::open("/tmp"), "FILE_NOT_FOUND", "not a regular file");
+}
+
+// --- spill file ---------------------------------------------------------------------------------------------------------
+
+TEST("spill file: a storage comes back with its bytes; places are used again; failures are errors") {
+  char folder[] = "/tmp/sparsegpt-test-XXXXXX";
+  CHECK(mkdtemp(folder) != nullptr);
+  const auto file = SpillFile::create(folder);
+  CHECK_EQUAL(rmdir(folder), 0);  // the file has no name in it
+
+  const auto backend = make_cpu_backend(1);
+  for (int64_t count : {2, 1000, 5000000}) {  // below and above a huge page
+    Tensor whole{backend->allocate(static_cast<size_t>(count) * 4), DType::f32, 1, count, count, 0};
+    whole.storage->offload(file);  // never touched: there is nothing to move
+    for (int64_t i = 0; i < count; ++i) whole.data<float>()[i] = static_cast<float>(i);
+    for (int round = 0; round < 3; ++round) {
+      whole.storage->offload(nullptr);
+      whole.storage->offload(file);
+      whole.storage->offload(file);  // it is away already
+      const Tensor last = whole.column_range(count - 1, 1);
+      CHECK_EQUAL(last.data<float>()[0], static_cast<float>(count - 1));
+      whole.data<float>()[0] = static_cast<float>(round);
+    }
+    whole.storage->offload(file);
+    CHECK_EQUAL(whole.data<float>()[0], 2.0f);
+    whole.storage->offload(file);  // dies away
+  }
+
+  std::vector<std::byte> bytes(100);
+  const int64_t first = file->write(bytes.data(), 100), second = file->write(bytes.data(), 100);
+  CHECK(first != second);
+  file->free(first, 100);
+  CHECK_EQUAL(file->write(bytes.data(), 100), first);
+  CHECK_THROWS_CODE(file->read(int64_t{1} << 40, bytes.data(), 100), "WRITE_FAILED", "shorter");
+  CHECK_THROWS_CODE(SpillFile::create("/no/such/folder"), "WRITE_FAILED", "/no/such/folder");
+}
+
+TEST("memory pool: what is kept for reuse does not raise the peak") {
+  const auto resident = [] {
+    long pages = 0, unused = 0;
+    FILE* statm = std::fopen("/proc/self/statm", "r");
+    const int fields = statm != nullptr ? std::fscanf(statm, "%ld %ld", &unused, &pages) : 0;
+    if (statm != nullptr) std::fclose(statm);
+    return fields == 2 ? pages * sysconf(_SC_PAGESIZE) : 0;
+  };
+  const auto backend = make_cpu_backend(1);
+  const auto touched = [&](int64_t megabytes) {
+    const auto storage = backend->allocate(static_cast<size_t>(megabytes) << 20);
+    std::memset(storage->data(), 1, static_cast<size_t>(megabytes) << 20);
+    return storage;
+  };
+  const long before = resident();
+  if (before == 0) return;  // a system without /proc
+  for (int round = 0; round < 4; ++round)
+    for (int64_t megabytes : {40, 64, 48, 56}) touched(megabytes);
+  CHECK(resident() - before < (long{64} + 16) << 20);
 }
 
 // --- tensors ----------------------------------------------------------------------------------------------------------

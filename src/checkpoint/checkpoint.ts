@@ -68,13 +68,7 @@ export interface Checkpoint {
 export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const path = resolve(folder)
   const names = await listFolder(path, folder)
-  if (!names.includes('config.json')) {
-    throw new SparseGptError(
-      'FILE_NOT_FOUND',
-      `${path} has no config.json: a model folder in Hugging Face layout is needed`,
-    )
-  }
-  const { value: config } = await readJsonObject(join(path, 'config.json'))
+  const config = await readConfig(path, names)
   const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
   if (!format) throw noWeights(path, names)
   const { single, index, read } = format
@@ -96,6 +90,23 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const tensors = collectTensors(path, shards)
   checkWeightMap(join(path, index), mapped, tensors)
   return { folder: path, config, index, shards, tensors }
+}
+
+/**
+ * The contents of a model folder's config.json, unchecked but for being an object.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND, INVALID_CHECKPOINT.
+ */
+export async function readConfig(folder: string, names?: string[]): Promise<Record<string, unknown>> {
+  const path = resolve(folder)
+  names ??= await listFolder(path, folder)
+  if (!names.includes('config.json')) {
+    throw new SparseGptError(
+      'FILE_NOT_FOUND',
+      `${path} has no config.json: a model folder in Hugging Face layout is needed`,
+    )
+  }
+  return (await readJsonObject(join(path, 'config.json'))).value
 }
 
 async function listFolder(path: string, given: string): Promise<string[]> {

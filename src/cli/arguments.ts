@@ -16,18 +16,61 @@ export interface DeviceFlags {
   threads: number
 }
 
+export const dtypeOption = (description: string) =>
+  new Option('--dtype <dtype>', description).choices(['float32', 'bfloat16'])
+
 /** Where and how the model runs: loadModel's options. */
-export function deviceOptions(command: Command): Command {
+export function deviceOptions(
+  command: Command,
+  dtype = dtypeOption('element type of activations').default('float32'),
+): Command {
   return command
     .addOption(
       new Option('--device <device>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto'),
     )
-    .addOption(
-      new Option('--dtype <dtype>', 'element type of activations')
-        .choices(['float32', 'bfloat16'])
-        .default('float32'),
-    )
+    .addOption(dtype)
     .option('--threads <n>', 'CPU threads; 0 for one per core', number, 0)
+}
+
+/** What is pruned and how, as far as it needs no file: options of `prune` that `plan` has as well. */
+export interface PruningFlags {
+  method: 'sparsegpt' | 'magnitude' | 'wanda'
+  sparsity?: number
+  pattern?: string
+  samples?: number
+  seqlen?: number
+  blockSize?: number
+  bits?: number
+  sequential: 'block' | 'layer'
+  include?: string
+  exclude?: string
+  minBlock?: number
+  maxBlock?: number
+}
+
+export function pruningOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--method <method>').choices(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
+    )
+    .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
+    .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
+    .option('--samples <n>', 'calibration windows (default: 128)', number)
+    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
+    .option('--block-size <n>', 'columns whose mask is chosen together (default: 128)', number)
+    .option('--bits <n>', 'also round the kept weights to this many bits', number)
+    .addOption(
+      new Option(
+        '--sequential <unit>',
+        'what sees already pruned inputs: the next block, or the next layer too',
+      )
+        .choices(['block', 'layer'])
+        .default('block'),
+    )
+    .option('--include <regexp>', 'prune only layers whose name matches')
+    .option('--exclude <regexp>', 'leave layers dense whose name matches')
+    .option('--min-block <i>', 'first block to prune, from 0', number)
+    .option('--max-block <j>', 'block to stop before', number)
 }
 
 /** What a text may be given as; './c4' is a file of that name. */

@@ -14,6 +14,7 @@ export const exitCodes = {
 const flags: Record<string, string> = {
   sequenceLength: '--seqlen',
   'calibration.sequenceLength': '--seqlen',
+  tokens: '--seqlen',
   'calibration.samples': '--samples',
   'calibration.seed': '--seed',
   'calibration.textField': '--text-field',

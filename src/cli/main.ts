@@ -1,9 +1,11 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { benchCommand } from './bench.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
+import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
@@ -14,8 +16,10 @@ const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot (SparseGPT, Wanda, magnitude).')
   .version(version)
   .addCommand(pruneCommand())
+  .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())
+  .addCommand(benchCommand())
 
 for (const command of [program, ...program.commands]) {
   command.exitOverride()

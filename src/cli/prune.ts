@@ -1,41 +1,35 @@
-import { Command, Option } from 'commander'
+import { Command } from 'commander'
 import { perplexity } from '../evaluation/perplexity.js'
 import { prune } from '../pruning/prune.js'
+import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
 import {
   deviceOptions,
   given,
   modelArgument,
   number,
+  pruningOptions,
   textArgument,
   textSource,
   type DeviceFlags,
+  type PruningFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
 
-interface Flags extends DeviceFlags {
+interface Flags extends DeviceFlags, PruningFlags {
   out: string
   calibration?: string
   textField?: string
-  method: 'sparsegpt' | 'magnitude' | 'wanda'
-  sparsity?: number
-  pattern?: string
   mask?: string
-  samples?: number
-  seqlen?: number
   seed?: number
   saveTokens?: string
-  blockSize?: number
   dampening?: number
-  bits?: number
-  sequential: 'block' | 'layer'
-  include?: string
-  exclude?: string
-  minBlock?: number
-  maxBlock?: number
+  offload?: string
+  memory?: string
   eval?: string
+  profile?: true
   json?: true
   force?: true
 }
@@ -47,39 +41,21 @@ export function pruneCommand(): Command {
     .requiredOption('--out <dir>', 'folder for the pruned model')
     .option(`--calibration ${textArgument}`, 'text whose activations the pruning preserves')
     .option('--text-field <name>', 'field of a .jsonl or .parquet file that holds the text (default: text)')
-    .addOption(
-      new Option('--method <method>').choices(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
-    )
-    .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
-    .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
-    .option('--samples <n>', 'calibration windows (default: 128)', number)
-    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
     .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
-    .option('--block-size <n>', 'columns whose mask is chosen together (default: 128)', number)
     .option(
       '--dampening <share>',
       "added to the Hessian's diagonal, as a share of its mean (default: 0.01)",
       number,
     )
-    .option('--bits <n>', 'also round the kept weights to this many bits', number)
-    .addOption(
-      new Option(
-        '--sequential <unit>',
-        'what sees already pruned inputs: the next block, or the next layer too',
-      )
-        .choices(['block', 'layer'])
-        .default('block'),
-    )
-    .option('--include <regexp>', 'prune only layers whose name matches')
-    .option('--exclude <regexp>', 'leave layers dense whose name matches')
-    .option('--min-block <i>', 'first block to prune, from 0', number)
-    .option('--max-block <j>', 'block to stop before', number)
+    .option('--offload <dir>', 'folder for activations while they wait, for models beyond memory')
+    .option('--memory <size>', 'what the job may take, such as 16GB; --offload is then used only if needed')
     .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
+    .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
-  return deviceOptions(command).action(run)
+  return deviceOptions(pruningOptions(command)).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
@@ -132,9 +108,18 @@ function summary(result: PruneReport & { perplexity?: number }): string {
     ...starved.map(
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
     ),
+    ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')
 }
+
+const phases = (seconds: PhaseSeconds, total: number) =>
+  Object.entries(seconds)
+    .map(
+      ([phase, spent]: [string, number]) =>
+        `${phase} ${spent.toFixed(1)} s (${((spent / total) * 100).toFixed(0)} %)`,
+    )
+    .join(', ')
 
 const percent = (share: number) => `${(share * 100).toFixed(2)} %`

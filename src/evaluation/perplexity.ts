@@ -47,26 +47,27 @@ export async function perplexity(model: Model, options: PerplexityOptions): Prom
   const sequenceLength = model.sequenceLength(o.sequenceLength)
   const tokens = await evaluationTokens(model, o, { sequenceLength, signal: o.signal })
   const windows = splitWindows(tokens, sequenceLength, o.windows)
-  const chunkSize = Math.max(1, Math.floor(tokensAtOnce / sequenceLength))
-  const blocks = model.architecture.blockCount
   const perBatch = model.windowsPerBatch(sequenceLength)
+  const chunks = batched(windows, Math.max(1, Math.floor(tokensAtOnce / sequenceLength)))
 
   // The units of progress: a batch through a block, or through the head.
-  const batches = Math.ceil(windows.length / perBatch)
+  const batches = chunks.reduce((count, chunk) => count + Math.ceil(chunk.length / perBatch), 0)
+  const steps = batches * (model.architecture.blockCount + 1)
   let done = 0
-  const step = () => o.onProgress?.(Math.min(1, ++done / (batches * (blocks + 1))))
+  const step = () => o.onProgress?.(++done / steps)
 
   let sum = 0
-  for (let first = 0; first < windows.length; first += chunkSize) {
-    const chunk = windows.slice(first, first + chunkSize)
+  let index = 0
+  for (const chunk of chunks) {
     const losses = await windowLosses(model, chunk, perBatch, step, o.signal)
-    losses.forEach((loss, i) => {
+    for (const loss of losses) {
       if (!Number.isFinite(loss)) {
-        const message = `the loss of window ${first + i} is ${loss}: the model's weights or activations are not finite`
+        const message = `the loss of window ${index} is ${loss}: the model's weights or activations are not finite`
         throw new SparseGptError('NON_FINITE', message)
       }
       sum += loss
-    })
+      index++
+    }
   }
   return {
     perplexity: Math.exp(sum / windows.length),
@@ -89,13 +90,12 @@ async function windowLosses(
   const owned: Tensor[] = []
   const kept: Tensor[] = []
   try {
-    for (let index = 0; index < model.architecture.blockCount; index++) {
+    for (const [index, weights] of model.blocks()) {
       abortable(signal)
-      await model.passBlock(index, batches, undefined, step)
+      await model.passBlock(index, weights, batches, { step })
     }
-    const head = model.device.within(kept, () =>
-      model.device.resident(model.architecture.head(model.weights)),
-    )
+    const stored = model.architecture.head(model.weights)
+    const head = model.device.within(kept, () => model.device.resident(stored))
     const results: number[] = []
     for (const [g, group] of groups.entries()) {
       abortable(signal)
@@ -124,6 +124,7 @@ async function windowLosses(
       }
       step()
     }
+    model.device.releasePages(stored)
     return results
   } finally {
     for (const batch of batches) batch.hidden.dispose()

@@ -19,12 +19,15 @@ const companions =
 /**
  * The folder of a model that is given as a local folder or as a hub id, `org/name` or `org/name@revision`. Of a model on
  * the hub only what is needed is downloaded, and only what the cache lacks: config, tokenizer, and the weights as
- * safetensors or else as .bin. A local folder wins over a hub id.
+ * safetensors or else as .bin; with `configOnly` nothing but config.json. A local folder wins over a hub id.
  *
  * Throws FILE_NOT_FOUND for what is neither; DOWNLOAD_FAILED, WRITE_FAILED, ABORTED; INVALID_CHECKPOINT for an index
  * that names files elsewhere; INVALID_OPTION (environment variables).
  */
-export async function resolveModel(pathOrHubId: string, options: DownloadOptions = {}): Promise<ModelFolder> {
+export async function resolveModel(
+  pathOrHubId: string,
+  options: DownloadOptions & { configOnly?: boolean } = {},
+): Promise<ModelFolder> {
   const path = resolve(pathOrHubId)
   if (
     await stat(path).then(
@@ -49,6 +52,10 @@ export async function resolveModel(pathOrHubId: string, options: DownloadOptions
       'DOWNLOAD_FAILED',
       `${place} has no config.json: it is no model in Hugging Face layout`,
     )
+  }
+  if (options.configOnly) {
+    await snapshot.fetch(['config.json'])
+    return { folder: snapshot.folder, name: pathOrHubId }
   }
   const wanted = files.filter((file) => companions.test(file))
   for (const format of [safetensors, torch]) {

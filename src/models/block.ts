@@ -208,6 +208,11 @@ export class BlockRun {
     return output
   }
 
+  /** Moves what waits for the next step out of the device's memory. */
+  offload(move: (tensor: Tensor) => void): void {
+    for (const tensor of this.made) move(tensor)
+  }
+
   /** Disposes of all that was made except `kept`. */
   dispose(kept?: Tensor): void {
     for (const tensor of this.made) if (tensor !== kept) tensor.dispose()

@@ -48,6 +48,9 @@ export interface Batch {
   hidden: Tensor
 }
 
+/** Moves a tensor out of the device's memory until it is used again. */
+export type Offload = (tensor: Tensor) => void
+
 /**
  * A causal language model: weights mapped from a folder in Hugging Face layout, one block at a time in the device's memory.
  */
@@ -56,7 +59,8 @@ export class Model {
   private readonly rotary = new Map<number, RotaryTables>()
   private disposed = false
 
-  private constructor(
+  /** See loadModel. */
+  constructor(
     readonly device: Device,
     readonly architecture: Architecture,
     readonly weights: Weights,
@@ -113,7 +117,7 @@ export class Model {
     const windows = ids.map((row) => Int32Array.from(row))
     windows.forEach((window, i) => this.checkTokens(window, ids[i] ?? []))
     const [batch] = this.embed([windows]) as [Batch]
-    for (let i = 0; i < this.architecture.blockCount; i++) await this.passBlock(i, [batch])
+    for (const [index, weights] of this.blocks()) await this.passBlock(index, weights, [batch])
     const owned: Tensor[] = []
     try {
       const logits = this.device.within(owned, () => {
@@ -180,8 +184,8 @@ export class Model {
   }
 
   /** The embedded windows; all of one length. */
-  embed(batches: readonly (readonly Int32Array[])[]): Batch[] {
-    return batches.map((windows) => {
+  embed(batches: readonly (readonly Int32Array[])[], offload?: Offload): Batch[] {
+    const embedBatch = (windows: readonly Int32Array[]) => {
       const sequence = windows[0]?.length ?? 0
       const ids = new Int32Array(windows.length * sequence)
       windows.forEach((window, i) => ids.set(window, i * sequence))
@@ -189,8 +193,10 @@ export class Model {
         const uploaded = this.device.upload(ids, [ids.length])
         return this.architecture.embed(this.weights, this.device, uploaded, sequence)
       })
+      offload?.(hidden)
       return { sequence, hidden }
-    })
+    }
+    return this.weights.passing(() => batches.map(embedBatch))
   }
 
   /** A run of `batch` through a block. */
@@ -200,24 +206,40 @@ export class Model {
     return new BlockRun(this.device, block, this.architecture.forward(block, batch.hidden))
   }
 
+  /**
+   * The first `count` blocks in turn; each one's weights are disposed of when the next is asked for. A GPU loads a block while it
+   * works on the one before; on the CPU, whose weights are mapped, that would only cost memory.
+   */
+  *blocks(count = this.architecture.blockCount): Generator<[index: number, weights: BlockWeights]> {
+    const ahead = this.device.kind === 'cuda' ? 1 : 0
+    const loaded: BlockWeights[] = []
+    try {
+      for (let index = 0; index < count; index++) {
+        while (loaded.length <= ahead && index + loaded.length < count) {
+          loaded.push(this.weights.block(this.architecture.block(index + loaded.length)))
+        }
+        yield [index, loaded[0] as BlockWeights]
+        loaded.shift()?.dispose()
+      }
+    } finally {
+      for (const weights of loaded) weights.dispose()
+    }
+  }
+
   /** Replaces the hidden states of each batch by the block's output. `step` is called after each batch. */
   async passBlock(
     index: number,
+    weights: BlockWeights,
     batches: readonly Batch[],
-    weights?: BlockWeights,
-    step?: () => void,
+    { step, offload }: { step?: () => void; offload?: Offload | undefined } = {},
   ): Promise<void> {
-    const own = weights ? undefined : this.weights.block(this.architecture.block(index))
-    const used = (weights ?? own) as BlockWeights
-    try {
-      await this.paced(batches, async (batch) => {
-        const output = await this.runBlock(index, used, batch).finish()
-        batch.hidden.dispose()
-        batch.hidden = output
-      }, step)
-    } finally {
-      own?.dispose()
+    const pass = async (batch: Batch) => {
+      const output = await this.runBlock(index, weights, batch).finish()
+      batch.hidden.dispose()
+      batch.hidden = output
+      offload?.(output)
     }
+    await this.paced(batches, pass, step)
   }
 
   /**

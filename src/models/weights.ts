@@ -2,8 +2,8 @@ import type { Checkpoint } from '../checkpoint/checkpoint.js'
 import { storedBytes, type StoredTensor } from '../checkpoint/safetensors.js'
 import { gather } from '../checkpoint/strided.js'
 import { SparseGptError } from '../errors.js'
-import { addon, type DType, type FileHandle } from '../native/addon.js'
-import { native, Tensor, type Device } from '../native/device.js'
+import type { DType, FileHandle } from '../native/addon.js'
+import type { Device, Tensor } from '../native/device.js'
 import type { BlockSpec, LinearSpec } from './architecture.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
@@ -11,8 +11,10 @@ const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16
 /** A block's parameters on the device, by name below the block's prefix. Matrices are [out, in] in the compute type. */
 export class BlockWeights {
   private readonly tensors = new Map<string, Tensor>()
+  private readonly mapped: Tensor[] = []
 
   constructor(
+    private readonly device: Device,
     readonly spec: BlockSpec,
     readonly linears: ReadonlyMap<string, LinearSpec>,
   ) {}
@@ -32,8 +34,17 @@ export class BlockWeights {
     this.tensors.set(name, tensor)
   }
 
+  /** A tensor whose pages are given back with the block. */
+  addMapped(tensor: Tensor): void {
+    this.mapped.push(tensor)
+  }
+
   dispose(): void {
     for (const tensor of this.tensors.values()) tensor.dispose()
+    for (const tensor of this.mapped) {
+      this.device.releasePages(tensor)
+      tensor.dispose()
+    }
   }
 }
 
@@ -42,12 +53,13 @@ export class Weights {
   private readonly files = new Map<string, FileHandle>()
   private readonly replaced = new Map<string, Tensor>()
   private readonly parameters = new Map<string, Tensor>()
+  private reads: Tensor[] | undefined
 
   constructor(
     private readonly device: Device,
     private checkpoint: Checkpoint,
     /** The element type of activations and of the matrices they are multiplied with. */
-    readonly dtype: DType,
+    readonly dtype: 'float32' | 'bfloat16',
   ) {}
 
   has(name: string): boolean {
@@ -84,7 +96,7 @@ export class Weights {
     const info = this.require(name, shape)
     const replaced = this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
-    if (replaced) return new Tensor(replaced.rowRange(0, replaced.rows).handle, replaced.dtype, shape)
+    if (replaced) return replaced.reshape(shape)
     const dtype = dtypes[info.dtype]
     if (!dtype) {
       const message = `${info.file}: the tensor ${name} has dtype ${info.dtype}; supported are F32, BF16 and F16`
@@ -96,14 +108,27 @@ export class Weights {
     }
     let file = this.files.get(info.file)
     if (!file) {
-      file = native(() => addon().mapFile(info.file))
+      file = this.device.mapFile(info.file)
       this.files.set(info.file, file)
     }
-    const mapped = file
-    const columns = shape[shape.length - 1] ?? 1
-    const rows = shape.slice(0, -1).reduce((a, b) => a * b, 1)
-    const handle = native(() => addon().mapTensor(mapped, info.offset, dtype, rows, columns))
-    return new Tensor(handle, dtype, shape)
+    const tensor = this.device.mapTensor(file, info.offset, dtype, shape)
+    this.reads?.push(tensor)
+    return tensor
+  }
+
+  /** Gives the pages of all tensors that `body` gets from stored() back once what it enqueues has run. */
+  passing<T>(body: () => T): T {
+    const reads: Tensor[] = []
+    this.reads = reads
+    try {
+      return body()
+    } finally {
+      this.reads = undefined
+      for (const tensor of reads) {
+        this.device.releasePages(tensor)
+        tensor.dispose()
+      }
+    }
   }
 
   /** A parameter outside the blocks (final norm, position table) in float32, kept for the life of the model. */
@@ -116,20 +141,32 @@ export class Weights {
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory on the CPU. */
-  matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    const same = this.device.kind === 'cpu' && stored.dtype === dtype && linear.layout !== 'in-out'
-    return same ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, dtype)
+  /** The matrix of a linear layer, [out, in] in the compute type, from its stored form; may share its memory on the CPU. */
+  matrix(stored: Tensor, linear: LinearSpec): Tensor {
+    return this.shares(stored, linear) ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, this.dtype)
   }
 
-  /** As `matrix`, in memory of its own. */
-  copy(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    return linear.layout === 'in-out' ? this.device.transpose(stored, dtype) : this.device.cast(stored, dtype)
+  /** Whether `matrix` shares the memory of the stored form. */
+  shares(stored: Tensor, linear: LinearSpec): boolean {
+    return this.device.kind === 'cpu' && stored.dtype === this.dtype && linear.layout !== 'in-out'
   }
 
-  /** The stored form of a matrix [out, in], in the element type of the checkpoint. */
+  /** As `matrix`, in memory of its own, or that of `out`. */
+  copy(stored: Tensor, linear: LinearSpec, dtype: DType, out?: Tensor): Tensor {
+    return linear.layout === 'in-out'
+      ? this.device.transpose(stored, dtype, out)
+      : this.device.cast(stored, dtype, out)
+  }
+
+  /** Whether the matrix of a block has every value of its stored form, in `dtype`: then the file need not be read again. */
+  isExact(stored: Tensor): boolean {
+    return this.dtype === 'float32' || this.dtype === stored.dtype
+  }
+
+  /** The stored form of a matrix [out, in], in the element type of the checkpoint; shares its memory where they are the same. */
   toStored(matrix: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    return linear.layout === 'in-out' ? this.device.transpose(matrix, dtype) : this.device.cast(matrix, dtype)
+    if (linear.layout === 'in-out') return this.device.transpose(matrix, dtype)
+    return matrix.dtype === dtype ? matrix.rowRange(0, matrix.rows) : this.device.cast(matrix, dtype)
   }
 
   storedLinear(spec: BlockSpec, linear: LinearSpec): Tensor {
@@ -142,13 +179,14 @@ export class Weights {
 
   /** Loads a block; the caller disposes of it. */
   block(spec: BlockSpec): BlockWeights {
-    const block = new BlockWeights(spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
+    const block = new BlockWeights(this.device, spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
     this.device.within([], () => {
       for (const linear of spec.linears) {
         const stored = this.storedLinear(spec, linear)
-        block.set(`${linear.name}.weight`, this.matrix(stored, linear, this.dtype))
+        block.set(`${linear.name}.weight`, this.matrix(stored, linear))
         // A mapped matrix of which a converted copy was made need not stay in memory beside it.
-        if (stored.dtype !== this.dtype || linear.layout === 'in-out') this.device.releasePages(stored)
+        if (!this.shares(stored, linear)) this.device.releasePages(stored)
+        block.addMapped(stored)
         if (!linear.bias) continue
         const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
         block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))

@@ -18,6 +18,9 @@ export interface TensorHandle {
 export interface FileHandle {
   [brand]: 'file'
 }
+export interface SpillFileHandle {
+  [brand]: 'spillFile'
+}
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
@@ -52,6 +55,10 @@ export interface Addon {
   closeDevice(device: DeviceHandle): void
   describeDevice(device: DeviceHandle): string
   cpuLevels(): string[]
+  /** FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. Some ten milliseconds. */
+  cpuPeak(dtype: DType, threads: number): number
+  /** Seconds by operation since the last call; the first call starts the measuring: native/core/device.h. */
+  profile(device: DeviceHandle): Record<string, number>
   synchronize(device: DeviceHandle): Promise<void>
 
   allocate(device: DeviceHandle, dtype: DType, rows: number, columns: number): TensorHandle
@@ -69,6 +76,8 @@ export interface Addon {
   mapFile(path: string): FileHandle
   mapTensor(file: FileHandle, offset: number, dtype: DType, rows: number, columns: number): TensorHandle
   releasePages(device: DeviceHandle, tensor: TensorHandle): void
+  createSpillFile(folder: string): SpillFileHandle
+  offload(device: DeviceHandle, tensor: TensorHandle, file: SpillFileHandle | undefined): void
 
   cast(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
   transpose(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
@@ -191,7 +200,7 @@ let loaded: Addon | undefined
  * The native addon: a prebuilt one that fits this system, or the one compiled at installation.
  * Throws DEVICE_UNAVAILABLE with what to do when there is none.
  */
-export function addon(): Addon {
+export function nativeAddon(): Addon {
   if (loaded) return loaded
   const require = createRequire(import.meta.url)
   const load = require('node-gyp-build') as (folder: string) => Addon

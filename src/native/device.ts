@@ -1,14 +1,17 @@
 import { SparseGptError, type ErrorCode } from '../errors.js'
 import {
-  addon,
+  nativeAddon,
   type Activation,
+  type Addon,
   type DeviceHandle,
   type DType,
+  type FileHandle,
   type HostArray,
+  type SpillFileHandle,
   type TensorHandle,
 } from './addon.js'
 
-export type { Activation, DType } from './addon.js'
+export type { Activation, DType, SpillFileHandle } from './addon.js'
 
 /** Causal self-attention; see AttentionShape in native/core/backend.h. */
 export interface AttentionShape {
@@ -46,28 +49,26 @@ export class Tensor {
     readonly dtype: DType,
     /** Row-major; a vector has one dimension, everything else two. */
     readonly shape: readonly number[],
+    private readonly addon: Addon,
   ) {}
 
   /** Columns [first, first + count) of every row; shares the memory. */
   columns(first: number, count: number): Tensor {
-    const handle = addon().view(this.handle, 0, this.rows, first, count)
-    return new Tensor(handle, this.dtype, [this.rows, count])
+    const handle = this.addon.view(this.handle, 0, this.rows, first, count)
+    return new Tensor(handle, this.dtype, [this.rows, count], this.addon)
   }
 
   /** Rows [first, first + count); shares the memory. */
   rowRange(first: number, count: number): Tensor {
-    const handle = addon().view(this.handle, first, count, 0, this.width)
-    return new Tensor(handle, this.dtype, [count, this.width])
+    const handle = this.addon.view(this.handle, first, count, 0, this.width)
+    return new Tensor(handle, this.dtype, [count, this.width], this.addon)
   }
 
   /** The elements in another shape; shares the memory. Of tensors whose rows lie one after another (not of `columns()`). */
   reshape(shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
-    return new Tensor(
-      native(() => addon().reshape(this.handle, rows, columns)),
-      this.dtype,
-      shape,
-    )
+    const handle = native(() => this.addon.reshape(this.handle, rows, columns))
+    return new Tensor(handle, this.dtype, shape, this.addon)
   }
 
   get rows(): number {
@@ -79,7 +80,7 @@ export class Tensor {
   }
 
   dispose(): void {
-    addon().release(this.handle)
+    this.addon.release(this.handle)
   }
 
   [Symbol.dispose](): void {
@@ -102,25 +103,44 @@ export class Device {
    * kind: 'cpu', 'cuda', or 'auto' for CUDA where it is available, else the CPU. threads: of the CPU, 0 for one per core.
    * Throws DEVICE_UNAVAILABLE.
    */
-  constructor(kind: DeviceKind = 'cpu', threads = 0) {
-    this.kind = kind === 'auto' ? (addon().probeCudaDevice().reason ? 'cpu' : 'cuda') : kind
-    this.handle = native(() => (this.kind === 'cuda' ? openCuda() : addon().openDevice(threads)))
+  constructor(
+    kind: DeviceKind = 'cpu',
+    threads = 0,
+    /** What carries the operations out. */
+    private readonly addon: Addon = nativeAddon(),
+  ) {
+    this.kind = kind === 'auto' ? (this.addon.probeCudaDevice().reason ? 'cpu' : 'cuda') : kind
+    this.handle = native(() => (this.kind === 'cuda' ? openCuda(this.addon) : this.addon.openDevice(threads)))
   }
 
-  /** For people: instruction set, threads, BLAS library; or the GPU. */
+  /** For people: instruction set, threads; or the GPU. */
   get description(): string {
-    return addon().describeDevice(this.handle)
+    return this.addon.describeDevice(this.handle)
+  }
+
+  /** Of a GPU, in bytes; undefined for the CPU. */
+  get memory(): number | undefined {
+    return this.kind === 'cuda' ? this.addon.probeCudaDevice().memory : undefined
+  }
+
+  /**
+   * Seconds that the device spent since the last call, by operation; waits for the queue as `synchronize` does. The first call
+   * starts the measuring: from then on a GPU finishes each operation before the next begins.
+   */
+  async profile(): Promise<Record<string, number>> {
+    await this.synchronize()
+    return this.addon.profile(this.handle)
   }
 
   /** Waits until everything enqueued so far has run; rejects with the first failure as SparseGptError. */
   async synchronize(): Promise<void> {
-    await awaitNative(addon().synchronize(this.handle))
+    await awaitNative(this.addon.synchronize(this.handle))
   }
 
   /** Waits for the queue and frees the device. Failures of what was still queued are not reported. */
   async close(): Promise<void> {
     await this.synchronize().catch(() => undefined)
-    addon().closeDevice(this.handle)
+    this.addon.closeDevice(this.handle)
   }
 
   /** Disposes of every tensor made while `body` runs, except the returned one(s). */
@@ -158,15 +178,31 @@ export class Device {
   /** Uninitialised. */
   empty(dtype: DType, shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
-    const tensor = new Tensor(addon().allocate(this.handle, dtype, rows, columns), dtype, shape)
+    const tensor = new Tensor(
+      this.addon.allocate(this.handle, dtype, rows, columns),
+      dtype,
+      shape,
+      this.addon,
+    )
     this.scope?.push(tensor)
     return tensor
   }
 
   zeros(dtype: 'float32' | 'float64', shape: readonly number[]): Tensor {
     const tensor = this.empty(dtype, shape)
-    addon().fill(this.handle, tensor.handle, 0)
+    this.addon.fill(this.handle, tensor.handle, 0)
     return tensor
+  }
+
+  mapFile(path: string): FileHandle {
+    return native(() => this.addon.mapFile(path))
+  }
+
+  /** A tensor whose elements lie in a mapped file, `offset` bytes from its start. Throws INVALID_CHECKPOINT. */
+  mapTensor(file: FileHandle, offset: number, dtype: DType, shape: readonly number[]): Tensor {
+    const [rows, columns] = matrixShape(shape)
+    const handle = native(() => this.addon.mapTensor(file, offset, dtype, rows, columns))
+    return new Tensor(handle, dtype, shape, this.addon)
   }
 
   /** Copies on the queue: `array` must not change before the next synchronisation. */
@@ -174,7 +210,7 @@ export class Device {
     const own = array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : 'uint8'
     const dtype = as ?? own
     const tensor = this.empty(dtype, shape)
-    addon().upload(this.handle, tensor.handle, array)
+    this.addon.upload(this.handle, tensor.handle, array)
     return tensor
   }
 
@@ -182,7 +218,7 @@ export class Device {
   async read(tensor: Tensor): Promise<HostArray> {
     const size = tensor.shape.reduce((a, b) => a * b, 1)
     const array = allocateHost(tensor.dtype, size)
-    await awaitNative(addon().download(this.handle, tensor.handle, array))
+    await awaitNative(this.addon.download(this.handle, tensor.handle, array))
     return array
   }
 
@@ -190,9 +226,8 @@ export class Device {
     return (await this.read(tensor)) as Float32Array
   }
 
-  cast(input: Tensor, dtype: DType): Tensor {
-    const out = this.empty(dtype, input.shape)
-    addon().cast(this.handle, out.handle, input.handle)
+  cast(input: Tensor, dtype: DType, out = this.empty(dtype, input.shape)): Tensor {
+    this.addon.cast(this.handle, out.handle, input.handle)
     return out
   }
 
@@ -201,20 +236,32 @@ export class Device {
     return this.kind === 'cuda' ? this.cast(tensor, tensor.dtype) : tensor
   }
 
-  transpose(input: Tensor, dtype: DType): Tensor {
-    const out = this.empty(dtype, [input.width, input.rows])
-    addon().transpose(this.handle, out.handle, input.handle)
+  transpose(input: Tensor, dtype: DType, out = this.empty(dtype, [input.width, input.rows])): Tensor {
+    this.addon.transpose(this.handle, out.handle, input.handle)
     return out
   }
 
   /** Gives a mapped tensor's pages back to the system once what is enqueued so far has run. */
   releasePages(tensor: Tensor): void {
-    addon().releasePages(this.handle, tensor.handle)
+    this.addon.releasePages(this.handle, tensor.handle)
+  }
+
+  /** A nameless file in an existing folder for `offload`. Throws WRITE_FAILED. */
+  createSpillFile(folder: string): SpillFileHandle {
+    return native(() => this.addon.createSpillFile(folder))
+  }
+
+  /**
+   * Moves the storage of the tensor and of its views out of the device's memory until one of them is used again: to `file`, or
+   * without one from a GPU to the host's memory. A failure (WRITE_FAILED) shows at the next synchronisation.
+   */
+  offload(tensor: Tensor, file?: SpillFileHandle): void {
+    this.addon.offload(this.handle, tensor.handle, file)
   }
 
   /** Writes the tensor's bytes to an open file; a failure (WRITE_FAILED) shows at the next synchronisation. */
   writeFile(fd: number, position: number, tensor: Tensor): void {
-    addon().writeFile(this.handle, fd, position, tensor.handle)
+    this.addon.writeFile(this.handle, fd, position, tensor.handle)
   }
 
   // --- forward ---
@@ -222,14 +269,14 @@ export class Device {
   /** [tokens, columns of table]: the rows of `table` that `ids` names. */
   embedding(table: Tensor, ids: Tensor, dtype: DType): Tensor {
     const out = this.empty(dtype, [ids.width, table.width])
-    addon().embedding(this.handle, out.handle, table.handle, ids.handle)
+    this.addon.embedding(this.handle, out.handle, table.handle, ids.handle)
     return out
   }
 
   /** x Wᵀ + b: x [tokens, in], weight [out, in], bias [out]. */
   linear(x: Tensor, weight: Tensor, bias?: Tensor, dtype: DType = x.dtype): Tensor {
     const out = this.empty(dtype, [x.rows, weight.rows])
-    addon().linear(this.handle, out.handle, x.handle, weight.handle, bias?.handle)
+    this.addon.linear(this.handle, out.handle, x.handle, weight.handle, bias?.handle)
     return out
   }
 
@@ -241,25 +288,25 @@ export class Device {
     epsilon: number,
     out = this.empty(x.dtype, x.shape),
   ): Tensor {
-    addon().layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
+    this.addon.layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
     return out
   }
 
   /** `out` may be x. */
   rmsNorm(x: Tensor, weight: Tensor, epsilon: number, out = this.empty(x.dtype, x.shape)): Tensor {
-    addon().rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
+    this.addon.rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
     return out
   }
 
   /** In place. cosine, sine: float32 [sequence, pairs]; pairs are (i, i + pairs), or (2i, 2i + 1) when interleaved. */
   rotary(x: Tensor, cosine: Tensor, sine: Tensor, headDim: number, interleaved = false): void {
-    addon().rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim, interleaved)
+    this.addon.rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim, interleaved)
   }
 
   /** Causal self-attention: q [tokens, heads · headDim], k and v [tokens, kvHeads · headDim]. */
   attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape): Tensor {
     const out = this.empty(q.dtype, [q.rows, q.width])
-    addon().attention(this.handle, out.handle, q.handle, k.handle, v.handle, {
+    this.addon.attention(this.handle, out.handle, q.handle, k.handle, v.handle, {
       ...shape,
       window: shape.window ?? 0,
       softcap: shape.softcap ?? 0,
@@ -270,27 +317,27 @@ export class Device {
 
   /** x = f(x). */
   activation(x: Tensor, kind: Activation): void {
-    addon().activation(this.handle, x.handle, kind)
+    this.addon.activation(this.handle, x.handle, kind)
   }
 
   /** x = f(x) · up. */
   gate(x: Tensor, up: Tensor, kind: Activation): void {
-    addon().gate(this.handle, x.handle, up.handle, kind)
+    this.addon.gate(this.handle, x.handle, up.handle, kind)
   }
 
   /** x += y. */
   add(x: Tensor, y: Tensor): void {
-    addon().add(this.handle, x.handle, y.handle)
+    this.addon.add(this.handle, x.handle, y.handle)
   }
 
   /** x *= factor. */
   scale(x: Tensor, factor: number): void {
-    addon().scale(this.handle, x.handle, factor)
+    this.addon.scale(this.handle, x.handle, factor)
   }
 
   /** x = cap · tanh(x / cap). */
   softcap(x: Tensor, cap: number): void {
-    addon().softcap(this.handle, x.handle, cap)
+    this.addon.softcap(this.handle, x.handle, cap)
   }
 
   /**
@@ -299,13 +346,13 @@ export class Device {
    */
   takeColumns(x: Tensor, part: { groups: number; first: number; count: number; stride: number }): Tensor {
     const out = this.empty(x.dtype, [x.rows, part.groups * part.count])
-    addon().takeColumns(this.handle, out.handle, x.handle, part.first, part.count, part.stride)
+    this.addon.takeColumns(this.handle, out.handle, x.handle, part.first, part.count, part.stride)
     return out
   }
 
   /** out[ids[t]] += factors[t] · x[t]; no id occurs twice. ids int32, factors float32, [rows of x]. */
   scatterAdd(out: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
-    addon().scatterAdd(this.handle, out.handle, x.handle, ids.handle, factors.handle)
+    this.addon.scatterAdd(this.handle, out.handle, x.handle, ids.handle, factors.handle)
   }
 
   /**
@@ -320,7 +367,7 @@ export class Device {
   ): Tensor {
     const losses = this.empty('float32', [x.rows])
     const [device, out] = [this.handle, losses.handle]
-    addon().crossEntropy(device, out, x.handle, head.handle, bias?.handle, softcap, targets.handle)
+    this.addon.crossEntropy(device, out, x.handle, head.handle, bias?.handle, softcap, targets.handle)
     return losses
   }
 
@@ -328,12 +375,12 @@ export class Device {
 
   /** gram += scale · xᵀ x (upper triangle). */
   accumulateGram(gram: Tensor, x: Tensor, scale: number): void {
-    addon().accumulateGram(this.handle, gram.handle, x.handle, scale)
+    this.addon.accumulateGram(this.handle, gram.handle, x.handle, scale)
   }
 
   /** sums += scale · Σ_t x[t]². */
   accumulateSquares(sums: Tensor, x: Tensor, scale: number): void {
-    addon().accumulateSquares(this.handle, sums.handle, x.handle, scale)
+    this.addon.accumulateSquares(this.handle, sums.handle, x.handle, scale)
   }
 
   // --- pruning ---
@@ -342,7 +389,7 @@ export class Device {
   factorHessian(hessian: Tensor, dampening: number): Factor {
     const dead = this.empty('uint8', [hessian.width])
     const stats = this.empty('float64', [4])
-    addon().factorHessian(this.handle, hessian.handle, dead.handle, dampening, stats.handle)
+    this.addon.factorHessian(this.handle, hessian.handle, dead.handle, dampening, stats.handle)
     return { matrix: hessian, dead, stats }
   }
 
@@ -353,7 +400,7 @@ export class Device {
     options: { blockSize: number; bits: number },
   ): Pruned {
     const { mask, stats } = this.pruned(weight)
-    addon().pruneSparsegpt(
+    this.addon.pruneSparsegpt(
       this.handle,
       weight.handle,
       mask.handle,
@@ -370,7 +417,7 @@ export class Device {
   pruneMagnitude(weight: Tensor, selection: Selection): Pruned {
     const { mask, stats } = this.pruned(weight)
     const arguments_ = selectionArguments(selection)
-    addon().pruneMagnitude(this.handle, weight.handle, mask.handle, arguments_, stats.handle)
+    this.addon.pruneMagnitude(this.handle, weight.handle, mask.handle, arguments_, stats.handle)
     return { mask, stats }
   }
 
@@ -378,7 +425,7 @@ export class Device {
   pruneWanda(weight: Tensor, squares: Tensor, selection: Selection): Pruned {
     const { mask, stats } = this.pruned(weight)
     const arguments_ = selectionArguments(selection)
-    addon().pruneWanda(this.handle, weight.handle, mask.handle, squares.handle, arguments_, stats.handle)
+    this.addon.pruneWanda(this.handle, weight.handle, mask.handle, squares.handle, arguments_, stats.handle)
     return { mask, stats }
   }
 
@@ -388,7 +435,7 @@ export class Device {
   countZeros(tensor: Tensor, patterns: readonly (readonly [number, number])[]): Tensor {
     const stats = this.empty('float64', [1 + patterns.length])
     const uploaded = this.upload(Int32Array.from(patterns.flat()), [patterns.length, 2])
-    addon().countZeros(this.handle, stats.handle, tensor.handle, uploaded.handle)
+    this.addon.countZeros(this.handle, stats.handle, tensor.handle, uploaded.handle)
     return stats
   }
 
@@ -410,19 +457,20 @@ export type DeviceInfo =
  * backend is not built, the driver is missing, there is no GPU). Throws DEVICE_UNAVAILABLE when the native addon is missing.
  */
 export function devices(): DeviceInfo[] {
-  const cpu = native(() => addon().openDevice(0))
-  const name = addon().describeDevice(cpu)
-  addon().closeDevice(cpu)
-  const { reason, ...cuda } = addon().probeCudaDevice()
+  const addon = nativeAddon()
+  const cpu = native(() => addon.openDevice(0))
+  const name = addon.describeDevice(cpu)
+  addon.closeDevice(cpu)
+  const { reason, ...cuda } = addon.probeCudaDevice()
   return [
     { kind: 'cpu', available: true, name },
     reason ? { kind: 'cuda', available: false, reason } : { kind: 'cuda', available: true, ...cuda },
   ]
 }
 
-function openCuda(): DeviceHandle {
+function openCuda(addon: Addon): DeviceHandle {
   try {
-    return native(() => addon().openCudaDevice())
+    return native(() => addon.openCudaDevice())
   } catch (error) {
     if (!(error instanceof SparseGptError) || error.code !== 'DEVICE_UNAVAILABLE') throw error
     const message = `device "cuda" is not available: ${error.message}. Use device "cpu", or "auto" to fall back to it`

@@ -1,7 +1,7 @@
 import type { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
 import type { LinearGroup, LinearSpec } from '../models/architecture.js'
-import type { Batch, Model } from '../models/model.js'
+import type { Batch, Model, Offload } from '../models/model.js'
 import { storedShape, type BlockWeights } from '../models/weights.js'
 import type { Selection, Tensor } from '../native/device.js'
 import type { Pattern } from './options.js'
@@ -13,10 +13,11 @@ import { Statistics, type GroupStatistics } from './statistics.js'
 export interface BlockPrunerOptions extends SolverOptions {
   sparsity?: number | undefined
   pattern?: Pattern | undefined
-  masks: MaskFile | undefined
+  masks?: MaskFile | undefined
   /** Calibration windows in all. */
   samples: number
   sequential: 'block' | 'layer'
+  offload?: Offload | undefined
   /** Takes the pruned matrix of the named weight, in its stored form; may share its memory but not change it. */
   store: (weightName: string, matrix: Tensor) => Promise<void>
   meter: ProgressMeter
@@ -79,10 +80,13 @@ export class BlockPruner {
       } finally {
         run.dispose()
       }
+      this.o.offload?.(batch.hidden)
     }
     await model.paced(batches, collect, () => this.o.meter.batch('collect'))
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
-    if (outputs) await model.passBlock(index, batches, weights, () => this.o.meter.batch('forward'))
+    if (!outputs) return
+    const step = () => this.o.meter.batch('forward')
+    await model.passBlock(index, weights, batches, { step, offload: this.o.offload })
   }
 
   /** All batches advance from group to group together; each group is pruned before its outputs are computed. */
@@ -101,6 +105,10 @@ export class BlockPruner {
     const advance = async (pass: (typeof passes)[number]) => {
       pass.group = await pass.run.advance()
       if (pass.group) statistics.add(pass.group)
+      const { offload } = this.o
+      if (!offload) return
+      pass.run.offload(offload)
+      offload(pass.batch.hidden)
     }
     try {
       await model.paced(passes, advance)
@@ -111,13 +119,14 @@ export class BlockPruner {
         const group = statistics.take(reached)
         if (group) await this.solveGroup(group.names, group)
         for (const name of reached.names) left.delete(name)
-        await model.paced(passes, advance)
+        if (left.size > 0 || outputs) await model.paced(passes, advance)
       }
       for (const { batch, run } of passes) {
         if (outputs) {
           const output = await run.finish()
           batch.hidden.dispose()
           batch.hidden = output
+          this.o.offload?.(output)
         }
         this.o.meter.batch('collect')
       }
@@ -164,26 +173,47 @@ export class BlockPruner {
     const made: Tensor[] = []
     try {
       const selection = await this.selection(`${fullName}.weight`, linear, made)
-      const { pruned, result } = device.within(made, () => {
+      const { weight, stats, result } = device.within(made, () => {
         const stored = all.storedLinear(spec, linear)
-        const weight = all.copy(stored, linear, 'float32')
+        const dense = this.dense(name, stored, linear)
         device.releasePages(stored)
-        const solved = solver.prune(weight, selection)
-        return { pruned: solved, result: all.toStored(weight, linear, stored.dtype) }
+        const { mask, stats: solved } = solver.prune(dense, selection)
+        mask.dispose()
+        return { weight: dense, stats: solved, result: all.toStored(dense, linear, stored.dtype) }
       })
-      const stats = [...(await device.read(pruned.stats))]
+      made.push(weight, result)
+      const solved = [...(await device.read(stats))]
       const factor = factorStats ? [...(await device.read(factorStats))] : []
       await this.o.store(`${fullName}.weight`, result)
       // Later blocks see what is saved, rounded to the stored type.
-      const used = device.within([], () => all.matrix(result, linear, all.dtype))
-      this.weights.set(`${name}.weight`, used)
-      return layerReport(fullName, linear, stats, factor, this.o.dampening)
+      this.weights.set(`${name}.weight`, this.rounded(result, linear, weight))
+      return layerReport(fullName, linear, solved, factor, this.o.dampening)
     } catch (error) {
       if (!(error instanceof SparseGptError) || error.code === 'ABORTED') throw error
       throw new SparseGptError(error.code, `${fullName}: ${error.message}`, { cause: error })
     } finally {
       for (const tensor of made) tensor.dispose()
     }
+  }
+
+  /** float32 [out, in], to be changed: the block's own matrix where nothing else has its memory. */
+  private dense(name: string, stored: Tensor, linear: LinearSpec): Tensor {
+    const { device, weights: all } = this.model
+    const matrix = this.weights.get(`${name}.weight`)
+    if (!all.isExact(stored)) return all.copy(stored, linear, 'float32')
+    const own = matrix.dtype === 'float32' && !all.shares(stored, linear)
+    return own ? matrix.rowRange(0, matrix.rows) : device.cast(matrix, 'float32')
+  }
+
+  /** The matrix for the forward pass from its stored form; `solved`, which was rounded to that, gives its memory if it fits. */
+  private rounded(result: Tensor, linear: LinearSpec, solved: Tensor): Tensor {
+    const { device, weights: all } = this.model
+    if (all.dtype !== 'float32') {
+      solved.dispose()
+      return device.within([], () => all.matrix(result, linear))
+    }
+    if (result.dtype !== 'float32' || linear.layout === 'in-out') all.copy(result, linear, 'float32', solved)
+    return solved.rowRange(0, solved.rows)
   }
 
   private async selection(weightName: string, linear: LinearSpec, made: Tensor[]): Promise<Selection> {

@@ -31,6 +31,54 @@ export const pruningOptions = z.object({
   bits: z.int().min(2).max(8).optional(),
 })
 
+const regularExpression = z
+  .union([z.instanceof(RegExp), z.string()])
+  .transform((value, context) => {
+    try {
+      return new RegExp(value)
+    } catch (error) {
+      context.issues.push({
+        code: 'custom',
+        input: value,
+        message: `is not a regular expression: ${String(error)}`,
+      })
+      return z.NEVER
+    }
+  })
+  .optional()
+
+/** The options of pruning a whole model that say what is done, and in which order. */
+export const modelPruningOptions = pruningOptions.extend({
+  sequential: z.enum(['block', 'layer']).default('block'),
+  include: regularExpression,
+  exclude: regularExpression,
+  minBlock: z.int().min(0).default(0),
+  maxBlock: z.int().min(1).optional(),
+})
+
+const memoryUnits: Partial<Record<string, number>> = {
+  kb: 1e3,
+  mb: 1e6,
+  gb: 1e9,
+  tb: 1e12,
+  kib: 2 ** 10,
+  mib: 2 ** 20,
+  gib: 2 ** 30,
+  tib: 2 ** 40,
+}
+
+/** Bytes, or a size such as '16GB' or '1.5 GiB'. */
+export const memorySize = z.union([z.number().positive(), z.string()]).transform((size, context): number => {
+  if (typeof size === 'number') return size
+  const [, amount, unit] = /^(\d+(?:\.\d+)?)\s*([kmgt]i?b)$/i.exec(size.trim()) ?? []
+  const bytes = Number(amount) * (memoryUnits[unit?.toLowerCase() ?? ''] ?? NaN)
+  if (bytes > 0) return bytes
+  context.issues.push({ code: 'custom', input: size, message: "must be a size such as '16GB' or '900 MiB'" })
+  return z.NEVER
+})
+
+export const samples = z.int().min(1).max(1_000_000).default(128)
+
 export type PruningMethod = z.output<typeof pruningOptions>['method']
 
 /** What every schema of pruning options checks across options. */

@@ -1,19 +1,25 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { calibrationWindows, textSource, type TextSource } from '../calibration/source.js'
-import { batched } from '../calibration/windows.js'
 import { saveTokens } from '../calibration/token-file.js'
 import { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
 import type { LinearSpec } from '../models/architecture.js'
-import type { Model } from '../models/model.js'
+import type { Model, Offload } from '../models/model.js'
 import { storedShape } from '../models/weights.js'
-import type { Tensor } from '../native/device.js'
-import { BlockPruner } from './block-pruner.js'
-import { FolderDestination, MemoryDestination, type Destination } from './destination.js'
-import { checkSelection, parseOptions, pruningOptions, type PruningMethod } from './options.js'
-import type { LayerReport, PruneProgress, PruneReport } from './report.js'
-import { ProgressMeter } from './progress.js'
+import { planPruning } from '../planning/plan.js'
+import { FolderDestination, MemoryDestination } from './destination.js'
+import {
+  checkSelection,
+  memorySize,
+  modelPruningOptions,
+  parseOptions,
+  samples,
+  type PruningMethod,
+} from './options.js'
+import { phaseSeconds } from './phases.js'
+import { pruneBlocks, selectLayers } from './pipeline.js'
+import type { PruneProgress, PruneReport } from './report.js'
 
 export interface CalibrationOptions extends TextSource {
   /** Windows drawn from the text. Default 128. */
@@ -60,45 +66,40 @@ export interface PruneOptions {
   out?: string
   /** Replace `out` if it exists. */
   force?: boolean
+  /** Report where the time goes (PruneReport.phases). Costs a little on a GPU, which then waits after every operation. */
+  profile?: boolean
+  /**
+   * Folder for a file that takes the activations while they wait (samples · sequence length · hidden size of them): always, or
+   * with `memory` only when they do not fit. On a GPU they may also wait in the host's memory: see `memory`.
+   */
+  offload?: string
+  /**
+   * What the job may take of the process's memory, or on a GPU of the GPU's: bytes, or '16GB'. A job that would take more is
+   * refused before anything is read, unless its activations can wait elsewhere: in `offload`, or from a GPU in the host's
+   * memory. Default: no limit; on a GPU its memory.
+   */
+  memory?: number | string
   onProgress?: (progress: PruneProgress) => void
   signal?: AbortSignal
 }
 
-const pattern = z
-  .union([z.instanceof(RegExp), z.string()])
-  .transform((value, context) => {
-    try {
-      return new RegExp(value)
-    } catch (error) {
-      context.issues.push({
-        code: 'custom',
-        input: value,
-        message: `is not a regular expression: ${String(error)}`,
-      })
-      return z.NEVER
-    }
-  })
-  .optional()
-
-const schema = pruningOptions
+const schema = modelPruningOptions
   .extend({
     mask: z.string().min(1).optional(),
     calibration: textSource
       .extend({
-        samples: z.int().min(1).max(1_000_000).default(128),
+        samples,
         sequenceLength: z.int().min(1).optional(),
         seed: z.int().default(0),
         saveTokens: z.string().endsWith('.safetensors').optional(),
       })
       .strict()
       .optional(),
-    sequential: z.enum(['block', 'layer']).default('block'),
-    include: pattern,
-    exclude: pattern,
-    minBlock: z.int().min(0).default(0),
-    maxBlock: z.int().min(1).optional(),
     out: z.string().min(1).optional(),
     force: z.boolean().default(false),
+    profile: z.boolean().default(false),
+    offload: z.string().min(1).optional(),
+    memory: memorySize.optional(),
     onProgress: z
       .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
       .optional(),
@@ -124,27 +125,36 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const start = performance.now()
   const o = parseOptions(schema, options, 'prune')
   const source = model.folder
-  const layers = selectLayers(model, o)
+  const layers = selectLayers(model.architecture, o)
+  const offload = await planOffload(model, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
+  if (o.profile) await model.device.profile() // starts it
   abortable(o.signal)
+  const reading = performance.now()
   const windows = await drawCalibration(model, o)
+  const calibration = secondsSince(reading)
   abortable(o.signal)
   const destination =
     o.out === undefined ? new MemoryDestination(model) : await FolderDestination.create(model, o.out, o.force)
   try {
-    const reports = await pruneBlocks(model, o, layers, masks, windows, destination)
+    const reports = await pruneBlocks(model, { ...o, masks, offload }, layers, windows, destination)
+    const operations = o.profile ? await model.device.profile() : undefined
     abortable(o.signal)
+    const committing = performance.now()
     await destination.commit()
+    const commit = secondsSince(committing)
     const weights = reports.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const achieved =
       reports.reduce((sum, layer) => sum + layer.sparsity * layer.rows * layer.columns, 0) / weights
+    const seconds = secondsSince(start)
     return {
       model: source,
       out: destination.folder,
       method: o.method,
       sparsity: { target: target(o, achieved), achieved },
-      seconds: (performance.now() - start) / 1000,
+      seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
       layers: reports,
     }
   } catch (error) {
@@ -153,38 +163,36 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   }
 }
 
+const secondsSince = (start: number) => (performance.now() - start) / 1000
+
 type Parsed = z.output<typeof schema>
 
-/** The layers to prune of every block, under their checkpoint names. Throws INVALID_OPTION. */
-function selectLayers(model: Model, o: Parsed): LinearSpec[][] {
-  const { architecture } = model
-  const end = Math.min(o.maxBlock ?? architecture.blockCount, architecture.blockCount)
-  if (o.minBlock >= end) {
-    const range = `minBlock ${o.minBlock}, maxBlock ${o.maxBlock ?? 'not given'}`
-    const message = `prune: ${range} leave none of the model's ${architecture.blockCount} blocks (minBlock < maxBlock is needed)`
-    throw new SparseGptError('INVALID_OPTION', message)
+/** How activations leave the device's memory while they wait, if they have to. Throws OUT_OF_MEMORY, WRITE_FAILED. */
+async function planOffload(model: Model, o: Parsed): Promise<Offload | undefined> {
+  const { device, weights, checkpoint, name } = model
+  const file = o.offload === undefined ? undefined : device.createSpillFile(o.offload)
+  const move: Offload = (tensor) => device.offload(tensor, file)
+  const limit = o.memory ?? device.memory
+  if (limit === undefined) return file && move
+  const job = {
+    ...o,
+    ...o.calibration,
+    samples: o.calibration?.samples ?? 1,
+    device: device.kind,
+    dtype: weights.dtype,
   }
-  const blocks = Array.from({ length: architecture.blockCount }, (_, index): LinearSpec[] => {
-    if (index < o.minBlock || index >= end) return []
-    const { prefix, linears } = architecture.block(index)
-    return linears
-      .map((linear) => ({ ...linear, name: prefix + linear.name }))
-      .filter(({ name }) => (o.include?.test(name) ?? true) && !(o.exclude?.test(name) ?? false))
-  })
-  const all = blocks.flat()
-  if (all.length === 0) {
-    const { prefix, linears } = architecture.block(o.minBlock)
-    const message = `prune: include and exclude leave no layer to prune; names are like ${prefix}${linears[0]?.name ?? ''}`
-    throw new SparseGptError('INVALID_OPTION', message)
-  }
-  const m = o.pattern?.m ?? 1
-  const unfit = all.find(({ columns }) => columns % m !== 0)
-  if (unfit) {
-    const message = `prune: option pattern: ${unfit.name} has ${unfit.columns} columns, which ${m} does not divide: give another pattern or exclude the layer`
-    throw new SparseGptError('INVALID_OPTION', message)
-  }
-  return blocks
+  const needs = async (offload: boolean) =>
+    (await planPruning(name, checkpoint.config, { ...job, onProgress: undefined, offload })).memory.peak
+  const needed = await needs(false)
+  if (needed <= limit) return undefined
+  const elsewhere = file !== undefined || device.kind === 'cuda'
+  if (elsewhere && (await needs(true)) <= limit) return move
+  const advice = elsewhere ? '' : 'offload (a folder for activations), '
+  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}dtype "bfloat16", fewer samples or a shorter sequenceLength`
+  throw new SparseGptError('OUT_OF_MEMORY', message)
 }
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`
 
 async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile> {
   const masks = await MaskFile.open(file)
@@ -195,8 +203,8 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
 async function drawCalibration(model: Model, o: Parsed): Promise<Int32Array[]> {
   if (!o.calibration || o.method === 'magnitude') return []
   const sequenceLength = model.sequenceLength(o.calibration.sequenceLength)
-  const { samples, seed } = o.calibration
-  const options = { samples, seed, sequenceLength, signal: o.signal }
+  const { samples: count, seed } = o.calibration
+  const options = { samples: count, seed, sequenceLength, signal: o.signal }
   const { windows, text } = await calibrationWindows(model, o.calibration, options)
   if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
   return windows
@@ -206,46 +214,4 @@ async function drawCalibration(model: Model, o: Parsed): Promise<Int32Array[]> {
 function target(o: Parsed, achieved: number): number {
   if (o.pattern) return o.pattern.n / o.pattern.m
   return o.mask === undefined ? (o.sparsity ?? 0.5) : achieved
-}
-
-async function pruneBlocks(
-  model: Model,
-  o: Parsed,
-  layers: LinearSpec[][],
-  masks: MaskFile | undefined,
-  windows: Int32Array[],
-  destination: Destination,
-): Promise<LayerReport[]> {
-  const { architecture, device } = model
-  const last = layers.findLastIndex((block) => block.length > 0)
-  const groups = batched(windows, model.windowsPerBatch(windows[0]?.length ?? 1))
-  const tokens = groups.map((group) => group.reduce((sum, window) => sum + window.length, 0))
-  const meter = new ProgressMeter(architecture, layers, tokens, o.sequential, o.onProgress, o.signal)
-  const store = (name: string, matrix: Tensor) => destination.store(name, matrix)
-  const options = { ...o, masks, store, meter, samples: windows.length }
-  const reports: LayerReport[] = []
-  const batches = model.embed(groups)
-  try {
-    for (let index = 0; index <= last; index++) {
-      meter.block = index
-      const spec = architecture.block(index)
-      const weights = model.weights.block(spec)
-      try {
-        const selected = new Set(layers[index]?.map(({ name }) => name.slice(spec.prefix.length)))
-        if (selected.size > 0) {
-          const pruner = new BlockPruner(model, options, index, weights, selected)
-          reports.push(...(await pruner.run(batches, { outputs: index < last })))
-        } else {
-          await model.passBlock(index, batches, weights, () => meter.batch('forward'))
-        }
-      } finally {
-        weights.dispose()
-      }
-    }
-    return reports
-  } finally {
-    for (const { hidden } of batches) hidden.dispose()
-    // Failures are reported by whoever waited for them; here the queue only has to be empty.
-    await device.synchronize().catch(() => undefined)
-  }
 }

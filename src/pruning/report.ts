@@ -1,3 +1,5 @@
+import type { PhaseSeconds } from './phases.js'
+
 /** What became of one linear layer. */
 export interface LayerReport {
   /** Checkpoint name without '.weight', such as 'model.layers.0.self_attn.q_proj'. */
@@ -32,6 +34,8 @@ export interface PruneReport {
   seconds: number
   /** Of this process, since its start. */
   peakRssBytes: number
+  /** With the option `profile`. */
+  phases?: PhaseSeconds
   layers: LayerReport[]
 }
 

@@ -19,6 +19,48 @@ beforeAll(async () => {
   out = join(parent, 'out')
 })
 
+test('plan prints a table, or one object with --json', async () => {
+  const table = await sparsegpt(['plan', model, '--samples', '8', '--seqlen', '32', '--offload'])
+  expect(table).toMatchObject({
+    code: 0,
+    stdout: expect.stringMatching(/2 blocks.*peak memory.*0\.09\d GB/s),
+  })
+  expect(table.stdout).toMatch(/file for activations/)
+  const json = await sparsegpt([
+    'plan',
+    model,
+    '--pattern',
+    '2:4',
+    '--samples',
+    '8',
+    '--seqlen',
+    '32',
+    '--json',
+  ])
+  expect(json).toMatchObject({ code: 0, stdout: expect.stringMatching(/^\{.*\}\n$/) })
+  expect(JSON.parse(json.stdout)).toMatchObject({
+    model: 'model',
+    blocks: 2,
+    memory: { peak: expect.any(Number), parts: { gram: expect.any(Number) } },
+    disk: { offloaded: 0 },
+    flop: { solve: expect.any(Number) },
+  })
+  const wrong = await sparsegpt(['plan', model, '--pattern', '4:2'])
+  expect(wrong).toMatchObject({ code: 2, stderr: expect.stringMatching(/plan: --pattern: must be n:m/) })
+})
+
+test('a job beyond --memory is refused, --offload lets it run', async () => {
+  const target = join(parent, 'limited')
+  const job = ['prune', model, '--out', target, ...calibrated()]
+  const refused = await sparsegpt([...job, '--memory', '10MB'])
+  expect(refused).toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/memory allows 0\.0 GB: use offload/),
+  })
+  expect(readdirSync(parent)).not.toContain('limited')
+  expect(await sparsegpt([...job, '--memory', '2GB', '--offload', parent])).toMatchObject({ code: 0 })
+})
+
 const calibrated = () => ['--calibration', text, '--samples', '8', '--seqlen', '32']
 
 test('prune --json prints one object with what the contract names; eval and inspect agree with it', async () => {
@@ -78,8 +120,10 @@ test('without --json a person reads a summary and tables', async () => {
     'magnitude',
     '--sparsity',
     '0.5',
+    '--profile',
   ])
   expect(pruned.stdout).toMatch(/14 layers pruned to 50\.\d\d % zeros \(magnitude\)/)
+  expect(pruned.stdout).toMatch(/forward [\d.]+ s \(\d+ %\).* solve [\d.]+ s .*other [\d.]+ s/)
   expect((await sparsegpt(['eval', target, '--dataset', text])).stdout).toMatch(
     /^perplexity [\d.]+ over 9 windows of 64 tokens\n$/,
   )

@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, jest, test } from '@jest/globals'
 import { resolveModel } from '../../src/hub/model-folder.js'
 import type { DownloadProgress } from '../../src/hub/snapshot.js'
 import { inspect } from '../../src/evaluation/inspect.js'
-import { loadModel } from '../../src/index.js'
+import { loadModel, plan } from '../../src/index.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { writeTinyModel } from '../tiny-model.js'
 import { useHub } from './environment.js'
@@ -64,6 +64,14 @@ describe('a model on the hub', () => {
     expect(progress.map(({ bytes }) => bytes)).toEqual(
       progress.map(({ bytes }) => bytes).sort((a, b) => a - b),
     )
+  })
+
+  test('is planned from its config.json, the only file that is downloaded', async () => {
+    expect(await plan(id, { sequenceLength: 32 })).toMatchObject({ model: id, blocks: 2 })
+    expect(
+      at.hub.requests.filter((request) => /resolve/.test(request)).every((r) => r.includes('config.json')),
+    ).toBe(true)
+    expect(await readdir(join(storage(), 'snapshots', commit))).toEqual(['config.json'])
   })
 
   test('is not downloaded again, and is found offline', async () => {

@@ -1,9 +1,9 @@
 import { describe, expect, test } from '@jest/globals'
 import { devices, pruneLayer, SparseGptError } from '../../src/index.js'
-import { addon } from '../../src/native/addon.js'
+import { nativeAddon } from '../../src/native/addon.js'
 import { Device } from '../../src/native/device.js'
 
-const gpu = addon().probeCudaDevice().reason === ''
+const gpu = nativeAddon().probeCudaDevice().reason === ''
 
 describe('devices', () => {
   test('lists the CPU, and CUDA with its name or the reason why there is none', () => {
@@ -12,7 +12,7 @@ describe('devices', () => {
     expect(cpu).toEqual({
       kind: 'cpu',
       available: true,
-      name: expect.stringMatching(/threads, BLAS: /),
+      name: expect.stringMatching(/, \d+ threads$/),
     })
     if (gpu) {
       const memory = expect.any(Number)

@@ -63,6 +63,30 @@ describe('what is written', () => {
     expect((await readdir(out)).sort()).toEqual(['config.json', 'model.safetensors', 'tokenizer.json'])
   })
 
+  test('with profile the report says where the time went', async () => {
+    const { report } = await pruned(llama, { profile: true })
+    const { seconds, phases } = report
+    expect(Object.keys(phases!)).toEqual(
+      expect.arrayContaining([
+        'calibration',
+        'forward',
+        'statistics',
+        'factor',
+        'solve',
+        'convert',
+        'write',
+        'other',
+      ]),
+    )
+    const all = Object.values<number>({ ...phases! })
+    for (const spent of all) expect(spent).toBeGreaterThan(0)
+    expect(all.reduce((a, b) => a + b, 0)).toBeCloseTo(seconds, 3)
+    // What the layers' own clocks say.
+    const solving = report.layers.reduce((sum, layer) => sum + layer.seconds, 0)
+    expect(phases!.factor + phases!.solve).toBeGreaterThanOrEqual(solving)
+    expect((await pruned(llama, {})).report).not.toHaveProperty('phases')
+  })
+
   test.each(['sparsegpt', 'wanda', 'magnitude'] as const)(
     '2:4 by %s holds in every matrix',
     async (method) => {

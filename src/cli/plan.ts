@@ -1,0 +1,77 @@
+import Table from 'cli-table3'
+import { Command, Option } from 'commander'
+import { plan, type Plan } from '../planning/plan.js'
+import { given, modelArgument, pruningOptions, type PruningFlags } from './arguments.js'
+import { interruptible } from './interrupt.js'
+import { showDownload } from './open-model.js'
+import { withProgress } from './progress.js'
+
+interface Flags extends PruningFlags {
+  device: 'cpu' | 'cuda'
+  dtype: 'float32' | 'bfloat16'
+  offload?: true
+  json?: true
+}
+
+export function planCommand(): Command {
+  const command = new Command('plan')
+    .description('Say from config.json alone what pruning a model would take: memory, disk, arithmetic.')
+    .argument('<model>', modelArgument)
+    .option('--offload', 'with activations in a file while they wait')
+    .addOption(new Option('--device <device>', 'whose memory').choices(['cpu', 'cuda']).default('cpu'))
+    .addOption(
+      new Option('--dtype <dtype>', 'element type of activations')
+        .choices(['float32', 'bfloat16'])
+        .default('float32'),
+    )
+    .option('--json', 'print one JSON object on stdout')
+  return pruningOptions(command).action(async (model: string, { json, seqlen, ...flags }: Flags) => {
+    const result = await interruptible((signal) =>
+      withProgress('downloading', (progress) =>
+        plan(model, {
+          ...given({ ...flags, sequenceLength: seqlen }),
+          signal,
+          onDownload: showDownload(progress),
+        }),
+      ),
+    )
+    process.stdout.write(json ? `${JSON.stringify(result)}\n` : tables(result, flags.device))
+  })
+}
+
+function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan, device: 'cpu' | 'cuda'): string {
+  const bytes = (value: number) => `${(value / 1e9).toFixed(value < 1e9 ? 3 : 1)} GB`
+  const { parts } = memory
+  const rows: [string, string][] = [
+    [`peak memory${device === 'cuda' ? ' of the GPU' : ''}`, bytes(memory.peak)],
+    ['  process', bytes(parts.process)],
+    ['  weights of a block', bytes(parts.weights)],
+    ['  hidden states of all windows', bytes(parts.hiddenStates)],
+    ['  activations of the windows under way', bytes(parts.activations)],
+    ['  Gram matrices', bytes(parts.gram)],
+    ['  solver', bytes(parts.solver)],
+    ['read from the weight files', bytes(disk.read)],
+    ['written to the output', bytes(disk.written)],
+    ...(disk.offloadFile > 0
+      ? ([
+          ['file for activations', bytes(disk.offloadFile)],
+          ['read from and written to it', bytes(disk.offloaded)],
+        ] as [string, string][])
+      : []),
+    ['arithmetic (a multiply-add is two operations)', tera(flop.total)],
+    ['  linear layers', tera(flop.linear)],
+    ['  attention', tera(flop.attention)],
+    ['  Gram matrices', tera(flop.gram)],
+    ['  factorisations', tera(flop.factor)],
+    ['  solver', tera(flop.solve)],
+  ]
+  const table = new Table({
+    colAligns: ['left', 'right'],
+    style: { head: [], border: [] },
+    chars: { mid: '', 'left-mid': '', 'mid-mid': '', 'right-mid': '' },
+  })
+  table.push(...rows)
+  return `${model}: ${blocks} blocks, ${(prunedWeights / 1e9).toFixed(3)} billion weights to prune\n${table.toString()}\n`
+}
+
+const tera = (flop: number) => `${(flop / 1e12).toFixed(flop < 1e13 ? 3 : 0)} TFLOP`
