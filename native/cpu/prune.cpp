@@ -72,7 +72,7 @@ int64_t error_stride(int64_t rows) { return ((rows + lanes - 1) / lanes | 1) * l
 int64_t chunk_rows(int64_t rows, int64_t columns) {
   constexpr int64_t bytes = int64_t{32} << 20, least = 4 * lanes;
   const int64_t most = std::max(bytes / 4 / columns / lanes * lanes - lanes, least);
-  const int64_t chunks = (rows + most - 1) / most;
+  const int64_t chunks = std::max<int64_t>((rows + most - 1) / most, 1);
   return (rows + chunks * lanes - 1) / (chunks * lanes) * lanes;
 }
 
