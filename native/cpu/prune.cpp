@@ -63,7 +63,7 @@ void zero_dead_columns(ThreadPool& pool, const WeightMatrix& w, const uint8_t* d
 }
 
 // Columns that are swept together where the choice of weights does not ask for blocks of a certain size.
-constexpr int64_t free_block = 128;
+constexpr int64_t free_block = 256;
 
 // Columns of the transposed errors are an odd number of tiles apart, as powers of two would share few sets of the caches.
 int64_t error_stride(int64_t rows) { return ((rows + lanes - 1) / lanes | 1) * lanes; }

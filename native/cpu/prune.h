@@ -32,7 +32,7 @@ struct WeightMatrix {
 //   by sparsity                4 · up(rows) · (columns + 1.1 · block_size); the 0.1 are candidates for the threshold, all of
 //                              the scores where all are equal
 //   and always                 4 · B² + threads · (1024 · B + 65536) + 8 · rows, B = the columns of a block: block_size by
-//                              sparsity, else 128 or the pattern's m if that is more
+//                              sparsity, else 256 or the pattern's m if that is more
 // It is the pool's scratch but for the last term and the candidates. The products' own is in gemm.h.
 double prune_sparsegpt(ThreadPool& pool, const Kernels& kernels, const WeightMatrix& matrix, const float* factor,
                        const uint8_t* dead, const Choice& choice, int64_t block_size, int bits);
