@@ -2,7 +2,7 @@
 // running maximum, sum and weighted values of each (Dao et al. 2022, arXiv 2205.14135), so the score matrix never exists.
 //
 // bfloat16 and float16 use the tensor cores, 16 queries to a warp, with scores and sums in float32; float32 uses plain
-// multiply-adds. Heads are padded with zeros to the next size that a kernel is compiled for.
+// multiply-adds. Heads are padded with zeros to the next size that a kernel is compiled for; a plain kernel takes wider ones.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -20,12 +20,12 @@ struct Arguments {
   void* out;
   int64_t q_stride, k_stride, v_stride, out_stride;
   int64_t sequence;
-  int group;     // query heads that share a key head
+  int group;  // query heads that share a key head
   int head_dim;
   float scale, softcap;
   int64_t window;
   const float* slopes;
-  bool vector;   // rows can be read 16 bytes at a time
+  bool vector;  // rows can be read 16 bytes at a time
 };
 
 constexpr int threads = 128;
@@ -37,23 +37,25 @@ __device__ float adjusted(const Arguments& a, float score, float slope, int64_t 
   return score + slope * static_cast<float>(key - query);
 }
 
-// Rows [first, first + rows) of one head to shared memory, `pitch` elements apart; zeros beyond the head and the sequence.
-template <typename T, int padded, int rows>
-__device__ void load_rows(T* out, int pitch, const void* in, int64_t stride, int64_t available, const Arguments& a) {
-  const T* source = static_cast<const T*>(in);
-  constexpr int lane = 16 / sizeof(T);
-  if (a.vector) {
-    for (int e = static_cast<int>(threadIdx.x); e < rows * (padded / lane); e += threads) {
-      const int r = e / (padded / lane), c = e % (padded / lane) * lane;
-      uint4 value = make_uint4(0, 0, 0, 0);
-      if (r < available && c < a.head_dim) value = *reinterpret_cast<const uint4*>(source + r * stride + c);
-      *reinterpret_cast<uint4*>(out + r * pitch + c) = value;
-    }
-    return;
+// `rows` rows of one head to shared memory, `pitch` elements apart; zeros beyond the head and the sequence. Chunk is what a thread
+// reads at a time.
+template <typename Chunk, typename T, int padded, int rows>
+__device__ void load_chunks(T* out, int pitch, const T* in, int64_t stride, int64_t available, int head_dim) {
+  constexpr int length = sizeof(Chunk) / sizeof(T), chunks = padded / length;
+  for (int e = static_cast<int>(threadIdx.x); e < rows * chunks; e += threads) {
+    const int r = e / chunks, c = e % chunks * length;
+    Chunk value{};
+    if (r < available && c < head_dim) value = *reinterpret_cast<const Chunk*>(in + r * stride + c);
+    *reinterpret_cast<Chunk*>(out + r * pitch + c) = value;
   }
-  for (int e = static_cast<int>(threadIdx.x); e < rows * padded; e += threads) {
-    const int r = e / padded, c = e % padded;
-    out[r * pitch + c] = r < available && c < a.head_dim ? source[r * stride + c] : T{};
+}
+
+template <typename T, int padded, int rows>
+__device__ void load_rows(T* out, int pitch, const T* in, int64_t stride, int64_t available, const Arguments& a) {
+  if (a.vector) {
+    load_chunks<uint4, T, padded, rows>(out, pitch, in, stride, available, a.head_dim);
+  } else {
+    load_chunks<T, T, padded, rows>(out, pitch, in, stride, available, a.head_dim);
   }
 }
 
@@ -223,9 +225,9 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
   const int across = static_cast<int>(threadIdx.x) % 8, down = static_cast<int>(threadIdx.x) / 8;
   const int64_t q0 = (gridDim.x - 1 - blockIdx.x) * int64_t{queries};
   const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.sequence;
-  const float* q = static_cast<const float*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
-  const float* k = static_cast<const float*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
-  const float* v = static_cast<const float*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
+  const auto* q = static_cast<const float*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
+  const auto* k = static_cast<const float*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
+  const auto* v = static_cast<const float*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
   const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
 
   load_rows<float, padded, queries>(q_tile, pitch, q, a.q_stride, a.sequence - q0, a);
@@ -337,6 +339,53 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
   }
 }
 
+// --- heads of any size ------------------------------------------------------------------------------------------------
+
+// A block of threads for each query and head; their sums are in shared memory. Slow: for the few models with wider heads than the
+// kernels above are compiled for.
+__global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dtype) {
+  const int head_dim = a.head_dim;
+  auto* weights = reinterpret_cast<float*>(dynamic_shared());  // of `threads` keys
+  float* query_row = weights + threads;  // [head_dim]
+  float* sums = query_row + head_dim;  // [head_dim]
+  const auto rows_of_head = [&](const void* data, int64_t stride, int64_t head) {
+    const View all{const_cast<void*>(data), dtype, 0, 0, stride};
+    return [all, first = blockIdx.z * a.sequence, column = head * head_dim](int64_t row, int d) {
+      return read(all, first + row, column + d);
+    };
+  };
+  const int64_t query = gridDim.x - 1 - blockIdx.x, head = blockIdx.y;
+  const auto q = rows_of_head(a.q, a.q_stride, head);
+  const auto k = rows_of_head(a.k, a.k_stride, head / a.group), v = rows_of_head(a.v, a.v_stride, head / a.group);
+  const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
+  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
+    query_row[d] = q(query, d);
+    sums[d] = 0;
+  }
+  float largest = -INFINITY, sum = 0;
+  for (int64_t k0 = first_key<1>(a, query); k0 <= query; k0 += threads) {
+    __syncthreads();  // the query is there, the weights of the last round have been read
+    const int64_t key = k0 + threadIdx.x;
+    float score = 0;
+    for (int d = 0; key <= query && d < head_dim; ++d) score += query_row[d] * k(key, d);
+    score = adjusted(a, score, slope, query, key);
+    const float top = fmaxf(combine_block(score, Largest()), largest);
+    const float shrink = expf(largest - top), weight = expf(score - top);
+    largest = top;
+    weights[threadIdx.x] = weight;
+    sum = sum * shrink + combine_block(weight, Sum());  // whose barriers make the weights visible
+    const int count = static_cast<int>(min(int64_t{threads}, query + 1 - k0));
+    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
+      float value = sums[d] * shrink;
+      for (int i = 0; i < count; ++i) value += weights[i] * v(k0 + i, d);
+      sums[d] = value;
+    }
+  }
+  const View out{a.out, dtype, 0, 0, a.out_stride};
+  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads)
+    write(out, blockIdx.z * a.sequence + query, head * head_dim + d, sums[d] / sum);
+}
+
 bool aligned(const void* data, int64_t stride, size_t size) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && static_cast<size_t>(stride) * size % 16 == 0;
 }
@@ -390,8 +439,13 @@ void attention(cudaStream_t stream, const View& out, const View& q, const View& 
       run<64>(stream, q.dtype, a, shape.heads, count);
     } else if (shape.head_dim <= 128) {
       run<128>(stream, q.dtype, a, shape.heads, count);
+    } else if (shape.head_dim <= 256) {
+      run<256>(stream, q.dtype, a, shape.heads, count);
     } else {
-      run<largest_head_dim>(stream, q.dtype, a, shape.heads, count);
+      const dim3 grid(static_cast<unsigned>(shape.sequence), static_cast<unsigned>(shape.heads),
+                      static_cast<unsigned>(count));
+      const size_t shared = (threads + 2 * static_cast<size_t>(shape.head_dim)) * sizeof(float);
+      launch("attention", attention_wide, grid, dim3(threads), shared, stream, a, q.dtype);
     }
   }
 }

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/error.h"
+#include "core/require.h"
+#include "core/spill_file.h"
 
 namespace sparsegpt::cuda {
 
@@ -13,37 +16,7 @@ namespace {
 constexpr int nothing_byte = 0x7f;
 constexpr int64_t nothing = 0x7f7f7f7f7f7f7f7f;
 
-std::string in_mib(size_t bytes) { return std::to_string((bytes + (size_t{1} << 20) - 1) >> 20) + " MiB"; }
-
-[[noreturn]] void throw_out_of_memory(size_t wanted) {
-  size_t free = 0, total = 0;
-  cudaMemGetInfo(&free, &total);
-  const std::string size = wanted > 0 ? in_mib(wanted) + " were wanted, " : "";
-  throw Error("OUT_OF_MEMORY", "the GPU has no memory left: " + size + in_mib(free) + " of " + in_mib(total) +
-                                   " are free; fewer or shorter calibration samples (samples, sequenceLength) or dtype "
-                                   "\"bfloat16\" need less, device \"cpu\" needs none");
-}
-
 }  // namespace
-
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that is not sticky must not show again in a later call
-  if (status == cudaErrorMemoryAllocation) throw_out_of_memory(0);
-  throw Error("INTERNAL", std::string("CUDA: ") + what + ": " + cudaGetErrorString(status));
-}
-
-void check(cublasStatus_t status, const char* what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw_out_of_memory(0);
-  throw Error("INTERNAL", std::string("cuBLAS: ") + what + ": " + cublasGetStatusString(status));
-}
-
-void check(cusolverStatus_t status, const char* what) {
-  if (status == CUSOLVER_STATUS_SUCCESS) return;
-  if (status == CUSOLVER_STATUS_ALLOC_FAILED) throw_out_of_memory(0);
-  throw Error("INTERNAL", std::string("cuSOLVER: ") + what + ": status " + std::to_string(static_cast<int>(status)));
-}
 
 CudaDevice probe() {
   CudaDevice device;
@@ -70,28 +43,80 @@ CudaDevice probe() {
   return device;
 }
 
-// Device memory. It is taken by the queue thread and given back by whichever thread drops the last reference; by then every
-// kernel that uses it is in the stream, so freeing in the order of the stream is safe.
+// Device memory in the order of a stream. It is taken by the thread that works on the stream and given back by whichever drops
+// the last reference; by then every kernel that uses it is in the stream.
 class Context::Memory : public Storage {
  public:
-  Memory(std::shared_ptr<Context> context, size_t bytes) : context_(std::move(context)), bytes_(bytes) {}
+  Memory(std::shared_ptr<Context> context, size_t bytes, cudaStream_t stream)
+      : context_(std::move(context)), bytes_(bytes), stream_(stream) {}
   ~Memory() override {
-    if (memory_ != nullptr) cudaFreeAsync(memory_, context_->stream_);
+    if (memory_ != nullptr) {
+      if (load_) cudaStreamWaitEvent(stream_, load_->event, 0);
+      cudaFreeAsync(memory_, stream_);
+    }
+    if (pinned_ != nullptr) context_->pinned_->give(pinned_, bytes_);
+    if (file_) file_->free(place_, bytes_);
   }
-  std::byte* data() override { return taken_on(context_->stream_); }
+  std::byte* data() override {
+    if (memory_ == nullptr) {
+      std::byte* memory = context_->take(bytes_, stream_);
+      try {
+        bring_back(memory);
+      } catch (...) {
+        cudaFreeAsync(memory, stream_);
+        throw;
+      }
+      memory_ = memory;
+    }
+    if (load_) {
+      context_->loader_->finish(*load_, *context_->lane_);
+      load_.reset();
+    }
+    return memory_;
+  }
   size_t size() const override { return bytes_; }
   bool on_host() const override { return false; }
 
-  bool taken() const { return memory_ != nullptr; }
-  std::byte* taken_on(cudaStream_t stream) {
-    if (memory_ == nullptr) memory_ = context_->take(bytes_, stream);
-    return memory_;
+  // The next one to look at the memory waits for the load.
+  void expect(std::shared_ptr<Load> load) { load_ = std::move(load); }
+
+  void offload(const std::shared_ptr<SpillFile>& file) override {
+    if (memory_ == nullptr) return;
+    data();
+    if (file) {
+      std::vector<std::byte> bytes(bytes_);
+      context_->to_host(bytes.data(), memory_, bytes_);
+      place_ = file->write(bytes.data(), bytes_);
+      file_ = file;
+    } else {
+      pinned_ = context_->pinned_->take(bytes_);
+      check(cudaMemcpyAsync(pinned_, memory_, bytes_, cudaMemcpyDeviceToHost, stream_), "copying from the device");
+    }
+    cudaFreeAsync(std::exchange(memory_, nullptr), stream_);
   }
 
  private:
+  void bring_back(std::byte* memory) {
+    if (pinned_ != nullptr) {
+      check(cudaMemcpyAsync(memory, pinned_, bytes_, cudaMemcpyHostToDevice, stream_), "copying to the device");
+      context_->pinned_->give(std::exchange(pinned_, nullptr), bytes_);
+    } else if (file_) {
+      std::vector<std::byte> bytes(bytes_);
+      file_->read(place_, bytes.data(), bytes_);
+      context_->lane_->to_device(memory, bytes.data(), bytes_, 1, bytes_);
+      std::exchange(file_, nullptr)->free(place_, bytes_);
+    }
+  }
+
   std::shared_ptr<Context> context_;
   size_t bytes_;
+  cudaStream_t stream_;
   std::byte* memory_ = nullptr;
+  std::shared_ptr<Load> load_;
+  // Where the bytes are while they are offloaded.
+  std::byte* pinned_ = nullptr;
+  std::shared_ptr<SpillFile> file_;
+  int64_t place_ = 0;
 };
 
 Context::Context() {
@@ -101,15 +126,10 @@ Context::Context() {
   memory_ = device.memory;
   try {
     check(cudaSetDevice(0), "choosing the device");
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
-    check(cudaStreamCreateWithFlags(&copy_stream_, cudaStreamNonBlocking), "making a stream");
-    check(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming), "making an event");
-    check(cudaEventCreateWithFlags(&reached_, cudaEventDisableTiming), "making an event");
-    for (Pinned& buffer : pinned_) {
-      check(cudaMallocHost(reinterpret_cast<void**>(&buffer.data), pinned_bytes), "pinning host memory");
-      check(cudaEventCreateWithFlags(&buffer.copied, cudaEventDisableTiming), "making an event");
-    }
-    // What is freed stays with the process for reuse. Reuse must not make one stream wait for the other, or copies would no
+    lane_ = std::make_unique<Lane>();
+    loader_ = std::make_unique<Loader>(*this);
+    pinned_ = std::make_unique<PinnedPool>(stream());
+    // What is freed stays with the process for reuse. Reuse must not make one stream wait for the other, or loads would no
     // longer overlap kernels.
     cudaMemPool_t pool = nullptr;
     check(cudaDeviceGetDefaultMemPool(&pool, 0), "finding the memory pool");
@@ -118,16 +138,16 @@ Context::Context() {
     int off = 0;
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolReuseAllowInternalDependencies, &off), "setting up the memory pool");
     check(cublasCreate(&blas_), "starting");
-    check(cublasSetStream(blas_, stream_), "setting the stream");
+    check(cublasSetStream(blas_, stream()), "setting the stream");
     // The default has no TF32; partial sums of half-precision products stay in float32 too.
     constexpr auto precision = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
     check(cublasSetMathMode(blas_, static_cast<cublasMath_t>(precision)), "setting the precision");
     check(cusolverDnCreate(&solver_), "starting");
     check(cusolverDnCreateParams(&solver_options_), "starting");
-    check(cusolverDnSetStream(solver_, stream_), "setting the stream");
+    check(cusolverDnSetStream(solver_, stream()), "setting the stream");
     check(cudaMalloc(reinterpret_cast<void**>(&found_), most_watches * sizeof(int64_t)), "taking memory");
     check(cudaMallocHost(reinterpret_cast<void**>(&found_host_), most_watches * sizeof(int64_t)), "pinning host memory");
-    check(cudaMemsetAsync(found_, nothing_byte, most_watches * sizeof(int64_t), stream_), "clearing memory");
+    check(cudaMemsetAsync(found_, nothing_byte, most_watches * sizeof(int64_t), stream()), "clearing memory");
   } catch (...) {
     close();
     throw;
@@ -137,21 +157,15 @@ Context::Context() {
 Context::~Context() { close(); }
 
 void Context::close() {
-  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
-  if (copy_stream_ != nullptr) cudaStreamSynchronize(copy_stream_);
+  if (loader_) loader_->stop();
+  cudaDeviceSynchronize();
+  loader_.reset();
+  pinned_.reset();
   if (solver_options_ != nullptr) cusolverDnDestroyParams(solver_options_);
   if (solver_ != nullptr) cusolverDnDestroy(solver_);
   if (blas_ != nullptr) cublasDestroy(blas_);
   if (found_ != nullptr) cudaFree(found_);
   if (found_host_ != nullptr) cudaFreeHost(found_host_);
-  for (Pinned& buffer : pinned_) {
-    if (buffer.data != nullptr) cudaFreeHost(buffer.data);
-    if (buffer.copied != nullptr) cudaEventDestroy(buffer.copied);
-  }
-  if (copied_ != nullptr) cudaEventDestroy(copied_);
-  if (reached_ != nullptr) cudaEventDestroy(reached_);
-  if (copy_stream_ != nullptr) cudaStreamDestroy(copy_stream_);
-  if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
 std::string Context::description() const {
@@ -164,12 +178,13 @@ std::string Context::description() const {
 }
 
 std::shared_ptr<Storage> Context::storage(size_t bytes) {
-  return std::make_shared<Memory>(shared_from_this(), std::max<size_t>(bytes, 1));
+  return std::make_shared<Memory>(shared_from_this(), std::max<size_t>(bytes, 1), stream());
 }
 
-Tensor Context::scratch(DType dtype, int64_t rows, int64_t columns) {
+Tensor Context::scratch(DType dtype, int64_t rows, int64_t columns, cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(rows * columns) * dtype_size(dtype);
-  return {storage(bytes), dtype, rows, columns, columns, 0};
+  auto memory = std::make_shared<Memory>(shared_from_this(), std::max<size_t>(bytes, 1), stream);
+  return {std::move(memory), dtype, rows, columns, columns, 0};
 }
 
 std::byte* Context::take(size_t bytes, cudaStream_t stream) {
@@ -178,8 +193,7 @@ std::byte* Context::take(size_t bytes, cudaStream_t stream) {
   if (status == cudaErrorMemoryAllocation) {
     // What is being freed may be enough, and the pool may hold pieces of other sizes.
     cudaGetLastError();
-    check(cudaStreamSynchronize(stream_), "waiting for the device");
-    check(cudaStreamSynchronize(copy_stream_), "waiting for the device");
+    check(cudaDeviceSynchronize(), "waiting for the device");
     cudaMemPool_t pool = nullptr;
     check(cudaDeviceGetDefaultMemPool(&pool, 0), "finding the memory pool");
     check(cudaMemPoolTrimTo(pool, 0), "shrinking the memory pool");
@@ -193,72 +207,20 @@ std::byte* Context::take(size_t bytes, cudaStream_t stream) {
   return static_cast<std::byte*>(memory);
 }
 
-Context::Pinned& Context::next_pinned() {
-  Pinned& buffer = pinned_[turn_++ % pinned_.size()];
-  check(cudaEventSynchronize(buffer.copied), "waiting for a copy");
-  return buffer;
+void Context::load(const char* operation, const Tensor& out, const Tensor& in, PlaceRows place) {
+  auto load = std::make_shared<Load>(operation, in, out.storage, out.bytes(), std::move(place));
+  loader_->start(load, stream());
+  static_cast<Memory&>(*out.storage).expect(std::move(load));
 }
 
-void Context::to_device(const Tensor& out, const void* host, size_t row_bytes, size_t rows, size_t host_stride) {
-  if (row_bytes == 0 || rows == 0) return;
-  // Memory that is first touched here belongs to the copy stream from the start; memory that kernels have used must wait
-  // for them.
-  auto& memory = static_cast<Memory&>(*out.storage);
-  if (memory.taken()) {
-    check(cudaEventRecord(reached_, stream_), "marking the stream");
-    check(cudaStreamWaitEvent(copy_stream_, reached_, 0), "ordering the streams");
-  }
-  std::byte* device = memory.taken_on(copy_stream_) + out.offset;
-  const auto* source = static_cast<const std::byte*>(host);
-  if (host_stride == row_bytes) {
-    row_bytes *= rows;
-    rows = 1;
-  }
-  size_t row = 0, begin = 0;  // what has been copied: `row` rows and `begin` bytes of the next one
-  while (row < rows) {
-    Pinned& buffer = next_pinned();
-    size_t filled = 0;
-    while (row < rows && filled < pinned_bytes) {
-      const size_t count = std::min(pinned_bytes - filled, row_bytes - begin);
-      std::memcpy(buffer.data + filled, source + row * host_stride + begin, count);
-      filled += count;
-      begin += count;
-      if (begin == row_bytes) ++row, begin = 0;
-    }
-    check(cudaMemcpyAsync(device, buffer.data, filled, cudaMemcpyHostToDevice, copy_stream_), "copying to the device");
-    check(cudaEventRecord(buffer.copied, copy_stream_), "marking the stream");
-    device += filled;
-  }
-  check(cudaEventRecord(copied_, copy_stream_), "marking the stream");
-  check(cudaStreamWaitEvent(stream_, copied_, 0), "ordering the streams");
-}
-
-void Context::for_pieces(const void* device, size_t bytes, const std::function<void(const std::byte*, size_t)>& write) {
-  const auto* source = static_cast<const std::byte*>(device);
-  // One piece is on its way while the one before is written.
-  Pinned* arriving = nullptr;
-  size_t arriving_bytes = 0;
-  const auto finish = [&] {
-    check(cudaEventSynchronize(arriving->copied), "waiting for a copy");
-    write(arriving->data, arriving_bytes);
-  };
-  while (bytes > 0) {
-    const size_t count = std::min(bytes, pinned_bytes);
-    Pinned& buffer = next_pinned();
-    check(cudaMemcpyAsync(buffer.data, source, count, cudaMemcpyDeviceToHost, stream_), "copying from the device");
-    check(cudaEventRecord(buffer.copied, stream_), "marking the stream");
-    if (arriving != nullptr) finish();
-    arriving = &buffer;
-    arriving_bytes = count;
-    source += count;
-    bytes -= count;
-  }
-  if (arriving != nullptr) finish();
+void Context::to_device(const Tensor& out, const void* host) {
+  const size_t bytes = byte_size(out);
+  lane_->to_device(out.bytes(), host, bytes, 1, bytes);
 }
 
 void Context::to_host(void* host, const void* device, size_t bytes) {
   auto* out = static_cast<std::byte*>(host);
-  for_pieces(device, bytes, [&](const std::byte* data, size_t count) {
+  lane_->for_pieces(device, bytes, [&](const std::byte* data, size_t count) {
     std::memcpy(out, data, count);
     out += count;
   });
@@ -271,14 +233,15 @@ int64_t* Context::watch(const char* code, std::function<std::string(int64_t)> me
 }
 
 void Context::synchronize() {
+  loader_->check_failure();
   const std::vector<Watch> watches = std::move(watches_);
   watches_.clear();
   const size_t bytes = watches.size() * sizeof(int64_t);
   if (bytes > 0) {
-    check(cudaMemcpyAsync(found_host_, found_, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the device");
-    check(cudaMemsetAsync(found_, nothing_byte, bytes, stream_), "clearing memory");
+    check(cudaMemcpyAsync(found_host_, found_, bytes, cudaMemcpyDeviceToHost, stream()), "copying from the device");
+    check(cudaMemsetAsync(found_, nothing_byte, bytes, stream()), "clearing memory");
   }
-  check(cudaStreamSynchronize(stream_), "waiting for the device");
+  check(cudaStreamSynchronize(stream()), "waiting for the device");
   for (size_t i = 0; i < watches.size(); ++i)
     if (found_host_[i] != nothing) throw Error(watches[i].code, watches[i].message(found_host_[i]));
 }

@@ -1,12 +1,12 @@
 // The Backend operations on a GPU: checks, copies of operands that lie in host memory, and the order of kernels and library
 // calls. Nothing here waits for the GPU but what has to hand something to the host: download, write_file, synchronize, the
-// outcome of a factorisation, and token ids that choose rows of a mapped table.
+// outcome of a factorisation, and token ids that choose rows of a mapped table. What cast and transpose read from a mapped file
+// arrives while the operations after them run; other operands in host memory are copied for the time of the operation.
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "core/error.h"
@@ -19,15 +19,8 @@ namespace sparsegpt::cuda {
 
 namespace {
 
-constexpr int64_t tile_bytes = int64_t{64} << 20;  // of a matrix that passes through the device piece by piece
-
 cudaDataType_t library_type(DType dtype) {
   return dtype == DType::bf16 ? CUDA_R_16BF : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_32F;
-}
-
-int to_int(int64_t size) {
-  require(size <= std::numeric_limits<int>::max(), "a dimension of " + std::to_string(size) + " is too large for cuBLAS");
-  return static_cast<int>(size);
 }
 
 // An operand of a product, row-major; `transposed` when its rows are the columns of the factor.
@@ -44,6 +37,7 @@ Operand transposed(const Tensor& t) { return {t.bytes(), t.dtype, t.stride, true
 class CudaBackend : public Backend {
  public:
   CudaBackend() : context_(std::make_shared<Context>()), stream_(context_->stream()) {}
+  ~CudaBackend() override { context_->stop_loading(); }
 
   std::string description() const override { return context_->description(); }
   void synchronize() override { context_->synchronize(); }
@@ -54,7 +48,7 @@ class CudaBackend : public Backend {
   void upload(const Tensor& out, const void* host) override {
     require_device(out);
     require(out.contiguous(), "upload needs a contiguous tensor");
-    context_->to_device(out, host, byte_size(out), 1, byte_size(out));
+    context_->to_device(out, host);
   }
 
   void download(void* host, const Tensor& tensor) override {
@@ -71,11 +65,18 @@ class CudaBackend : public Backend {
     require_float(out, "output");
     require_shape(out, in.rows, in.columns, "output");
     require_device(out);
-    if (in.storage->on_host() && in.dtype == out.dtype && out.contiguous()) {
-      copy_from_host(out, in);
-      return;
+    if (!in.storage->on_host()) {
+      cuda::cast(stream_, view(out), view(in));
+    } else if (in.dtype == out.dtype && out.contiguous()) {
+      context_->load("cast", out, in, nullptr);
+    } else {
+      context_->load("cast", out, in, [to = view(out)](cudaStream_t stream, const Tensor& rows, int64_t first) {
+        View part = to;
+        part.data = element(to, first, 0);
+        part.rows = rows.rows;
+        cuda::cast(stream, part, view(rows));
+      });
     }
-    cuda::cast(stream_, view(out), view(local(in)));
   }
 
   void transpose(const Tensor& out, const Tensor& in) override {
@@ -87,7 +88,16 @@ class CudaBackend : public Backend {
       require_float(in, "input");
       require_float(out, "output");
     }
-    cuda::transpose(stream_, view(out), view(local(in)));
+    if (!in.storage->on_host()) {
+      cuda::transpose(stream_, view(out), view(in));
+      return;
+    }
+    context_->load("transpose", out, in, [to = view(out)](cudaStream_t stream, const Tensor& rows, int64_t first) {
+      View part = to;
+      part.data = element(to, 0, first);
+      part.columns = rows.rows;
+      cuda::transpose(stream, part, view(rows));
+    });
   }
 
   void fill(const Tensor& out, double value) override {
@@ -103,7 +113,7 @@ class CudaBackend : public Backend {
       write_fully(fd, position, tensor.bytes(), byte_size(tensor));
       return;
     }
-    context_->for_pieces(tensor.bytes(), byte_size(tensor), [&](const std::byte* data, size_t bytes) {
+    context_->lane().for_pieces(tensor.bytes(), byte_size(tensor), [&](const std::byte* data, size_t bytes) {
       write_fully(fd, position, data, bytes);
       position += static_cast<int64_t>(bytes);
     });
@@ -140,7 +150,7 @@ class CudaBackend : public Backend {
       std::memcpy(gathered.data() + t * row_bytes, table.bytes() + id * table.stride * size, row_bytes);
     }
     const Tensor copy = context_->scratch(table.dtype, out.rows, out.columns);
-    context_->to_device(copy, gathered.data(), gathered.size(), 1, gathered.size());
+    context_->to_device(copy, gathered.data());
     cuda::cast(stream_, view(out), view(copy));
   }
 
@@ -207,10 +217,6 @@ class CudaBackend : public Backend {
     require_shape(v, q.rows, kv_width, "v");
     require_float(q, "q");
     require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype, "q, k, v and output must agree in type");
-    if (shape.head_dim > largest_head_dim)
-      throw Error("UNSUPPORTED_MODEL", "heads of " + std::to_string(shape.head_dim) +
-                                           " dimensions: on device \"cuda\" at most " + std::to_string(largest_head_dim) +
-                                           "; use device \"cpu\"");
     Tensor slopes;
     if (shape.slopes) {
       require_plain(shape.slopes, 1, shape.heads, DType::f32, "slopes");
@@ -461,21 +467,11 @@ class CudaBackend : public Backend {
     require_shape(y, x.rows, x.columns, "second operand");
   }
 
-  static int64_t rows_per_tile(int64_t columns) {
-    return std::max<int64_t>(1, tile_bytes / (std::max<int64_t>(columns, 1) * static_cast<int64_t>(sizeof(float))));
-  }
-
-  void copy_from_host(const Tensor& out, const Tensor& in) {
-    const size_t size = dtype_size(in.dtype);
-    context_->to_device(out, in.bytes(), static_cast<size_t>(in.columns) * size, static_cast<size_t>(in.rows),
-                        static_cast<size_t>(in.stride) * size);
-  }
-
   // The tensor itself, or a copy in device memory for the time of the operation.
   Tensor local(const Tensor& tensor) {
     if (!tensor.storage->on_host()) return tensor;
     const Tensor copy = context_->scratch(tensor.dtype, tensor.rows, tensor.columns);
-    copy_from_host(copy, tensor);
+    context_->lane().to_device(copy.bytes(), tensor);
     return copy;
   }
   Tensor local(const Tensor& tensor, DType dtype) {
@@ -502,14 +498,15 @@ class CudaBackend : public Backend {
     });
   }
 
+  // With 64-bit sizes, since a matrix of 49152 columns (OPT-175B) has more than 2^31 elements.
   // C = alpha · A B + beta · C; A [m, k], B [k, n], C [m, n] f32 or of the operands' type. A column-major library sees the
   // transposes of row-major matrices, and Cᵀ = Bᵀ Aᵀ.
   void gemm(int64_t m, int64_t n, int64_t k, float alpha, const Operand& a, const Operand& b, float beta, const Tensor& c) {
     require(a.dtype == b.dtype, "the operands of a product must agree in type");
-    check(cublasGemmEx(context_->blas(), b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-                       to_int(n), to_int(m), to_int(k), &alpha, b.data, library_type(b.dtype), to_int(b.stride), a.data,
-                       library_type(a.dtype), to_int(a.stride), &beta, c.bytes(), library_type(c.dtype), to_int(c.stride),
-                       a.dtype == DType::f32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+    check(cublasGemmEx_64(context_->blas(), b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                          a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &alpha, b.data, library_type(b.dtype), b.stride,
+                          a.data, library_type(a.dtype), a.stride, &beta, c.bytes(), library_type(c.dtype), c.stride,
+                          a.dtype == DType::f32 ? CUBLAS_COMPUTE_32F_PEDANTIC : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "multiplying");
   }
 
@@ -654,9 +651,8 @@ class CudaBackend : public Backend {
         if (begin > 0) {
           gemm(rows, size, begin, 1, operand(error), factor_block(0, begin), 0, ready);
           const float one = 1;
-          check(cublasStrsm(context_->blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
-                            to_int(size), to_int(rows), &one, factor + begin * columns + begin, to_int(columns),
-                            ready.data<float>(), to_int(size)),
+          check(cublasStrsm_64(context_->blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_N, CUBLAS_DIAG_NON_UNIT,
+                               size, rows, &one, factor + begin * columns + begin, columns, ready.data<float>(), size),
                 "solving a triangle");
         } else {
           clear(ready);

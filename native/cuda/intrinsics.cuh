@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/context.h"
+#include "cuda/status.h"
 
 namespace sparsegpt::cuda {
 

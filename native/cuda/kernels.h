@@ -17,6 +17,9 @@ struct View {
   int64_t rows, columns, stride;
 };
 inline View view(const Tensor& t) { return {t.bytes(), t.dtype, t.rows, t.columns, t.stride}; }
+inline void* element(const View& v, int64_t row, int64_t column) {
+  return static_cast<std::byte*>(v.data) + (row * v.stride + column) * static_cast<int64_t>(dtype_size(v.dtype));
+}
 
 // --- forward.cu -------------------------------------------------------------------------------------------------------
 
@@ -58,7 +61,6 @@ void finish_zeros(cudaStream_t stream, double* stats, const unsigned long long* 
 
 // --- attention.cu -----------------------------------------------------------------------------------------------------
 
-constexpr int64_t largest_head_dim = 256;
 void attention(cudaStream_t stream, const View& out, const View& q, const View& k, const View& v,
                const AttentionShape& shape, const float* slopes);
 

@@ -13,6 +13,7 @@
 
 #include "core/cuda_loader.h"
 #include "cpu/cpu_backend.h"
+#include "test/cuda_devices.h"
 #include "test/on_device.h"
 #include "test/problem.h"
 
@@ -22,11 +23,6 @@ using namespace sparsegpt::test;
 namespace {
 
 constexpr DType float_types[] = {DType::f32, DType::bf16, DType::f16};
-
-std::string folder() {
-  const std::string path = cuda_library_path();
-  return path.substr(0, path.rfind('/'));
-}
 
 // A tensor on both devices.
 struct Twin {
@@ -95,22 +91,11 @@ void check_close(Both& both, const Twin& t, double tolerance, int line) {
 }
 #define CHECK_TWIN(twin, tolerance) check_close(both, twin, tolerance, __LINE__)
 
-// Every CUDA backend that can run here.
 void on_every_gpu(const std::function<void(Both&)>& body) {
-  static bool told = false;  // once in a run
-  const std::string real = cuda_library_path();
-  const CudaDevice device = probe_cuda(real);
-  if (device.reason.empty()) {
-    Both both(device.name, real);
+  for_every_gpu([&](const std::string& name, const std::string& path) {
+    Both both(name, path);
     body(both);
-  } else if (!told) {
-    std::printf("  without a GPU (%s): on the emulation only\n", device.reason.c_str());
-  }
-  told = true;
-  const std::string emulated = folder() + "/libsparsegpt_cuda_emulated.so";
-  if (access(emulated.c_str(), F_OK) != 0) return;  // not Linux
-  Both both("emulation", emulated);
-  body(both);
+  });
 }
 
 }  // namespace
@@ -134,7 +119,7 @@ TEST("cuda: a missing, broken or foreign library is refused with what to do") {
 }
 
 TEST("cuda: a library built from other headers is refused") {
-  const std::string emulated = folder() + "/libsparsegpt_cuda_emulated.so";
+  const std::string emulated = emulated_cuda_library();
   std::ifstream in(emulated, std::ios::binary);
   std::string bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   if (bytes.empty()) return;  // not Linux
@@ -316,9 +301,10 @@ TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
   on_every_gpu([](Both& both) {
     uint64_t seed = 0;
     for (DType type : float_types) {
-      for (int64_t head_dim : {5, 16, 64, 72, 128, 200, 256}) {
+      for (int64_t head_dim : {5, 16, 64, 72, 128, 200, 256, 264, 300}) {
         Random random(++seed);
-        const int64_t sequence = head_dim == 16 ? 150 : random.integer(1, 100), batch = random.integer(1, 2), kv_heads = 2;
+        const int64_t sequence = head_dim == 16 || head_dim == 300 ? 150 : random.integer(1, 100),
+                      batch = random.integer(1, 2), kv_heads = 2;
         const int64_t heads = kv_heads * random.integer(1, 2), tokens = batch * sequence;
         AttentionShape shape{};
         shape.sequence = sequence;

@@ -90,9 +90,9 @@ async function windowLosses(
   const owned: Tensor[] = []
   const kept: Tensor[] = []
   try {
-    for (let index = 0; index < model.architecture.blockCount; index++) {
+    for (const [index, weights] of model.blocks()) {
       abortable(signal)
-      await model.passBlock(index, batches, { step })
+      await model.passBlock(index, weights, batches, { step })
     }
     const stored = model.architecture.head(model.weights)
     const head = model.device.within(kept, () => model.device.resident(stored))

@@ -117,7 +117,7 @@ export class Model {
     const windows = ids.map((row) => Int32Array.from(row))
     windows.forEach((window, i) => this.checkTokens(window, ids[i] ?? []))
     const [batch] = this.embed([windows]) as [Batch]
-    for (let i = 0; i < this.architecture.blockCount; i++) await this.passBlock(i, [batch])
+    for (const [index, weights] of this.blocks()) await this.passBlock(index, weights, [batch])
     const owned: Tensor[] = []
     try {
       const logits = this.device.within(owned, () => {
@@ -206,24 +206,40 @@ export class Model {
     return new BlockRun(this.device, block, this.architecture.forward(block, batch.hidden))
   }
 
+  /**
+   * The first `count` blocks in turn; each one's weights are disposed of when the next is asked for. A GPU loads a block while it
+   * works on the one before; on the CPU, whose weights are mapped, that would only cost memory.
+   */
+  *blocks(count = this.architecture.blockCount): Generator<[index: number, weights: BlockWeights]> {
+    const ahead = this.device.kind === 'cuda' ? 1 : 0
+    const loaded: BlockWeights[] = []
+    try {
+      for (let index = 0; index < count; index++) {
+        while (loaded.length <= ahead && index + loaded.length < count) {
+          loaded.push(this.weights.block(this.architecture.block(index + loaded.length)))
+        }
+        yield [index, loaded[0] as BlockWeights]
+        loaded.shift()?.dispose()
+      }
+    } finally {
+      for (const weights of loaded) weights.dispose()
+    }
+  }
+
   /** Replaces the hidden states of each batch by the block's output. `step` is called after each batch. */
   async passBlock(
     index: number,
+    weights: BlockWeights,
     batches: readonly Batch[],
-    { weights, step, offload }: { weights?: BlockWeights; step?: () => void; offload?: Offload | undefined } = {},
+    { step, offload }: { step?: () => void; offload?: Offload | undefined } = {},
   ): Promise<void> {
-    const own = weights ? undefined : this.weights.block(this.architecture.block(index))
-    const used = (weights ?? own) as BlockWeights
-    try {
-      await this.paced(batches, async (batch) => {
-        const output = await this.runBlock(index, used, batch).finish()
-        batch.hidden.dispose()
-        batch.hidden = output
-        offload?.(output)
-      }, step)
-    } finally {
-      own?.dispose()
+    const pass = async (batch: Batch) => {
+      const output = await this.runBlock(index, weights, batch).finish()
+      batch.hidden.dispose()
+      batch.hidden = output
+      offload?.(output)
     }
+    await this.paced(batches, pass, step)
   }
 
   /**

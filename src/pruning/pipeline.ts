@@ -82,21 +82,15 @@ export async function pruneBlocks(
   const reports: LayerReport[] = []
   const batches = model.embed(groups, o.offload)
   try {
-    for (let index = 0; index <= last; index++) {
+    for (const [index, weights] of model.blocks(last + 1)) {
       meter.block = index
-      const spec = architecture.block(index)
-      const weights = model.weights.block(spec)
-      try {
-        const selected = new Set(layers[index]?.map(({ name }) => name.slice(spec.prefix.length)))
-        if (selected.size > 0) {
-          const pruner = new BlockPruner(model, options, index, weights, selected)
-          reports.push(...(await pruner.run(batches, { outputs: index < last })))
-        } else {
-          const step = () => meter.batch('forward')
-          await model.passBlock(index, batches, { weights, step, offload: o.offload })
-        }
-      } finally {
-        weights.dispose()
+      const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
+      if (selected.size > 0) {
+        const pruner = new BlockPruner(model, options, index, weights, selected)
+        reports.push(...(await pruner.run(batches, { outputs: index < last })))
+      } else {
+        const step = () => meter.batch('forward')
+        await model.passBlock(index, weights, batches, { step, offload: o.offload })
       }
     }
     return reports

@@ -11,22 +11,33 @@ enum cublasDiagType_t { CUBLAS_DIAG_NON_UNIT };
 enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_PEDANTIC };
 enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT };
-struct cublasContext;
+struct cublasContext {
+  cudaStream_t stream = nullptr;
+};
 using cublasHandle_t = cublasContext*;
 
 inline const char* cublasGetStatusString(cublasStatus_t) { return "an error of the emulation"; }
-inline cublasStatus_t cublasCreate(cublasHandle_t*) { return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasDestroy(cublasHandle_t) { return CUBLAS_STATUS_SUCCESS; }
-inline cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
+inline cublasStatus_t cublasCreate(cublasHandle_t* library) {
+  *library = new cublasContext;
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasDestroy(cublasHandle_t library) {
+  delete library;
+  return CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasSetStream(cublasHandle_t library, cudaStream_t stream) {
+  library->stream = stream;
+  return CUBLAS_STATUS_SUCCESS;
+}
 inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 inline cublasStatus_t cublasGetVersion(cublasHandle_t, int* version) {
   *version = 130000;
   return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
-                            const void* alpha, const void* a, cudaDataType a_type, int lda, const void* b,
-                            cudaDataType b_type, int ldb, const void* beta, void* c, cudaDataType c_type, int ldc,
-                            cublasComputeType_t, cublasGemmAlgo_t);
+cublasStatus_t cublasGemmEx_64(cublasHandle_t, cublasOperation_t transa, cublasOperation_t transb, int64_t m, int64_t n,
+                               int64_t k, const void* alpha, const void* a, cudaDataType a_type, int64_t lda, const void* b,
+                               cudaDataType b_type, int64_t ldb, const void* beta, void* c, cudaDataType c_type, int64_t ldc,
+                               cublasComputeType_t, cublasGemmAlgo_t);
 // X with A X = alpha B in the place of B; A lower triangular.
-cublasStatus_t cublasStrsm(cublasHandle_t, cublasSideMode_t, cublasFillMode_t, cublasOperation_t, cublasDiagType_t, int m,
-                           int n, const float* alpha, const float* a, int lda, float* b, int ldb);
+cublasStatus_t cublasStrsm_64(cublasHandle_t, cublasSideMode_t, cublasFillMode_t, cublasOperation_t, cublasDiagType_t,
+                              int64_t m, int64_t n, const float* alpha, const float* a, int64_t lda, float* b, int64_t ldb);

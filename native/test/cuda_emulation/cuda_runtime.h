@@ -1,9 +1,10 @@
 // CUDA on the processor, for tests of the CUDA backend on machines without a GPU: as much of the language and the runtime as
 // native/cuda uses. Kernels run for real, one block after another, each thread as a fiber that stops at barriers; between two
 // barriers the threads run in random order, and some warps get ahead of others, so that a missing barrier shows as a wrong
-// result. Fresh memory is filled with NaN.
+// result. What is put into a stream runs later, at random times, unless someone waits for it; memory is filled with NaN where the
+// stream takes it and where the stream gives it back. So a missing wait between streams shows as a wrong result too.
 //
-// What this cannot show: races between kernels on different streams, alignment, and what the true libraries do.
+// What this cannot show: kernels that really run at the same time, alignment, and what the true libraries do.
 #pragma once
 
 #include <math.h>
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 
 #define __global__
 #define __device__
@@ -114,6 +116,7 @@ enum cudaError_t {
   cudaSuccess,
   cudaErrorMemoryAllocation,
   cudaErrorInsufficientDriver,
+  cudaErrorUnknown,
   cudaErrorNoDevice,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
@@ -154,45 +157,31 @@ inline cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   return cudaSuccess;
 }
 
-// Every stream is one and runs at once. The handles need only be different from null.
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = reinterpret_cast<cudaStream_t>(1);
-  return cudaSuccess;
-}
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = reinterpret_cast<cudaEvent_t>(1);
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+namespace emulation {
 
-inline cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t) {
-  if (bytes > size_t{1} << 36) return cudaErrorMemoryAllocation;
-  *memory = std::malloc(bytes);
-  if (*memory == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(*memory, 0xff, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
-  std::free(memory);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMalloc(void** memory, size_t bytes) { return cudaMallocAsync(memory, bytes, nullptr); }
-inline cudaError_t cudaMallocHost(void** memory, size_t bytes) { return cudaMallocAsync(memory, bytes, nullptr); }
-inline cudaError_t cudaFree(void* memory) { return cudaFreeAsync(memory, nullptr); }
-inline cudaError_t cudaFreeHost(void* memory) { return cudaFreeAsync(memory, nullptr); }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-  std::memset(memory, value, bytes);
-  return cudaSuccess;
-}
+// Puts work at the end of a stream.
+void enqueue(cudaStream_t stream, std::function<void()> work);
+
+}  // namespace emulation
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned);
+cudaError_t cudaStreamDestroy(cudaStream_t);
+cudaError_t cudaStreamSynchronize(cudaStream_t);
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned);
+cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned);
+cudaError_t cudaEventDestroy(cudaEvent_t);
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
+cudaError_t cudaEventSynchronize(cudaEvent_t);
+
+cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t);
+cudaError_t cudaFreeAsync(void* memory, cudaStream_t);
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaMallocHost(void** memory, size_t bytes);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t);
 inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaSuccess; }
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-inline cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) { return cudaSuccess; }
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t);

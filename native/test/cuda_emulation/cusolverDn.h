@@ -4,16 +4,27 @@
 #include "cublas_v2.h"
 
 enum cusolverStatus_t { CUSOLVER_STATUS_SUCCESS, CUSOLVER_STATUS_ALLOC_FAILED, CUSOLVER_STATUS_INVALID_VALUE };
-struct cusolverDnContext;
+struct cusolverDnContext {
+  cudaStream_t stream = nullptr;
+};
 struct cusolverDnParams;
 using cusolverDnHandle_t = cusolverDnContext*;
 using cusolverDnParams_t = cusolverDnParams*;
 
-inline cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t*) { return CUSOLVER_STATUS_SUCCESS; }
-inline cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t) { return CUSOLVER_STATUS_SUCCESS; }
+inline cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* library) {
+  *library = new cusolverDnContext;
+  return CUSOLVER_STATUS_SUCCESS;
+}
+inline cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t library) {
+  delete library;
+  return CUSOLVER_STATUS_SUCCESS;
+}
 inline cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t*) { return CUSOLVER_STATUS_SUCCESS; }
 inline cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t) { return CUSOLVER_STATUS_SUCCESS; }
-inline cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t, cudaStream_t) { return CUSOLVER_STATUS_SUCCESS; }
+inline cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t library, cudaStream_t stream) {
+  library->stream = stream;
+  return CUSOLVER_STATUS_SUCCESS;
+}
 inline cusolverStatus_t cusolverDnXpotrf_bufferSize(cusolverDnHandle_t, cusolverDnParams_t, cublasFillMode_t, int64_t,
                                                     cudaDataType, const void*, int64_t, cudaDataType, size_t* device,
                                                     size_t* host) {

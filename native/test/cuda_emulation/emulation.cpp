@@ -172,46 +172,50 @@ void set_element(void* data, cudaDataType type, int64_t index, float value) {
 
 }  // namespace
 
-cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
-                            const void* alpha, const void* a, cudaDataType a_type, int lda, const void* b,
-                            cudaDataType b_type, int ldb, const void* beta, void* c, cudaDataType c_type, int ldc,
-                            cublasComputeType_t compute, cublasGemmAlgo_t) {
+cublasStatus_t cublasGemmEx_64(cublasHandle_t library, cublasOperation_t transa, cublasOperation_t transb, int64_t m,
+                               int64_t n, int64_t k, const void* alpha, const void* a, cudaDataType a_type, int64_t lda,
+                               const void* b, cudaDataType b_type, int64_t ldb, const void* beta, void* c,
+                               cudaDataType c_type, int64_t ldc, cublasComputeType_t compute, cublasGemmAlgo_t) {
   const bool types = a_type == b_type && (c_type == a_type || c_type == CUDA_R_32F) &&
                      (a_type == CUDA_R_32F || compute == CUBLAS_COMPUTE_32F);
   if (!types || lda < (transa == CUBLAS_OP_N ? m : k) || ldb < (transb == CUBLAS_OP_N ? k : n) || ldc < m)
     return CUBLAS_STATUS_INVALID_VALUE;
   const float factor = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
-  for (int64_t j = 0; j < n; ++j) {
-    for (int64_t i = 0; i < m; ++i) {
-      double sum = 0;
-      for (int64_t l = 0; l < k; ++l)
-        sum += element(a, a_type, transa == CUBLAS_OP_N ? l * lda + i : i * lda + l) *
-               element(b, b_type, transb == CUBLAS_OP_N ? j * ldb + l : l * ldb + j);
-      double value = factor * sum;
-      if (keep != 0) value += keep * element(c, c_type, j * ldc + i);
-      set_element(c, c_type, j * ldc + i, static_cast<float>(value));
+  emulation::enqueue(library->stream, [=] {
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t i = 0; i < m; ++i) {
+        double sum = 0;
+        for (int64_t l = 0; l < k; ++l)
+          sum += element(a, a_type, transa == CUBLAS_OP_N ? l * lda + i : i * lda + l) *
+                 element(b, b_type, transb == CUBLAS_OP_N ? j * ldb + l : l * ldb + j);
+        double value = factor * sum;
+        if (keep != 0) value += keep * element(c, c_type, j * ldc + i);
+        set_element(c, c_type, j * ldc + i, static_cast<float>(value));
+      }
     }
-  }
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasStrsm(cublasHandle_t, cublasSideMode_t, cublasFillMode_t fill, cublasOperation_t operation,
-                           cublasDiagType_t, int m, int n, const float* alpha, const float* a, int lda, float* b, int ldb) {
+cublasStatus_t cublasStrsm_64(cublasHandle_t library, cublasSideMode_t, cublasFillMode_t fill, cublasOperation_t operation,
+                              cublasDiagType_t, int64_t m, int64_t n, const float* alpha, const float* a, int64_t lda,
+                              float* b, int64_t ldb) {
   if (fill != CUBLAS_FILL_MODE_LOWER || operation != CUBLAS_OP_N || lda < m || ldb < m) return CUBLAS_STATUS_INVALID_VALUE;
-  for (int64_t j = 0; j < n; ++j) {
-    for (int64_t i = 0; i < m; ++i) {
-      double sum = static_cast<double>(*alpha) * b[j * ldb + i];
-      for (int64_t l = 0; l < i; ++l) sum -= static_cast<double>(a[l * lda + i]) * b[j * ldb + l];
-      b[j * ldb + i] = static_cast<float>(sum / a[i * lda + i]);
+  emulation::enqueue(library->stream, [=, factor = static_cast<double>(*alpha)] {
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t i = 0; i < m; ++i) {
+        double sum = factor * b[j * ldb + i];
+        for (int64_t l = 0; l < i; ++l) sum -= static_cast<double>(a[l * lda + i]) * b[j * ldb + l];
+        b[j * ldb + i] = static_cast<float>(sum / a[i * lda + i]);
+      }
     }
-  }
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t, cusolverDnParams_t, cublasFillMode_t uplo, int64_t n, cudaDataType,
-                                  void* matrix, int64_t lda, cudaDataType, void*, size_t, void*, size_t, int* info) {
-  if (uplo != CUBLAS_FILL_MODE_UPPER || lda < n) return CUSOLVER_STATUS_INVALID_VALUE;
-  auto* a = static_cast<float*>(matrix);
+namespace {
+
+void factor_cholesky(float* a, int64_t n, int64_t lda, int* info) {
   *info = 0;
   for (int64_t j = 0; j < n; ++j) {
     for (int64_t i = 0; i <= j; ++i) {
@@ -223,9 +227,18 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t, cusolverDnParams_t, cublas
         a[j * lda + j] = static_cast<float>(std::sqrt(sum));
       } else {
         *info = static_cast<int>(j + 1);
-        return CUSOLVER_STATUS_SUCCESS;
+        return;
       }
     }
   }
+}
+
+}  // namespace
+
+cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t library, cusolverDnParams_t, cublasFillMode_t uplo, int64_t n,
+                                  cudaDataType, void* matrix, int64_t lda, cudaDataType, void*, size_t, void*, size_t,
+                                  int* info) {
+  if (uplo != CUBLAS_FILL_MODE_UPPER || lda < n) return CUSOLVER_STATUS_INVALID_VALUE;
+  emulation::enqueue(library->stream, [=] { factor_cholesky(static_cast<float*>(matrix), n, lda, info); });
   return CUSOLVER_STATUS_SUCCESS;
 }

@@ -6,7 +6,6 @@
 #include <ctime>
 #include <tuple>
 
-#include "cuda/context.h"
 #include "half.h"
 
 namespace sparsegpt::cuda {
@@ -17,19 +16,22 @@ struct Same {
 };
 
 template <typename... Parameters>
-void launch(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t,
+void launch(const char*, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
             typename Same<Parameters>::type... arguments) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<Parameters...> arguments;
-  } const call{kernel, {arguments...}};
-  emulation::run(
-      grid, block, shared,
-      [](const void* context) {
-        const auto& c = *static_cast<const Call*>(context);
-        std::apply(c.kernel, c.arguments);
-      },
-      &call);
+  if (grid.x == 0 || grid.y == 0) return;
+  emulation::enqueue(stream, [=, arguments = std::tuple<Parameters...>(arguments...)] {
+    struct Call {
+      void (*kernel)(Parameters...);
+      const std::tuple<Parameters...>& arguments;
+    } const call{kernel, arguments};
+    emulation::run(
+        grid, block, shared,
+        [](const void* context) {
+          const auto& c = *static_cast<const Call*>(context);
+          std::apply(c.kernel, c.arguments);
+        },
+        &call);
+  });
 }
 
 inline unsigned char* dynamic_shared() { return emulation::dynamic_shared(); }
