@@ -24,7 +24,12 @@ const common = {
 export function parseOptions(own = {}) {
   try {
     const { values } = parseArgs({ options: { ...common, ...own } })
-    return { ...values, threads: Number(values.threads), repeats: Number(values.repeats) }
+    const [threads, repeats] = [Number(values.threads), Number(values.repeats)]
+    if (!(Number.isInteger(threads) && threads >= 0))
+      throw new Error(`--threads ${values.threads} is no count`)
+    if (!(Number.isInteger(repeats) && repeats >= 1))
+      throw new Error(`--repeats ${values.repeats} is no count`)
+    return { ...values, threads, repeats }
   } catch (error) {
     console.error(`${error.message}\nThe comment at the head of the file lists the options.`)
     process.exit(2)

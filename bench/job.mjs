@@ -131,7 +131,7 @@ const ratio = (i, name) => {
 printTable(
   [
     `${samples} × ${seqlen} tokens, 2:4`,
-    ...['s', 'of float32 reference', 'of bfloat16 reference', 'peak MB'],
+    ...['s', 'float32 reference', 'bfloat16 reference', 'peak MB'],
     ...(options.eval ? ['perplexity'] : []),
   ],
   runs.map(({ name }, i) => [
