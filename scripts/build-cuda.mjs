@@ -42,7 +42,7 @@ function cmake(...args) {
 function configure() {
   return cmake(
     ...['-S', '.', '-B', folder, '-DCMAKE_BUILD_TYPE=Release', `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${output}`],
-    ...['-DSPARSEGPT_CUDA=ON', '-DSPARSEGPT_TESTS=OFF', '-DSPARSEGPT_OPENBLAS=OFF'],
+    ...['-DSPARSEGPT_CUDA=ON', '-DSPARSEGPT_TESTS=OFF'],
   )
 }
 

@@ -4,8 +4,7 @@
 //   node scripts/install.mjs                   a prebuilt binary if one fits, else compile if anything changed
 //   node scripts/install.mjs --build [--config=Release|Debug]     compile in any case (make decides what)
 //
-// The result is build/Release/sparsegpt.node. `SPARSEGPT_OPENBLAS=OFF` builds without OpenBLAS;
-// `npm_config_build_from_source=true` ignores prebuilt binaries.
+// The result is build/Release/sparsegpt.node. `npm_config_build_from_source=true` ignores prebuilt binaries.
 
 import { spawn, spawnSync } from 'node:child_process'
 import {
@@ -26,7 +25,7 @@ import { availableParallelism, totalmem } from 'node:os'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { checkToolchain, describeMissingOpenBlas, describeProblems, findOpenBlas } from './toolchain.mjs'
+import { checkToolchain, describeProblems } from './toolchain.mjs'
 
 export const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const require = createRequire(import.meta.url)
@@ -59,33 +58,8 @@ const nativeSources = () =>
 /** True when the compiled addon is newer than everything it is made of. */
 export function addonIsFresh() {
   const stat = statSync(addonPath(), { throwIfNoEntry: false })
-  if (!stat || stat.mtimeMs < nativeSources()) return false
-  // OpenBLAS was installed since: worth another build, unless it was left out on purpose.
-  const cache = readCache()
-  return !(
-    cache?.SPARSEGPT_OPENBLAS === 'ON' &&
-    cache.SPARSEGPT_OPENBLAS_USED === '' &&
-    linkableOpenBlas(cache)
-  )
+  return stat !== undefined && stat.mtimeMs >= nativeSources()
 }
-
-// A library that CMake has already seen and could not link is not worth a build each time.
-const linkableOpenBlas = ({ SPARSEGPT_OPENBLAS_STATIC, SPARSEGPT_OPENBLAS_SHARED }) =>
-  [SPARSEGPT_OPENBLAS_STATIC, SPARSEGPT_OPENBLAS_SHARED].every(
-    (seen) => !seen || seen.endsWith('-NOTFOUND'),
-  ) && findOpenBlas() !== undefined
-
-function readCache(folder = cmakeFolder) {
-  try {
-    const lines = readFileSync(join(folder, 'CMakeCache.txt'), 'utf8').matchAll(/^([\w-]+):\w+=(.*)$/gm)
-    return Object.fromEntries([...lines].map(([, name, value]) => [name, value]))
-  } catch {
-    return undefined
-  }
-}
-
-/** The OpenBLAS that CMake linked in a build folder: a path, '' for the portable fallback. */
-export const linkedOpenBlas = (folder = cmakeFolder) => readCache(folder)?.SPARSEGPT_OPENBLAS_USED
 
 /** How many compilers to run at once: one for each core, but each may want about a gigabyte. */
 export const jobs = () => Math.max(1, Math.min(availableParallelism(), Math.floor(totalmem() / 2 ** 30)))
@@ -96,18 +70,16 @@ export async function buildAddon({ config = 'Release', force = false } = {}) {
   try {
     // Another process may have done it while this one waited.
     if (!force && addonIsFresh()) return
-    const { problems, openblas } = checkToolchain()
-    if (problems.length > 0) throw new BuildError(describeProblems(problems, { withOpenBlas: !openblas }))
+    const problems = checkToolchain()
+    if (problems.length > 0) throw new BuildError(describeProblems(problems))
     console.log('sparsegpt: compiling the native addon (a minute or two)')
     const start = new Date()
 
-    const withOpenBlas = process.env.SPARSEGPT_OPENBLAS ?? 'ON'
     const options = [
       `--out=${cmakeFolder}`,
       `--config=${config}`,
       `--parallel=${jobs()}`,
       `--CDCMAKE_LIBRARY_OUTPUT_DIRECTORY=${dirname(addonPath(config))}`,
-      `--CDSPARSEGPT_OPENBLAS=${/^(off|0|no|false)$/i.test(withOpenBlas) ? 'OFF' : 'ON'}`,
     ]
     const hadCache = existsSync(join(cmakeFolder, 'CMakeCache.txt'))
     let result = cmakeJs('configure', options)
@@ -122,10 +94,8 @@ export async function buildAddon({ config = 'Release', force = false } = {}) {
     }
     // The time of the start, so that a source changed meanwhile counts as newer, and one that needed no linking does not.
     utimesSync(addonPath(config), start, start)
-    const used = linkedOpenBlas()
-    if (used === '' && options.at(-1).endsWith('=ON')) console.warn(describeMissingOpenBlas())
     const seconds = ((Date.now() - start.getTime()) / 1000).toFixed(0)
-    console.log(`sparsegpt: compiled in ${seconds} s${used ? ` with ${used.split(';')[0]}` : ''}`)
+    console.log(`sparsegpt: compiled in ${seconds} s`)
   } finally {
     unlock()
   }

@@ -9,7 +9,6 @@ import { addonIsFresh, buildAddon, BuildError, newest, root } from './install.mj
 import {
   checkToolchain,
   describeProblems,
-  findOpenBlas,
   findProgram,
   installCommand,
   isDebianLike,
@@ -31,8 +30,7 @@ const say = (text) => console.log(`setup: ${text}`)
 
 /** Installs what is missing where that needs no question: as root, or with a sudo that asks no password. */
 function systemPackages() {
-  const missing = missingPrograms()
-  const wanted = [...missing, ...(findOpenBlas() ? [] : ['openblas'])]
+  const wanted = missingPrograms()
   if (wanted.length === 0) return
   const isRoot = process.getuid?.() === 0
   const sudo = !isRoot && findProgram('sudo')
@@ -50,12 +48,12 @@ function systemPackages() {
         ? run(command[0], command.slice(1), options)
         : run(sudo, ['-n', 'DEBIAN_FRONTEND=noninteractive', ...command], options)
     }
-    const names = { compiler: 'g++', make: 'make', cmake: 'cmake', openblas: 'libopenblas-dev' }
+    const names = { compiler: 'g++', make: 'make', cmake: 'cmake' }
     apt('update')
     apt('install', '-y', '--no-install-recommends', ...wanted.map((part) => names[part]))
   }
-  const { problems, openblas } = checkToolchain()
-  if (problems.length > 0) fail(describeProblems(problems, { withOpenBlas: !openblas }))
+  const problems = checkToolchain()
+  if (problems.length > 0) fail(describeProblems(problems))
 }
 
 /** True when node_modules holds what package-lock.json names. By content: a git checkout changes the times. */

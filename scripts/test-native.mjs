@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Builds and runs the C++ tests twice: with OpenBLAS (when it is installed) and with the portable fallback.
+// Builds and runs the C++ tests.
 //
 //   node scripts/test-native.mjs [ARGUMENT...]      arguments go to the test program
 //
@@ -8,7 +8,7 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join, relative } from 'node:path'
-import { jobs, linkedOpenBlas, root } from './install.mjs'
+import { jobs, root } from './install.mjs'
 import { checkToolchain, describeProblems, findProgram } from './toolchain.mjs'
 
 const WIDE_ISAS = ['avx2', 'avx512', 'avx512bf16']
@@ -21,7 +21,7 @@ function quietly(command, args) {
     maxBuffer: 2 ** 28,
   })
   if (status === 0) {
-    // Warnings of a build that passes are worth seeing; CMake's about OpenBLAS is told in our own words.
+    // Warnings of a build that passes are worth seeing.
     return { ok: true, stdout, stderr }
   }
   process.stdout.write(stdout ?? '')
@@ -29,8 +29,8 @@ function quietly(command, args) {
   return { ok: false }
 }
 
-function configure(folder, openblas) {
-  const args = ['-S', '.', '-B', folder, '-DCMAKE_BUILD_TYPE=Release', `-DSPARSEGPT_OPENBLAS=${openblas}`]
+function configure(folder) {
+  const args = ['-S', '.', '-B', folder, '-DCMAKE_BUILD_TYPE=Release']
   const generator = findProgram('ninja') ? ['-G', 'Ninja'] : []
   const full = [...args, ...generator, '-DSPARSEGPT_TESTS=ON']
   const first = existsSync(join(root, folder, 'CMakeCache.txt'))
@@ -62,19 +62,14 @@ function strayKernelSymbols(folder) {
   return stray
 }
 
-function runTests(title, folder, openblas) {
+function runTests(folder) {
   const start = performance.now()
-  console.log(`== native tests, ${title}`)
-  if (!configure(folder, openblas)) return 'configuring failed'
-  if (openblas === 'ON' && !linkedOpenBlas(join(root, folder))) {
-    console.log('   skipped: OpenBLAS was not found')
-    return undefined
-  }
+  if (!configure(folder)) return 'configuring failed'
   const build = quietly('cmake', ['--build', folder, '--parallel', String(jobs())])
   if (!build.ok) return 'compiling failed'
   const warnings = `${build.stdout}\n${build.stderr}`.split('\n').filter((line) => /\bwarning:/.test(line))
   for (const line of warnings) console.log(line)
-  console.log(`   built in ${((performance.now() - start) / 1000).toFixed(0)} s`)
+  console.log(`native tests built in ${((performance.now() - start) / 1000).toFixed(0)} s`)
 
   const stray = strayKernelSymbols(folder)
   if (stray.length > 0) {
@@ -97,17 +92,11 @@ function runTests(title, folder, openblas) {
   return status === 0 ? undefined : `the test program ended with ${signal ?? `exit code ${status}`}`
 }
 
-const { problems, openblas } = checkToolchain()
+const problems = checkToolchain()
 if (problems.length > 0) {
-  console.error(describeProblems(problems, { withOpenBlas: !openblas }))
+  console.error(describeProblems(problems))
   process.exit(1)
 }
-const failures = [
-  ['OpenBLAS', 'build/native-tests', 'ON'],
-  ['portable', 'build/native-tests-portable', 'OFF'],
-].flatMap(([title, folder, option]) => {
-  const failure = runTests(title, folder, option)
-  return failure ? [`${title}: ${failure}`] : []
-})
-for (const failure of failures) console.error(`FAILED ${failure}`)
-process.exit(failures.length > 0 ? 1 : 0)
+const failure = runTests('build/native-tests')
+if (failure) console.error(`FAILED ${failure}`)
+process.exit(failure ? 1 : 0)

@@ -6,7 +6,7 @@
 // Uses nothing but Node: it runs before node_modules exists.
 
 import { spawnSync } from 'node:child_process'
-import { accessSync, constants, existsSync, readFileSync, readdirSync, realpathSync } from 'node:fs'
+import { accessSync, constants, readFileSync, realpathSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -17,28 +17,28 @@ const SYSTEMS = [
   {
     tool: 'apt-get',
     install: 'apt-get install -y --no-install-recommends',
-    names: { compiler: 'g++', make: 'make', cmake: 'cmake', openblas: 'libopenblas-dev' },
+    names: { compiler: 'g++', make: 'make', cmake: 'cmake' },
   },
   {
     tool: 'dnf',
     install: 'dnf install -y',
-    names: { compiler: 'gcc-c++', make: 'make', cmake: 'cmake', openblas: 'openblas-devel' },
+    names: { compiler: 'gcc-c++', make: 'make', cmake: 'cmake' },
   },
   {
     tool: 'pacman',
     install: 'pacman -S --needed',
-    names: { compiler: 'gcc', make: 'make', cmake: 'cmake', openblas: 'openblas' },
+    names: { compiler: 'gcc', make: 'make', cmake: 'cmake' },
   },
   {
     tool: 'apk',
     install: 'apk add',
-    names: { compiler: 'g++', make: 'make', cmake: 'cmake', openblas: 'openblas-dev' },
+    names: { compiler: 'g++', make: 'make', cmake: 'cmake' },
   },
   {
     tool: 'brew',
     install: 'brew install',
     // The compiler and make are Apple's: see installCommand.
-    names: { compiler: 'xcode', make: 'xcode', cmake: 'cmake', openblas: 'openblas' },
+    names: { compiler: 'xcode', make: 'xcode', cmake: 'cmake' },
   },
 ]
 
@@ -64,7 +64,7 @@ export function detectSystem() {
   return order.find(({ tool }) => findProgram(tool))
 }
 
-/** One line that installs the parts ('compiler', 'make', 'cmake', 'openblas') on this machine. */
+/** One line that installs the parts ('compiler', 'make', 'cmake') on this machine. */
 export function installCommand(parts) {
   if (process.platform === 'darwin') {
     const names = [...new Set(parts.map((part) => SYSTEMS.at(-1).names[part]))]
@@ -80,48 +80,12 @@ export function installCommand(parts) {
       compiler: 'a C++17 compiler (GCC 10 or newer, or clang)',
       make: 'make or ninja',
       cmake: `CMake ${MINIMUM_CMAKE.join('.')} or newer`,
-      openblas: 'OpenBLAS with its development files',
     }
     return `install ${parts.map((part) => words[part]).join(', ')}`
   }
   const sudo = process.getuid?.() === 0 ? '' : 'sudo '
   const update = system.tool === 'apt-get' ? `${sudo}apt-get update && ` : ''
   return `${update}${sudo}${system.install} ${parts.map((part) => system.names[part]).join(' ')}`
-}
-
-/** The path of an OpenBLAS library, or undefined. CMake looks in a few more places and has the last word. */
-export function findOpenBlas() {
-  const roots = [process.env.OpenBLAS_HOME, process.env.OPENBLAS_ROOT]
-    .filter(Boolean)
-    .flatMap((root) => [join(root, 'lib'), join(root, 'lib64')])
-  const folders =
-    process.platform === 'darwin'
-      ? ['/opt/homebrew/opt/openblas/lib', '/usr/local/opt/openblas/lib']
-      : ['/usr/lib64', '/usr/local/lib', '/usr/lib', ...debianFolders()]
-  for (const folder of [...roots, ...folders]) {
-    for (const name of ['libopenblas.a', 'libopenblas.so', 'libopenblasp.so', 'libopenblas.dylib']) {
-      if (existsSync(join(folder, name))) return join(folder, name)
-    }
-  }
-  return undefined
-}
-
-function debianFolders() {
-  const cpu = { x64: 'x86_64', arm64: 'aarch64', arm: 'arm', ia32: 'i386' }[process.arch] ?? process.arch
-  const folders = []
-  for (const name of list('/usr/lib').filter((entry) => entry.startsWith(`${cpu}-linux-`))) {
-    const folder = join('/usr/lib', name)
-    folders.push(folder, ...['serial', 'pthread', 'openmp'].map((kind) => join(folder, `openblas-${kind}`)))
-  }
-  return folders
-}
-
-function list(folder) {
-  try {
-    return readdirSync(folder)
-  } catch {
-    return []
-  }
 }
 
 /** The parts that are not on the PATH at all. Quick: starts no process. */
@@ -137,8 +101,7 @@ export function missingPrograms() {
 /**
  * Tries the tools.
  *
- * @returns {{ problems: { part: string, text: string }[], openblas: string | undefined }} `problems` is empty when the
- *   addon can be compiled; a missing OpenBLAS is no problem, only slower.
+ * @returns {{ part: string, text: string }[]} The problems: none when the addon can be compiled.
  */
 export function checkToolchain() {
   const missing = missingPrograms()
@@ -156,7 +119,7 @@ export function checkToolchain() {
     const text = cmakeProblem()
     if (text) problems.push({ part: 'cmake', text })
   }
-  return { problems, openblas: findOpenBlas() }
+  return problems
 }
 
 function compilerProblem() {
@@ -196,21 +159,13 @@ function cmakeProblem() {
 }
 
 /** What to tell the user about the problems of checkToolchain. */
-export function describeProblems(problems, { withOpenBlas = false } = {}) {
-  const parts = [...new Set(problems.map(({ part }) => part)), ...(withOpenBlas ? ['openblas'] : [])]
+export function describeProblems(problems) {
+  const parts = [...new Set(problems.map(({ part }) => part))]
   return [
     'sparsegpt: no prebuilt binary fits this machine, and the native addon cannot be compiled here:',
     ...problems.map(({ text }) => `  - ${text}`),
     'Install what is missing, then run the command again:',
     `  ${installCommand(parts)}`,
-  ].join('\n')
-}
-
-export function describeMissingOpenBlas() {
-  return [
-    'sparsegpt: OpenBLAS was not found, so the slower portable matrix products are built. For the fast ones:',
-    `  ${installCommand(['openblas'])}`,
-    'and build again (npm run build:native in a checkout, npm rebuild sparsegpt where it is installed).',
   ].join('\n')
 }
 
@@ -225,12 +180,10 @@ export function isDebianLike() {
 }
 
 if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(fileURLToPath(import.meta.url))) {
-  const { problems, openblas } = checkToolchain()
+  const problems = checkToolchain()
   if (problems.length > 0) {
-    console.error(describeProblems(problems, { withOpenBlas: !openblas }))
+    console.error(describeProblems(problems))
     process.exit(1)
   }
   console.log(`compiler  ${findProgram('c++', 'g++', 'clang++')}\ncmake     ${findProgram('cmake')}`)
-  if (openblas) console.log(`OpenBLAS  ${openblas}`)
-  else console.error(describeMissingOpenBlas())
 }

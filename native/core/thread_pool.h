@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/scratch.h"
+
 namespace sparsegpt {
 
 // 0 stands for one thread per core.
@@ -38,12 +40,23 @@ class ThreadPool {
         &body);
   }
 
+  // An uninitialised array for the operation that runs now, given back when the returned object dies:
+  //
+  //   const auto rows = pool.scratch<float>(pool.threads() * columns);   // of thread t: rows.data() + t * columns
+  //
+  // Only on the thread that calls parallel_for, outside of it. Every temporary that grows with a matrix belongs here.
+  template <typename T>
+  Scratch<T> scratch(int64_t count) {
+    return Scratch<T>(scratch_, count);
+  }
+
  private:
   using Call = void (*)(const void*, int64_t, int);
   void run(int64_t count, Call call, const void* context);
   void work(int thread);
   void drain(int thread);
 
+  ScratchPool scratch_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;

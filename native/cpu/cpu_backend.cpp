@@ -39,8 +39,7 @@ class CpuBackend : public Backend {
       : kernels_(cpu::selected_kernels()), pool_(thread_count(threads)), memory_(std::make_shared<cpu::MemoryPool>()) {}
 
   std::string description() const override {
-    return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) +
-           " threads, BLAS: " + cpu::blas_description();
+    return std::string(kernels_.name) + ", " + std::to_string(pool_.threads()) + " threads";
   }
 
   std::shared_ptr<Storage> allocate(size_t bytes) override { return memory_->storage(bytes); }
@@ -142,29 +141,10 @@ class CpuBackend : public Backend {
       bias_row.resize(static_cast<size_t>(bias.columns));
       kernels_.to_float(bias_row.data(), bias.bytes(), bias.dtype, bias.columns);
     }
-    // Half-precision outputs are summed in float32, some rows at a time.
-    const bool direct = out.dtype == DType::f32;
-    const int64_t chunk = direct ? std::max<int64_t>(x.rows, 1) : 1024;
-    std::vector<float> sums;
-    for (int64_t t = 0; t < x.rows; t += chunk) {
-      const int64_t rows = std::min(chunk, x.rows - t);
-      if (!direct) sums.resize(static_cast<size_t>(rows * out.columns));
-      float* c = direct ? out.data<float>() : sums.data();
-      const int64_t stride = direct ? out.stride : out.columns;
-      if (bias) {
-        for_rows(rows, out.columns,
-                 [&](int64_t i, std::vector<float>&) { std::copy(bias_row.begin(), bias_row.end(), c + i * stride); });
-      }
-      cpu::Gemm product{rows, out.columns, x.columns, operand(x.row_range(t, rows)), operand(weight).transposed(),
-                        c,    stride};
-      product.accumulate = static_cast<bool>(bias);
-      cpu::gemm(pool_, kernels_, product);
-      if (!direct) {
-        for_rows(rows, out.columns, [&](int64_t i, std::vector<float>&) {
-          kernels_.from_float(row_of(out, t + i), out.dtype, c + i * stride, out.columns);
-        });
-      }
-    }
+    cpu::Gemm product{x.rows, out.columns, x.columns, operand(x), operand(weight).transposed(), out.bytes(), out.stride};
+    product.bias = bias ? bias_row.data() : nullptr;
+    product.dtype = out.dtype;
+    cpu::gemm(pool_, kernels_, product);
   }
 
   void layer_norm(const Tensor& out, const Tensor& x, const Tensor& weight, const Tensor& bias, float eps) override {

@@ -1,117 +1,145 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <vector>
 
-#include "cpu/openblas.h"
+#include "core/require.h"
 
 namespace sparsegpt::cpu {
 
 namespace {
 
-// BLIS's cache blocks: an A block [mc, kc] stays in L2, a B panel [kc, nr] in L1, the packed B [kc, nc] in L3. kc counts
-// the 32-bit units of the panels: float32 elements or pairs of bfloat16 elements.
-constexpr int64_t mc_target = 240, kc = 256, nc = 3072;
+// BLIS's cache blocks. Depths count units, the 32 bits of a panel: a float32 element or a pair of bfloat16 elements.
+//
+// An A block [block_rows, block_depth] of 0.3 MB stays in L2, with the B panel [block_depth, nr] that it meets. B is packed for
+// all threads, as much at once as L3 holds. Products of a depth beyond one block are summed in C itself or, when C is not
+// float32, in an array of the thread's own, [block_rows, block_columns] of 0.6 MB. So the scratch memory of a product is at
+// most 8 MB and 1 MB for each thread (more only where a depth beyond 65536 units meets a C that is not float32).
+constexpr int64_t block_rows = 144, block_depth = 512, block_columns = 1024;
+constexpr int64_t packed_b_floats = int64_t{2} << 20;
+// Smaller blocks of rows where there would be too few for the threads to share evenly.
+constexpr int64_t block_rows_least = 48, blocks_per_thread = 4;
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
+int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
+int64_t round_up(int64_t length, int64_t multiple) { return divide_up(length, multiple) * multiple; }
 
-Buffer aligned_floats(int64_t count) {
-  void* p = std::aligned_alloc(64, static_cast<size_t>((count * 4 + 63) / 64 * 64));
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(static_cast<float*>(p));
+// The length of equal parts of about `most`, a multiple; at least one multiple.
+int64_t equal_parts(int64_t length, int64_t most, int64_t multiple) {
+  const int64_t parts = std::max<int64_t>(divide_up(length, most), 1);
+  return std::max(round_up(divide_up(length, parts), multiple), multiple);
 }
 
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+// Where part i of `parts` equal ones begins.
+int64_t cut(int64_t length, int64_t i, int64_t parts) { return length * i / parts; }
 
 }  // namespace
 
-void store_upper(float* c, int64_t c_stride, const float* tile, int64_t tile_stride, int64_t rows, int64_t columns,
-                 int64_t below, bool accumulate) {
-  for (int64_t i = 0; i < rows; ++i, c += c_stride, tile += tile_stride)
-    for (int64_t j = std::max<int64_t>(below + i, 0); j < columns; ++j) c[j] = accumulate ? c[j] + tile[j] : tile[j];
-}
-
-void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
-  const int64_t mr = kernels.mr, nr = kernels.nr;
-  if (g.k == 0) {
-    if (!g.accumulate)
-      for (int64_t i = 0; i < g.m; ++i) std::fill_n(g.c + i * g.c_stride, g.n, 0.0f);
-    return;
-  }
+void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
+  const bool direct = g.dtype == DType::f32;
+  require(!g.accumulate || (direct && g.bias == nullptr), "a product is added to float32, without a bias");
+  if (g.m == 0 || g.n == 0) return;
+  const int64_t mr = kernels.mr, nr = kernels.nr, threads = pool.threads();
   const bool pairs = kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
-  const int64_t unit = pairs ? 2 : 1, mc = mc_target / mr * mr;
-  const int64_t units_max = std::min(kc, (g.k + unit - 1) / unit), columns_max = round_up(std::min(nc, g.n), nr);
-  const Buffer b_packed = aligned_floats(columns_max * units_max);
-  const Buffer a_packed = aligned_floats(pool.threads() * mc * units_max);
+  const int64_t unit = pairs ? 2 : 1, units = divide_up(g.k, unit);
+  const auto micro = pairs ? kernels.micro_pairs : kernels.micro;
+  // Packs lanes (rows of A, columns of B) and `count` units from unit u on.
+  const auto pack = [&](float* packed, int64_t panel, const Operand& lanes, int64_t first, int64_t end, int64_t u,
+                        int64_t count) {
+    const int64_t depth = std::min(count * unit, g.k - u * unit);
+    const void* data = lanes.at(first, u * unit);
+    if (pairs) {
+      kernels.pack_pairs(packed, panel, data, lanes.row_stride, lanes.column_stride, end - first, depth);
+    } else {
+      kernels.pack(packed, panel, data, lanes.dtype, lanes.row_stride, lanes.column_stride, end - first, depth);
+    }
+  };
 
-  for (int64_t j0 = 0; j0 < g.n; j0 += nc) {
-    const int64_t columns = std::min(nc, g.n - j0);
-    const int64_t panels = (columns + nr - 1) / nr;
-    for (int64_t p0 = 0; p0 < g.k; p0 += kc * unit) {
-      const int64_t depth = std::min(kc * unit, g.k - p0), units = (depth + unit - 1) / unit;
+  // The depth of a block decides how sums are rounded: the same for any number of threads.
+  const int64_t step = equal_parts(units, block_depth, 16);
+  // B at once: if it is too deep, less depth where the sums may stay in C, else fewer columns.
+  const int64_t wide = round_up(std::min<int64_t>(g.n, 4096), nr);
+  const int64_t part_depth = direct ? std::max<int64_t>(packed_b_floats / wide / step, 1) * step : std::max(units, step);
+  const int64_t packed_depth = std::max<int64_t>(std::min(part_depth, units), 1);
+  const int64_t part_columns = equal_parts(g.n, std::max(packed_b_floats / packed_depth / nr * nr, nr), nr);
+
+  // The tasks: blocks of rows, of whole panels each, and of columns where these are too many or those too few.
+  const int64_t row_panels = divide_up(g.m, mr);
+  const int64_t block_panels =
+      std::clamp(row_panels / (blocks_per_thread * threads), block_rows_least / mr, block_rows / mr);
+  const int64_t row_blocks = row_panels <= block_panels ? 1 : round_up(divide_up(row_panels, block_panels), threads);
+  const int64_t column_blocks = std::max(divide_up(blocks_per_thread * threads, row_blocks),
+                                         direct ? int64_t{1} : divide_up(part_columns, block_columns));
+
+  const int64_t rows_most = divide_up(row_panels, row_blocks) * mr;
+  const int64_t columns_most = divide_up(part_columns / nr, column_blocks) * nr;
+  const int64_t a_floats = rows_most * std::min(step, units),
+                sums_floats = direct || units <= step ? 0 : rows_most * columns_most;
+  const auto b_packed = pool.scratch<float>(packed_depth * part_columns);
+  const auto own = pool.scratch<float>(threads * (a_floats + sums_floats));
+
+  for (int64_t j0 = 0; j0 < g.n; j0 += part_columns) {
+    const int64_t j1 = std::min(j0 + part_columns, g.n), column_panels = divide_up(j1 - j0, nr);
+    for (int64_t u0 = 0; u0 == 0 || u0 < units; u0 += part_depth) {  // no depth: once
+      const int64_t u1 = std::min(u0 + part_depth, units);
+      // The panel of column j in the block of `count` units from u on.
+      const auto b_panel = [&](int64_t u, int64_t count, int64_t j) {
+        return b_packed.data() + (u - u0) * column_panels * nr + (j - j0) * count;
+      };
+
       constexpr int64_t panels_per_task = 8;
-      pool.parallel_for((panels + panels_per_task - 1) / panels_per_task, [&](int64_t task, int) {
-        const int64_t first = task * panels_per_task * nr;
-        const int64_t count = std::min(panels_per_task * nr, columns - first);
-        float* b = b_packed.get() + first * units;
-        const void* source = g.b.at(p0, j0 + first);
-        if (pairs) {
-          kernels.pack_pairs(b, nr, source, g.b.column_stride, g.b.row_stride, count, depth);
-        } else {
-          kernels.pack_b(b, source, g.b.dtype, g.b.row_stride, g.b.column_stride, depth, count);
-        }
+      const int64_t groups = divide_up(column_panels, panels_per_task);
+      pool.parallel_for(groups * divide_up(u1 - u0, step), [&](int64_t task, int) {
+        const int64_t j = j0 + task % groups * panels_per_task * nr, u = u0 + task / groups * step;
+        const int64_t count = std::min(step, u1 - u);
+        pack(b_panel(u, count, j), nr, g.b.transposed(), j, std::min(j + panels_per_task * nr, j1), u, count);
       });
-      const bool accumulate = g.accumulate || p0 > 0;
-      pool.parallel_for((g.m + mc - 1) / mc, [&](int64_t task, int thread) {
-        const int64_t i0 = task * mc;
-        const int64_t rows = std::min(mc, g.m - i0);
-        if (g.triangle == Triangle::upper && j0 + columns <= i0) return;
-        float* a = a_packed.get() + thread * mc * units_max;
-        if (pairs) {
-          kernels.pack_pairs(a, mr, g.a.at(i0, p0), g.a.row_stride, g.a.column_stride, rows, depth);
-        } else {
-          kernels.pack_a(a, g.a.at(i0, p0), g.a.dtype, g.a.row_stride, g.a.column_stride, rows, depth, g.alpha);
-        }
-        const auto multiply = [&](const float* a_panel, const float* b_panel, float* c, int64_t c_stride, int64_t height,
-                                  int64_t width, bool add) {
-          if (pairs) {
-            kernels.micro_pairs(units, a_panel, b_panel, c, c_stride, height, width, g.alpha, add);
-          } else {
-            kernels.micro(units, a_panel, b_panel, c, c_stride, height, width, add);
-          }
-        };
-        std::vector<float> tile(static_cast<size_t>(mr * nr));
-        for (int64_t j = 0; j < columns; j += nr) {
-          const int64_t width = std::min(nr, columns - j);
-          const float* b = b_packed.get() + j * units;
-          for (int64_t i = 0; i < rows; i += mr) {
-            const int64_t height = std::min(mr, rows - i), below = i0 + i - (j0 + j);
-            float* c = g.c + (i0 + i) * g.c_stride + j0 + j;
-            if (g.triangle == Triangle::full || below + height <= 1) {
-              multiply(a + i * units, b, c, g.c_stride, height, width, accumulate);
-            } else if (below < width) {
-              multiply(a + i * units, b, tile.data(), nr, height, width, false);
-              store_upper(c, g.c_stride, tile.data(), nr, height, width, below, accumulate);
-            } else {
-              break;
+
+      pool.parallel_for(row_blocks * column_blocks, [&](int64_t task, int thread) {
+        const int64_t row_block = task / column_blocks, column_block = task % column_blocks;
+        const int64_t i0 = cut(row_panels, row_block, row_blocks) * mr;
+        const int64_t i1 = std::min(cut(row_panels, row_block + 1, row_blocks) * mr, g.m);
+        const int64_t first = j0 + cut(column_panels, column_block, column_blocks) * nr;
+        const int64_t end = std::min(j0 + cut(column_panels, column_block + 1, column_blocks) * nr, j1);
+        if (i0 >= i1 || first >= end || (g.triangle == Triangle::upper && end <= i0)) return;
+        float* a = own.data() + thread * (a_floats + sums_floats);
+        float* sums = a + a_floats;
+
+        for (int64_t u = u0; u == u0 || u < u1; u += step) {
+          const int64_t count = std::min(step, u1 - u);
+          const bool last = u + step >= units;
+          pack(a, mr, g.a, i0, i1, u, count);
+          for (int64_t j = first; j < end; j += nr) {
+            const float* b = b_panel(u, count, j);
+            for (int64_t i = i0; i < i1; i += mr) {
+              const int64_t at = i * g.c_stride + j, diagonal = g.triangle == Triangle::upper ? i - j : -mr;
+              if (diagonal >= nr) break;
+              GemmTile tile{};
+              tile.rows = std::min(mr, i1 - i);
+              tile.columns = std::min(nr, end - j);
+              tile.diagonal = diagonal;
+              tile.alpha = g.alpha;
+              float* sum = direct ? static_cast<float*>(g.c) + at : sums + (i - i0) * columns_most + j - first;
+              const int64_t sum_stride = direct ? g.c_stride : columns_most;
+              if (direct || !last) {
+                tile.c = sum;
+                tile.c_stride = sum_stride;
+                tile.dtype = DType::f32;
+              } else {
+                tile.c = static_cast<uint16_t*>(g.c) + at;
+                tile.c_stride = g.c_stride;
+                tile.dtype = g.dtype;
+              }
+              if (u > 0 || g.accumulate) {
+                tile.addend = sum;
+                tile.addend_stride = sum_stride;
+              } else if (g.bias != nullptr) {
+                tile.addend = g.bias + j;
+              }
+              micro(count, a + (i - i0) * count, b, tile);
             }
           }
         }
       });
     }
-  }
-}
-
-void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
-  if (openblas::serves(g)) {
-    openblas::gemm(pool, g);
-  } else {
-    gemm_packed(pool, kernels, g);
   }
 }
 

@@ -1,6 +1,6 @@
-// C (+)= alpha * A · B on the CPU. With OpenBLAS for float32 operands where the build has it, else (and for bfloat16 and
-// float16 operands) with packed panels and the register tile of the selected instruction-set level, as in BLIS. Where the
-// level has a dot product of bfloat16 pairs, two bfloat16 operands are multiplied as they are, else as float32.
+// C = alpha * A · B (+ C or a bias row) on the CPU, as in BLIS: panels packed into the order in which the register tile of the
+// selected instruction-set level reads them. Operands of any float type are multiplied as float32; where the level has a dot
+// product of bfloat16 pairs, two bfloat16 operands are multiplied as they are. Sums are float32.
 // The result does not depend on the number of threads.
 #pragma once
 
@@ -36,22 +36,15 @@ struct Gemm {
   int64_t m, n, k;
   Operand a;  // [m, k]
   Operand b;  // [k, n]
-  float* c;   // [m, n], rows c_stride apart
+  void* c;  // [m, n], rows c_stride apart
   int64_t c_stride;
   float alpha = 1;
-  bool accumulate = false;              // C += instead of C =
-  Triangle triangle = Triangle::full;   // upper: only the entries j >= i are written
+  bool accumulate = false;  // C += instead of C =; C is float32
+  Triangle triangle = Triangle::full;  // upper: only the entries j >= i are written
+  const float* bias = nullptr;  // [n], added to every row; not with accumulate
+  DType dtype = DType::f32;  // of C
 };
 
 void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g);
-// The portable path alone; gemm() takes it where OpenBLAS does not serve.
-void gemm_packed(ThreadPool& pool, const Kernels& kernels, const Gemm& g);
-
-// C (+)= tile [rows, columns], on and right of the diagonal, which starts `below` columns right of the tile's first entry.
-void store_upper(float* c, int64_t c_stride, const float* tile, int64_t tile_stride, int64_t rows, int64_t columns,
-                 int64_t below, bool accumulate);
-
-// The name of the linear-algebra library behind float32 products.
-const char* blas_description();
 
 }  // namespace sparsegpt::cpu

@@ -1,5 +1,6 @@
 // The thread pool, the device's queue, mapped and spill files, memory and tensor views.
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -71,6 +72,46 @@ TEST("thread pool: many short calls in succession") {
     if (sum != expected) break;
   }
   CHECK_EQUAL(sum.load(), expected);
+}
+
+// --- scratch memory ---------------------------------------------------------------------------------------------------
+
+TEST("scratch: arrays that live at once are apart, and the memory of dead ones serves again") {
+  ThreadPool pool(2);
+  const float* first;
+  {
+    const auto a = pool.scratch<float>(100000), b = pool.scratch<float>(100000), none = pool.scratch<float>(0);
+    CHECK_EQUAL(a.size(), int64_t{100000});
+    CHECK_EQUAL(reinterpret_cast<uintptr_t>(a.data()) % 4096, uintptr_t{0});
+    for (int64_t i = 0; i < a.size(); ++i) a[i] = 1, b[i] = 2;
+    int64_t spoilt = 0;
+    for (int64_t i = 0; i < a.size(); ++i) spoilt += a[i] != 1 || b[i] != 2;
+    CHECK_EQUAL(spoilt, int64_t{0});
+    first = a.data();
+  }
+  const auto small = pool.scratch<float>(100);  // takes no large block
+  CHECK(small.data() != first);
+  const auto again = pool.scratch<double>(45000);
+  const auto other = pool.scratch<float>(100000);
+  CHECK(again.data() != static_cast<const void*>(other.data()));
+  CHECK(again.data() == static_cast<const void*>(first) || other.data() == first);
+}
+
+TEST("scratch: what is kept free is bounded, and the last used stays") {
+  const auto mapped = [](const void* memory) { return msync(const_cast<void*>(memory), 4096, MS_ASYNC) == 0; };
+  ThreadPool pool(1);
+  const auto count = static_cast<int64_t>(ScratchPool::keep_bytes / 2);
+  const void *old, *middle, *last, *large;
+  {
+    const auto a = pool.scratch<char>(count), b = pool.scratch<char>(count), c = pool.scratch<char>(count);
+    const auto d = pool.scratch<char>(3 * count);
+    large = d.data(), old = c.data(), middle = b.data(), last = a.data();  // in the order of their ends
+    CHECK(mapped(large) && mapped(old));
+  }
+  CHECK(!mapped(large));
+  CHECK(!mapped(old));
+  CHECK(mapped(middle));
+  CHECK(mapped(last));
 }
 
 // --- device -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,4 @@
-// gemm(), which takes OpenBLAS where it is built in: against the portable product, and the same for any number of threads.
-#include <cstring>
-
+// The matrix product of every level against sums in double.
 #include "test/matrix.h"
 
 using namespace sparsegpt;
@@ -10,112 +8,150 @@ namespace {
 
 using Layout = Matrix::Layout;
 
+constexpr DType types[] = {DType::f32, DType::bf16, DType::f16};
+constexpr Layout layouts[] = {Layout::rows, Layout::transposed, Layout::scattered};
+
 struct Case {
   int64_t m, n, k;
-  Layout a_layout, b_layout;
-  bool accumulate, upper;
-  float alpha;
+  DType a_type = DType::f32, b_type = DType::f32, c_type = DType::f32;
+  Layout a_layout = Layout::rows, b_layout = Layout::transposed;
+  float alpha = 1;
+  bool accumulate = false, bias = false, upper = false;
 };
 
-// Larger than the tiles that are handed to the threads, and no multiples of them.
-const Case cases[] = {
-    {401, 1603, 67, Layout::rows, Layout::transposed, false, false, 1},
-    {900, 130, 301, Layout::rows, Layout::rows, true, false, 1},
-    {777, 777, 129, Layout::transposed, Layout::rows, true, true, 0.5f},
-    {1700, 1700, 33, Layout::rows, Layout::transposed, true, true, -1},
-    {1, 2000, 50, Layout::rows, Layout::transposed, false, false, 1},
-    {2000, 1, 50, Layout::transposed, Layout::rows, false, false, 1},
-    {100, 100, 1, Layout::transposed, Layout::transposed, true, false, 1},
-};
+// Any combination that gemm() takes.
+Case random_case(Random& random, int64_t m, int64_t n, int64_t k) {
+  const auto pick = [&](const auto& choices) { return choices[random.integer(0, 2)]; };
+  Case c{m, n, k, pick(types), pick(types), pick(types), pick(layouts), pick(layouts)};
+  c.alpha = random.flip() ? 1.0f : -0.3712345f;  // rounded to bfloat16 it would be off by 2e-3
+  c.accumulate = c.c_type == DType::f32 && random.flip();
+  c.bias = !c.accumulate && random.flip();
+  c.upper = random.flip();
+  return c;
+}
 
-std::vector<float> multiply(int threads, const cpu::Kernels& level, const Case& c, const Matrix& a, const Matrix& b,
-                            decltype(&cpu::gemm) method) {
+// C as bytes, with gaps between its rows.
+std::vector<char> multiply(const cpu::Kernels& level, int threads, const Case& c, const Matrix& a, const Matrix& b,
+                           const std::vector<float>& bias, const std::vector<char>& before, int64_t stride) {
   ThreadPool pool(threads);
-  std::vector<float> out(static_cast<size_t>(c.m * (c.n + 3)), 0.25f);
-  cpu::Gemm g{c.m, c.n, c.k, a.operand(), b.operand(), out.data(), c.n + 3};
+  std::vector<char> out = before;
+  cpu::Gemm g{c.m, c.n, c.k, a.operand(), b.operand(), out.data(), stride};
   g.alpha = c.alpha;
   g.accumulate = c.accumulate;
   g.triangle = c.upper ? cpu::Triangle::upper : cpu::Triangle::full;
-  method(pool, level, g);
+  g.bias = c.bias ? bias.data() : nullptr;
+  g.dtype = c.c_type;
+  cpu::gemm(pool, level, g);
   return out;
 }
 
-}  // namespace
+void check_product(const cpu::Kernels& level, Random& random, const Case& c, const std::vector<int>& other_threads = {}) {
+  const Matrix a(random, c.a_type, c.m, c.k, c.a_layout, random.integer(0, 5));
+  const Matrix b(random, c.b_type, c.k, c.n, c.b_layout, random.integer(0, 5));
+  const auto bias = random.uniforms(c.n);
+  const int64_t stride = c.n + random.integer(0, 5);
+  // C starts as NaN where it must be overwritten, and as a known value where it must be kept or added to.
+  constexpr float old = 0.75f;
+  std::vector<float> before(static_cast<size_t>(c.m * stride), old);
+  if (!c.accumulate)
+    for (int64_t i = 0; i < c.m; ++i)
+      for (int64_t j = c.upper ? i : 0; j < c.n; ++j) before[static_cast<size_t>(i * stride + j)] = NAN;
+  const auto bytes = encode(before, c.c_type), product = multiply(level, 2, c, a, b, bias, bytes, stride);
+  for (int threads : other_threads) CHECK(multiply(level, threads, c, a, b, bias, bytes, stride) == product);
 
-TEST("GEMM: equals the portable product, and bit for bit itself on 1, 2 and 3 threads") {
-  const auto& level = *cpu::available_kernels().back();
-  uint64_t seed = 0;
-  for (const Case& c : cases) {
-    Random random(++seed);
-    describe_case("case ", seed, ", m n k ", c.m, " ", c.n, " ", c.k);
-    const Matrix a(random, DType::f32, c.m, c.k, c.a_layout, 2), b(random, DType::f32, c.k, c.n, c.b_layout, 3);
-    const auto one = multiply(1, level, c, a, b, cpu::gemm);
-    const auto packed = multiply(1, level, c, a, b, cpu::gemm_packed);
-    for (size_t i = 0; i < one.size(); ++i) CHECK_CLOSE(one[i], packed[i], 1e-5);
-    for (int threads : {2, 3}) {
-      CHECK(multiply(threads, level, c, a, b, cpu::gemm) == one);
-      CHECK(multiply(threads, level, c, a, b, cpu::gemm_packed) == packed);
+  const auto after = decode(product, c.c_type);
+  const double rounding = c.c_type == DType::f32 ? 0 : c.c_type == DType::bf16 ? 0x1p-8 : 0x1p-11;
+  const double tolerance = rounding + 1e-6 + 2e-7 * static_cast<double>(c.k);
+  for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t j = 0; j < stride; ++j) {
+      const float actual = after[static_cast<size_t>(i * stride + j)];
+      if (j >= c.n || (c.upper && j < i)) {
+        CHECK_EQUAL(actual, old);
+        continue;
+      }
+      double sum = 0;
+      for (int64_t p = 0; p < c.k; ++p) sum += a(i, p) * b(p, j);
+      const double expected = c.alpha * sum + (c.accumulate ? old : c.bias ? bias[static_cast<size_t>(j)] : 0);
+      CHECK_CLOSE(actual, expected, tolerance);
     }
   }
 }
 
-TEST("GEMM: the upper triangle leaves every entry below the diagonal alone") {
-  const auto& level = *cpu::available_kernels().back();
-  for (auto method : {cpu::gemm, cpu::gemm_packed}) {
-    for (int64_t n : {5, 40, 383, 385, 1601}) {
-      for (bool accumulate : {false, true}) {
-        describe_case(n, method == cpu::gemm ? "" : ", packed", accumulate ? ", accumulate" : "");
-        Random random(static_cast<uint64_t>(n));
-        const Matrix a(random, DType::f32, n, 20, Layout::rows, 0);
-        Case c{n, n, 20, Layout::rows, Layout::transposed, accumulate, true, 1};
-        ThreadPool pool(2);
-        std::vector<float> out(static_cast<size_t>(n * n), 0.25f);
-        cpu::Gemm g{n, n, 20, a.operand(), a.operand().transposed(), out.data(), n};
-        g.accumulate = c.accumulate;
-        g.triangle = cpu::Triangle::upper;
-        method(pool, level, g);
-        int64_t touched = 0, wrong = 0;
-        for (int64_t i = 0; i < n; ++i) {
-          for (int64_t j = 0; j < n; ++j) {
-            const float actual = out[static_cast<size_t>(i * n + j)];
-            if (j < i) {
-              touched += actual != 0.25f;
-            } else {
-              double sum = accumulate ? 0.25 : 0;
-              for (int64_t p = 0; p < 20; ++p) sum += a(i, p) * a(j, p);
-              wrong += !close(actual, sum, 1e-5);
-            }
-          }
+std::string text(const cpu::Kernels& level, const Case& c) {
+  const auto layout = [](Layout l) { return l == Layout::rows ? " rows" : l == Layout::transposed ? " transposed" : ""; };
+  return std::string(level.name) + ", " + std::to_string(c.m) + " x " + std::to_string(c.k) + " x " + std::to_string(c.n) +
+         ", " + dtype_name(c.a_type) + layout(c.a_layout) + ", " + dtype_name(c.b_type) + layout(c.b_layout) + ", " +
+         dtype_name(c.c_type) + (c.accumulate ? ", accumulate" : "") + (c.bias ? ", bias" : "") + (c.upper ? ", upper" : "");
+}
+
+}  // namespace
+
+TEST("GEMM: random shapes, types, layouts, factors, biases, triangles") {
+  for (const auto* level : cpu::available_kernels()) {
+    for (uint64_t seed = 1; seed <= 200; ++seed) {
+      Random random(seed);
+      const int64_t m = random.integer(1, 70), n = random.integer(1, 70), k = random.integer(0, 70);
+      const Case c = random_case(random, m, n, k);
+      describe_case("seed ", seed, ", ", text(*level, c));
+      check_product(*level, random, c);
+    }
+  }
+}
+
+TEST("GEMM: two bfloat16 operands in every layout, of even and odd depth") {
+  uint64_t seed = 0;
+  for (const auto* level : cpu::available_kernels()) {
+    for (int64_t k : {1, 2, 31, 32, 33, 130}) {
+      for (Layout a : layouts) {
+        for (Layout b : layouts) {
+          Random random(++seed);
+          const Case c{61, 47, k, DType::bf16, DType::bf16, DType::f32, a, b, 0.3712345f};
+          describe_case(text(*level, c));
+          check_product(*level, random, c);
         }
-        CHECK_EQUAL(touched, int64_t{0});
-        CHECK_EQUAL(wrong, int64_t{0});
       }
     }
   }
 }
 
-// OpenBLAS built for one thread is safe to call from many only when it was built with locking.
-TEST("GEMM: many small products at once from several threads") {
-  const auto& level = *cpu::available_kernels().back();
-  Random random(5);
-  const Case c{1600, 30, 40, Layout::rows, Layout::rows, false, false, 1};
-  const Matrix a(random, DType::f32, c.m, c.k, c.a_layout, 0), b(random, DType::f32, c.k, c.n, c.b_layout, 0);
-  const auto expected = multiply(1, level, c, a, b, cpu::gemm);
-  for (int repeat = 0; repeat < 200; ++repeat) CHECK(multiply(4, level, c, a, b, cpu::gemm) == expected);
+// More than one block in each dimension, and than what is packed of B at once: by less depth, or by fewer columns where C is not
+// float32. In blocks that depend on the number of threads, with results that must not.
+TEST("GEMM: large shapes, the same on any number of threads") {
+  const DType f32 = DType::f32, bf16 = DType::bf16;
+  const Layout rows = Layout::rows, transposed = Layout::transposed;
+  const Case cases[] = {
+      {401, 170, 67},
+      {170, 401, 130, bf16, bf16, bf16, rows, transposed, 1, false, true},
+      {300, 300, 600, f32, f32, f32, transposed, rows, 0.5f, true, false, true},
+      {150, 150, 1500, bf16, bf16, f32, transposed, rows, 0.25f, true, false, true},
+      {5, 2100, 1100, bf16, bf16, bf16, rows, transposed, 1, false, true},
+      {60, 40, 1100, f32, f32, bf16, rows, rows, 1, false, true},
+      {3, 500, 5000},
+      {3, 500, 10001, bf16, bf16, bf16},
+      {1, 2000, 50},
+      {2000, 1, 50, f32, f32, f32, transposed},
+      {33, 65, 0, f32, f32, f32, rows, rows, 1, false, true},
+      {33, 65, 0, f32, f32, f32, rows, rows, 1, true},
+  };
+  for (const auto* level : cpu::available_kernels()) {
+    uint64_t seed = 1000;
+    for (const Case& c : cases) {
+      Random random(++seed);
+      describe_case(text(*level, c));
+      check_product(*level, random, c, {1, 3});
+    }
+  }
 }
 
-TEST("GEMM: the linear-algebra library runs the widest kernels of this processor") {
-  const std::string text = cpu::blas_description();
-  describe_case(text);
-  CHECK(!text.empty());
-  if (text == "portable" || std::getenv("SPARSEGPT_CPU") != nullptr) return;
-  const bool avx512 = std::strncmp(cpu::available_kernels().back()->name, "avx512", 6) == 0;
-  // Set by our own code before OpenBLAS starts, unless the user chose something else.
-  const char* wanted = std::getenv("OPENBLAS_CORETYPE");
-  CHECK(wanted != nullptr || !avx512);
-  if (!avx512 || wanted == nullptr || std::strcmp(wanted, "SkylakeX") != 0) return;
-  bool wide = false;
-  for (const char* core : {"SkylakeX", "Cooperlake", "Sapphirerapids", "Zen4", "Zen5"})
-    wide = wide || text.find(std::string("kernels ") + core) != std::string::npos;
-  CHECK(wide);
+TEST("GEMM: a result of half precision is not added to, nor one with a bias") {
+  ThreadPool pool(1);
+  const float x = 1;
+  float c = 1;
+  cpu::Gemm g{1, 1, 1, cpu::operand(&x, 1), cpu::operand(&x, 1), &c, 1};
+  g.accumulate = true;
+  g.dtype = DType::bf16;
+  CHECK_THROWS_CODE(cpu::gemm(pool, *cpu::available_kernels().back(), g), "INTERNAL", "a product is added");
+  g.dtype = DType::f32;
+  g.bias = &x;
+  CHECK_THROWS_CODE(cpu::gemm(pool, *cpu::available_kernels().back(), g), "INTERNAL", "a product is added");
 }

@@ -141,15 +141,21 @@ export class Weights {
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in `dtype`, from its stored form; may share its memory on the CPU. */
-  matrix(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    const same = this.device.kind === 'cpu' && stored.dtype === dtype && linear.layout !== 'in-out'
-    return same ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, dtype)
+  /** The matrix of a linear layer, [out, in] in the compute type, from its stored form; may share its memory on the CPU. */
+  matrix(stored: Tensor, linear: LinearSpec): Tensor {
+    return this.shares(stored, linear) ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, this.dtype)
   }
 
-  /** As `matrix`, in memory of its own. */
-  copy(stored: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    return linear.layout === 'in-out' ? this.device.transpose(stored, dtype) : this.device.cast(stored, dtype)
+  /** Whether `matrix` shares the memory of the stored form. */
+  shares(stored: Tensor, linear: LinearSpec): boolean {
+    return this.device.kind === 'cpu' && stored.dtype === this.dtype && linear.layout !== 'in-out'
+  }
+
+  /** As `matrix`, in memory of its own, or that of `out`. */
+  copy(stored: Tensor, linear: LinearSpec, dtype: DType, out?: Tensor): Tensor {
+    return linear.layout === 'in-out'
+      ? this.device.transpose(stored, dtype, out)
+      : this.device.cast(stored, dtype, out)
   }
 
   /** Whether the matrix of a block has every value of its stored form, in `dtype`: then the file need not be read again. */
@@ -157,9 +163,10 @@ export class Weights {
     return this.dtype === 'float32' || this.dtype === stored.dtype
   }
 
-  /** The stored form of a matrix [out, in], in the element type of the checkpoint. */
+  /** The stored form of a matrix [out, in], in the element type of the checkpoint; shares its memory where they are the same. */
   toStored(matrix: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    return linear.layout === 'in-out' ? this.device.transpose(matrix, dtype) : this.device.cast(matrix, dtype)
+    if (linear.layout === 'in-out') return this.device.transpose(matrix, dtype)
+    return matrix.dtype === dtype ? matrix.rowRange(0, matrix.rows) : this.device.cast(matrix, dtype)
   }
 
   storedLinear(spec: BlockSpec, linear: LinearSpec): Tensor {
@@ -176,9 +183,9 @@ export class Weights {
     this.device.within([], () => {
       for (const linear of spec.linears) {
         const stored = this.storedLinear(spec, linear)
-        block.set(`${linear.name}.weight`, this.matrix(stored, linear, this.dtype))
+        block.set(`${linear.name}.weight`, this.matrix(stored, linear))
         // A mapped matrix of which a converted copy was made need not stay in memory beside it.
-        if (stored.dtype !== this.dtype || linear.layout === 'in-out') this.device.releasePages(stored)
+        if (!this.shares(stored, linear)) this.device.releasePages(stored)
         block.addMapped(stored)
         if (!linear.bias) continue
         const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])

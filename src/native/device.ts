@@ -113,7 +113,7 @@ export class Device {
     this.handle = native(() => (this.kind === 'cuda' ? openCuda(this.addon) : this.addon.openDevice(threads)))
   }
 
-  /** For people: instruction set, threads, BLAS library; or the GPU. */
+  /** For people: instruction set, threads; or the GPU. */
   get description(): string {
     return this.addon.describeDevice(this.handle)
   }
@@ -226,8 +226,7 @@ export class Device {
     return (await this.read(tensor)) as Float32Array
   }
 
-  cast(input: Tensor, dtype: DType): Tensor {
-    const out = this.empty(dtype, input.shape)
+  cast(input: Tensor, dtype: DType, out = this.empty(dtype, input.shape)): Tensor {
     this.addon.cast(this.handle, out.handle, input.handle)
     return out
   }
@@ -237,8 +236,7 @@ export class Device {
     return this.kind === 'cuda' ? this.cast(tensor, tensor.dtype) : tensor
   }
 
-  transpose(input: Tensor, dtype: DType): Tensor {
-    const out = this.empty(dtype, [input.width, input.rows])
+  transpose(input: Tensor, dtype: DType, out = this.empty(dtype, [input.width, input.rows])): Tensor {
     this.addon.transpose(this.handle, out.handle, input.handle)
     return out
   }

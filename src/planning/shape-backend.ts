@@ -386,7 +386,11 @@ export class ShapeBackend implements Addon {
     this.use(factor)
     if (selection.mask) this.use(selection.mask)
     this.flop.solve += rows * columns ** 2
-    this.during(4 * rows * columns + 4 * rows * blockSize * 4)
+    // As native/cpu/prune.h says.
+    const aligned = (count: number) => (2 * Math.ceil((Math.ceil(count / 64) - 1) / 2) + 1) * 64
+    const rowsAtOnce = Math.min(rows, Math.max(256, 2 ** 23 / columns - 64))
+    const coupled = selection.m === 0 && !selection.mask
+    this.during(coupled ? 4 * aligned(rows) * (columns + 1.1 * blockSize) : 4 * columns * aligned(rowsAtOnce))
   }
 
   pruneMagnitude(

@@ -173,28 +173,47 @@ export class BlockPruner {
     const made: Tensor[] = []
     try {
       const selection = await this.selection(`${fullName}.weight`, linear, made)
-      const { pruned, result } = device.within(made, () => {
+      const { weight, stats, result } = device.within(made, () => {
         const stored = all.storedLinear(spec, linear)
-        const weight = all.isExact(stored)
-          ? device.cast(this.weights.get(`${name}.weight`), 'float32')
-          : all.copy(stored, linear, 'float32')
+        const dense = this.dense(name, stored, linear)
         device.releasePages(stored)
-        const solved = solver.prune(weight, selection)
-        return { pruned: solved, result: all.toStored(weight, linear, stored.dtype) }
+        const { mask, stats: solved } = solver.prune(dense, selection)
+        mask.dispose()
+        return { weight: dense, stats: solved, result: all.toStored(dense, linear, stored.dtype) }
       })
-      const stats = [...(await device.read(pruned.stats))]
+      made.push(weight, result)
+      const solved = [...(await device.read(stats))]
       const factor = factorStats ? [...(await device.read(factorStats))] : []
       await this.o.store(`${fullName}.weight`, result)
       // Later blocks see what is saved, rounded to the stored type.
-      const used = device.within([], () => all.matrix(result, linear, all.dtype))
-      this.weights.set(`${name}.weight`, used)
-      return layerReport(fullName, linear, stats, factor, this.o.dampening)
+      this.weights.set(`${name}.weight`, this.rounded(result, linear, weight))
+      return layerReport(fullName, linear, solved, factor, this.o.dampening)
     } catch (error) {
       if (!(error instanceof SparseGptError) || error.code === 'ABORTED') throw error
       throw new SparseGptError(error.code, `${fullName}: ${error.message}`, { cause: error })
     } finally {
       for (const tensor of made) tensor.dispose()
     }
+  }
+
+  /** float32 [out, in], to be changed: the block's own matrix where nothing else has its memory. */
+  private dense(name: string, stored: Tensor, linear: LinearSpec): Tensor {
+    const { device, weights: all } = this.model
+    const matrix = this.weights.get(`${name}.weight`)
+    if (!all.isExact(stored)) return all.copy(stored, linear, 'float32')
+    const own = matrix.dtype === 'float32' && !all.shares(stored, linear)
+    return own ? matrix.rowRange(0, matrix.rows) : device.cast(matrix, 'float32')
+  }
+
+  /** The matrix for the forward pass from its stored form; `solved`, which was rounded to that, gives its memory if it fits. */
+  private rounded(result: Tensor, linear: LinearSpec, solved: Tensor): Tensor {
+    const { device, weights: all } = this.model
+    if (all.dtype !== 'float32') {
+      solved.dispose()
+      return device.within([], () => all.matrix(result, linear))
+    }
+    if (result.dtype !== 'float32' || linear.layout === 'in-out') all.copy(result, linear, 'float32', solved)
+    return solved.rowRange(0, solved.rows)
   }
 
   private async selection(weightName: string, linear: LinearSpec, made: Tensor[]): Promise<Selection> {

@@ -41,8 +41,11 @@ void attention(const AttentionHead& h, float* scratch) {
   float* p_panel = scores + mr * keys_padded;  // [keys][mr]
   float* output = p_panel + mr * keys_padded;  // [mr][features]
 
-  pack_b(k_panels, h.k, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
-  pack_b(v_panels, h.v, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);
+  pack(k_panels, nr, h.k, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);
+  pack(v_panels, nr, h.v, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
+  // Whole tiles: scores of keys that do not exist are overwritten, features that do not exist are not read.
+  GemmTile score{mr, nr, -mr, h.scale, nullptr, 0, nullptr, DType::f32, keys_padded};
+  GemmTile mix{mr, nr, -mr, 1, nullptr, 0, nullptr, DType::f32, features};
 
   for (int64_t head = 0; head < h.queries; ++head) {
     const char* q = static_cast<const char*>(h.q) + head * h.head_dim * bytes;
@@ -52,9 +55,11 @@ void attention(const AttentionHead& h, float* scratch) {
       const int64_t keys = q0 + count;
       // The first key that any of the queries sees, from a whole panel on.
       const int64_t k0 = h.window > 0 && q0 >= h.window ? (q0 - h.window + 1) / nr * nr : 0;
-      pack_a(q_panel, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim, h.scale);
-      for (int64_t j = k0; j < keys; j += nr)
-        micro(h.head_dim, q_panel, k_panels + j * h.head_dim, scores + j, keys_padded, mr, nr, false);
+      pack(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
+      for (int64_t j = k0; j < keys; j += nr) {
+        score.c = scores + j;
+        micro(h.head_dim, q_panel, k_panels + j * h.head_dim, score);
+      }
       float sums[mr];
       const int64_t padded = round_up(keys, width) - k0;
       for (int64_t i = 0; i < count; ++i) {
@@ -66,9 +71,11 @@ void attention(const AttentionHead& h, float* scratch) {
           for (int64_t j = first; j < seen; ++j) row[j] += h.slopes[head] * static_cast<float>(j + 1 - seen);
         sums[i] = soften(row, first, seen, padded);
       }
-      pack_a(p_panel, scores + k0, DType::f32, keys_padded, 1, count, keys - k0, 1.0f);
-      for (int64_t j = 0; j < features; j += nr)
-        micro(keys - k0, p_panel, v_panels + j * h.sequence + k0 * nr, output + j, features, mr, nr, false);
+      pack(p_panel, mr, scores + k0, DType::f32, keys_padded, 1, count, keys - k0);
+      for (int64_t j = 0; j < features; j += nr) {
+        mix.c = output + j;
+        micro(keys - k0, p_panel, v_panels + j * h.sequence + k0 * nr, mix);
+      }
       for (int64_t i = 0; i < count; ++i) {
         float* row = output + i * features;
         const float inverse = 1.0f / sums[i];

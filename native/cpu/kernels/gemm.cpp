@@ -1,111 +1,294 @@
-// Packing and the register tile of the portable GEMM, after BLIS: C[mr, nr] += A panel [depth, mr] · B panel [depth, nr].
+// Packing and the register tile of the GEMM, after BLIS. The unit of a panel is 32 bits: a float32 element, or two bfloat16
+// elements that follow each other along the depth, whose product with another such pair is the sum of two products
+// (VDPBF16PS). All but that product and the widening of packed elements is the same for both.
+#if defined(__GNUC__) && !defined(__clang__)
+// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
-void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
-            int64_t depth, float alpha) {
-  const int64_t bytes = static_cast<int64_t>(dtype_size(dtype));
-  for (int64_t i0 = 0; i0 < rows; i0 += mr, packed += mr * depth) {
-    const int64_t count = rows - i0 < mr ? rows - i0 : mr;
-    const char* source = static_cast<const char*>(a) + i0 * row_stride * bytes;
-    if (column_stride == 1) {
-      // Rows are contiguous: convert a stretch of each row, then interleave.
-      constexpr int64_t stretch = 64;
-      float row[stretch];
-      for (int64_t p0 = 0; p0 < depth; p0 += stretch) {
-        const int64_t steps = depth - p0 < stretch ? depth - p0 : stretch;
-        for (int64_t i = 0; i < mr; ++i) {
-          float* out = packed + p0 * mr + i;
-          if (i >= count) {
-            for (int64_t p = 0; p < steps; ++p) out[p * mr] = 0;
-            continue;
+namespace {
+
+typedef uint32_t vu __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(width * 2), aligned(2), may_alias));
+
+vu widen(vh v) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)v);  // compilers split the conversion
+#else
+  return __builtin_convertvector(v, vu);
+#endif
+}
+
+// The first `count` 16-bit elements, zero behind them.
+vh load_halves(const char* p, int64_t count) {
+  if (count >= width) return *reinterpret_cast<const vh*>(p);
+#if defined(__AVX512F__)
+  return (vh)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+  vh v = {};
+  memcpy(&v, p, static_cast<size_t>(count) * 2);
+  return v;
+#endif
+}
+
+// --- packing ------------------------------------------------------------------------------------------------------------
+//
+// A source says how to load units of its elements:
+//   along(p, left)          the next `width` units along the depth, of which `left` elements exist
+//   across(p, q, lanes)     one unit of `width` lanes, of which `lanes` exist: elements at p, and at q (null: none) for pairs
+//   one(p, q)               one unit
+
+struct Floats {
+  static constexpr int64_t bytes = 4, elements = 1;
+  static vf along(const char* p, int64_t left) {
+    const auto* x = reinterpret_cast<const float*>(p);
+    return left >= width ? load(x) : load_part(x, left);
+  }
+  static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
+  static float one(const char* p, const char*) { return load_scalar(p, 0, DType::f32); }
+};
+
+struct Bfloats {
+  static constexpr int64_t bytes = 2, elements = 1;
+  static vf along(const char* p, int64_t left) {
+    const vu bits = widen(load_halves(p, left)) << 16;
+    return reinterpret_cast<const vf&>(bits);
+  }
+  static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
+  static float one(const char* p, const char*) { return load_scalar(p, 0, DType::bf16); }
+};
+
+struct Halves {
+  static constexpr int64_t bytes = 2, elements = 1;
+  static vf along(const char* p, int64_t left) {
+    float values[width] = {};
+    span_to_float(values, p, DType::f16, left < width ? left : width);
+    return load(values);
+  }
+  static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
+  static float one(const char* p, const char*) { return load_scalar(p, 0, DType::f16); }
+};
+
+#if defined(__AVX512BF16__)
+struct Pairs {
+  static constexpr int64_t bytes = 2, elements = 2;
+  static vf along(const char* p, int64_t left) {
+    if (left >= 2 * width) return load(reinterpret_cast<const float*>(p));
+    vf v = {};
+    memcpy(&v, p, static_cast<size_t>(left) * 2);
+    return v;
+  }
+  static vf across(const char* p, const char* q, int64_t lanes) {
+    vu bits = widen(load_halves(p, lanes));
+    if (q != nullptr) bits |= widen(load_halves(q, lanes)) << 16;
+    return reinterpret_cast<const vf&>(bits);
+  }
+  static float one(const char* p, const char* q) {
+    float unit = 0;
+    memcpy(&unit, p, 2);
+    if (q != nullptr) memcpy(reinterpret_cast<char*>(&unit) + 2, q, 2);
+    return unit;
+  }
+};
+#endif
+
+// The elements of two vectors in turn. Compilers see one shuffle in each of these lists.
+void interleave(vf& low, vf& high) {
+  const vf a = low, b = high;
+#if defined(__AVX512F__)
+  low = vf{a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3], a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]};
+  high = vf{a[8], b[8], a[9], b[9], a[10], b[10], a[11], b[11], a[12], b[12], a[13], b[13], a[14], b[14], a[15], b[15]};
+#elif defined(__AVX2__)
+  low = vf{a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]};
+  high = vf{a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]};
+#else
+  low = vf{a[0], b[0], a[1], b[1]};
+  high = vf{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// Each round interleaves the rows of the upper half with those of the lower: after log2(width) rounds, the transpose.
+inline __attribute__((always_inline)) void transpose(vf (&rows)[width]) {
+#pragma GCC unroll 4
+  for (int64_t step = 1; step < width; step *= 2) {
+    vf next[width];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < width / 2; ++i) {
+      next[2 * i] = rows[i];
+      next[2 * i + 1] = rows[i + width / 2];
+      interleave(next[2 * i], next[2 * i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < width; ++i) rows[i] = next[i];
+  }
+}
+
+// Stores write whole vectors. Where a panel is narrower, what is written beyond it belongs to the unit that is written next,
+// so the last unit of a panel is stored exactly.
+template <typename Source>
+void pack_panels(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
+                 int64_t depth) {
+  const int64_t units = (depth + Source::elements - 1) / Source::elements;
+  const auto at = [&](int64_t lane, int64_t p) {
+    return static_cast<const char*>(data) + (lane * lane_stride + p * depth_stride) * Source::bytes;
+  };
+  const auto second = [&](int64_t lane, int64_t p) {
+    return Source::elements == 2 && p + 1 < depth ? at(lane, p + 1) : nullptr;
+  };
+  if (depth_stride == 1) {
+    for (int64_t first = 0; first < lanes; first += panel, packed += panel * units) {
+      for (int64_t l = 0; l < panel && first + l < lanes; l += width) {
+        for (int64_t u = 0; u < units; u += width) {
+          // Lanes that do not exist repeat the last one: they reach rows and columns of the tile that are not stored.
+          const int64_t last = lanes - 1 - first - l, p = u * Source::elements;
+          vf rows[width];
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < width; ++i) rows[i] = Source::along(at(first + l + (i < last ? i : last), p), depth - p);
+          transpose(rows);
+          float* out = packed + u * panel + l;
+          const int64_t count = units - u, room = panel - l;
+#pragma GCC unroll 16
+          for (int64_t i = 0; i < width; ++i) {
+            if (i + 1 < count || (i < count && room >= width)) {
+              store(out + i * panel, rows[i]);
+            } else if (i < count) {
+              store_part(out + i * panel, rows[i], room);
+            }
           }
-          span_to_float(row, source + (i * row_stride + p0) * bytes, dtype, steps);
-          for (int64_t p = 0; p < steps; ++p) out[p * mr] = alpha * row[p];
         }
       }
-    } else {
-      for (int64_t p = 0; p < depth; ++p) {
-        float* out = packed + p * mr;
-        if (row_stride == 1) {
-          span_to_float(out, source + p * column_stride * bytes, dtype, count);
-          for (int64_t i = 0; i < count; ++i) out[i] *= alpha;
+    }
+  } else if (lane_stride == 1) {
+    // By some steps of the depth, so that memory is read along its rows.
+    constexpr int64_t steps = 8;
+    for (int64_t u0 = 0; u0 < units; u0 += steps) {
+      for (int64_t first = 0; first < lanes; first += panel) {
+        float* out = packed + first * units + u0 * panel;
+        for (int64_t u = u0; u < units && u < u0 + steps; ++u, out += panel) {
+          const int64_t p = u * Source::elements;
+          for (int64_t l = 0; l < panel && first + l < lanes; l += width) {
+            for (int64_t e = 0; e < Source::elements; ++e)
+              __builtin_prefetch(at(first + l, p + steps * Source::elements + e));
+            const vf unit = Source::across(at(first + l, p), second(first + l, p), lanes - first - l);
+            if (u + 1 < units || panel - l >= width) {
+              store(out + l, unit);
+            } else {
+              store_part(out + l, unit, panel - l);
+            }
+          }
+        }
+      }
+    }
+  } else {
+    for (int64_t first = 0; first < lanes; first += panel) {
+      for (int64_t u = 0; u < units; ++u, packed += panel) {
+        const int64_t p = u * Source::elements;
+        for (int64_t l = 0; l < panel; ++l)
+          packed[l] = first + l < lanes ? Source::one(at(first + l, p), second(first + l, p)) : 0;
+      }
+    }
+  }
+}
+
+// --- the register tile --------------------------------------------------------------------------------------------------
+
+// Rounds to nearest even; NaN stays NaN.
+vh to_bf16(vf v) {
+  const vu bits = reinterpret_cast<const vu&>(v);
+  const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40u), vh);
+}
+
+inline __attribute__((always_inline)) void store_tile(const vf (&sums)[mr][2], const GemmTile& t) {
+  const bool whole = t.rows == mr && t.columns == nr && t.diagonal + mr <= 1;
+  if (whole && t.dtype != DType::f16) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < mr; ++i) {
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < 2; ++j) {
+        const int64_t at = i * t.c_stride + j * width;
+        vf value = t.alpha * sums[i][j];
+        if (t.addend != nullptr) value = t.alpha * sums[i][j] + load(t.addend + i * t.addend_stride + j * width);
+        if (t.dtype == DType::f32) {
+          store(static_cast<float*>(t.c) + at, value);
         } else {
-          for (int64_t i = 0; i < count; ++i)
-            out[i] = alpha * load_scalar(source, i * row_stride + p * column_stride, dtype);
-        }
-        for (int64_t i = count; i < mr; ++i) out[i] = 0;
-      }
-    }
-  }
-}
-
-void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
-            int64_t columns) {
-  const int64_t bytes = static_cast<int64_t>(dtype_size(dtype));
-  for (int64_t j0 = 0; j0 < columns; j0 += nr, packed += nr * depth) {
-    const int64_t count = columns - j0 < nr ? columns - j0 : nr;
-    const char* source = static_cast<const char*>(b) + j0 * column_stride * bytes;
-    if (column_stride == 1) {
-      for (int64_t p = 0; p < depth; ++p) {
-        float* out = packed + p * nr;
-        span_to_float(out, source + p * row_stride * bytes, dtype, count);
-        for (int64_t j = count; j < nr; ++j) out[j] = 0;
-      }
-    } else {
-      constexpr int64_t stretch = 64;
-      float column[stretch];
-      for (int64_t p0 = 0; p0 < depth; p0 += stretch) {
-        const int64_t steps = depth - p0 < stretch ? depth - p0 : stretch;
-        for (int64_t j = 0; j < nr; ++j) {
-          float* out = packed + p0 * nr + j;
-          if (j >= count) {
-            for (int64_t p = 0; p < steps; ++p) out[p * nr] = 0;
-          } else if (row_stride == 1) {
-            span_to_float(column, source + (j * column_stride + p0) * bytes, dtype, steps);
-            for (int64_t p = 0; p < steps; ++p) out[p * nr] = column[p];
-          } else {
-            for (int64_t p = 0; p < steps; ++p)
-              out[p * nr] = load_scalar(source, (p0 + p) * row_stride + j * column_stride, dtype);
-          }
+          *reinterpret_cast<vh*>(static_cast<uint16_t*>(t.c) + at) = to_bf16(value);
         }
       }
     }
+    return;
+  }
+  float tile[mr][nr];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < mr; ++i) {
+    store(tile[i], sums[i][0]);
+    store(tile[i] + width, sums[i][1]);
+  }
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const int64_t first = i + t.diagonal < 0 ? 0 : i + t.diagonal;
+    if (first >= t.columns) return;
+    const float* addend = t.addend + i * t.addend_stride;
+    for (int64_t j = first; j < t.columns; ++j)
+      tile[i][j] = t.addend == nullptr ? t.alpha * tile[i][j] : t.alpha * tile[i][j] + addend[j];
+    char* c = static_cast<char*>(t.c) + (i * t.c_stride + first) * (t.dtype == DType::f32 ? 4 : 2);
+    span_from_float(c, t.dtype, tile[i] + first, t.columns - first);
   }
 }
 
-void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
-           bool accumulate) {
+template <typename Multiply>
+inline __attribute__((always_inline)) void multiply_panels(int64_t units, const float* a, const float* b, const GemmTile& t,
+                                                           Multiply multiply) {
+  // The tile of C is needed at the end.
+  const int64_t element = t.dtype == DType::f32 ? 4 : 2;
+  for (int64_t i = 0; i < t.rows; ++i)
+    for (int64_t byte = 0; byte < t.columns * element; byte += 64)
+      __builtin_prefetch(static_cast<const char*>(t.c) + i * t.c_stride * element + byte, 1);
   vf sums[mr][2] = {};
-  for (int64_t p = 0; p < depth; ++p) {
+  for (int64_t p = 0; p < units; ++p) {
     const vf b0 = load(b), b1 = load(b + width);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < mr; ++i) {
-      sums[i][0] += b0 * a[i];
-      sums[i][1] += b1 * a[i];
+      const vf ai = broadcast(a[i]);
+      sums[i][0] = multiply(sums[i][0], ai, b0);
+      sums[i][1] = multiply(sums[i][1], ai, b1);
     }
     a += mr;
     b += nr;
   }
-  if (rows == mr && columns == nr) {
-#pragma GCC unroll 16
-    for (int64_t i = 0; i < mr; ++i) {
-      float* row = c + i * c_stride;
-      store(row, accumulate ? load(row) + sums[i][0] : sums[i][0]);
-      store(row + width, accumulate ? load(row + width) + sums[i][1] : sums[i][1]);
-    }
-    return;
-  }
-  float tile[mr * nr];
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < mr; ++i) {
-    store(tile + i * nr, sums[i][0]);
-    store(tile + i * nr + width, sums[i][1]);
-  }
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j)
-      c[i * c_stride + j] = accumulate ? c[i * c_stride + j] + tile[i * nr + j] : tile[i * nr + j];
+  store_tile(sums, t);
 }
+
+}  // namespace
+
+void pack(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
+          int64_t lanes, int64_t depth) {
+  switch (dtype) {
+    case DType::bf16: return pack_panels<Bfloats>(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+    case DType::f16: return pack_panels<Halves>(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+    default: return pack_panels<Floats>(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+  }
+}
+
+void micro(int64_t units, const float* a, const float* b, const GemmTile& tile) {
+  multiply_panels(units, a, b, tile, [](vf sum, vf x, vf y) { return sum + x * y; });
+}
+
+#if defined(__AVX512BF16__)
+void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
+                int64_t depth) {
+  pack_panels<Pairs>(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+}
+
+// VDPBF16PS takes denormal inputs as zero and flushes denormal results, always rounds to nearest even and raises no
+// exceptions, whatever MXCSR says.
+void micro_pairs(int64_t units, const float* a, const float* b, const GemmTile& tile) {
+  multiply_panels(units, a, b, tile,
+                  [](vf sum, vf x, vf y) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); });
+}
+#endif
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

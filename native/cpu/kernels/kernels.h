@@ -45,29 +45,34 @@ struct SweepTile {
 constexpr int64_t sweep_rows = 64;
 constexpr int64_t sweep_scratch(int64_t block) { return 3 * block * sweep_rows; }
 
+// What becomes of the sums of a register tile: C = alpha * sums + addend.
+struct GemmTile {
+  int64_t rows, columns;  // at most mr, nr
+  int64_t diagonal;  // only entries j >= i + diagonal are written
+  float alpha;
+  const float* addend;  // [rows, columns] with rows `addend_stride` apart (0: the same row for all), or null; may be C
+  int64_t addend_stride;
+  void* c;
+  DType dtype;  // of C
+  int64_t c_stride;
+};
+
 struct Kernels {
   const char* name;
 
   // --- GEMM: packed panels and the register tile (BLIS's micro-kernel) ---
   int64_t mr, nr;
-  // Packs alpha * A into panels of mr rows, [panel][depth][mr], zero-padded.
-  void (*pack_a)(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
-                 int64_t depth, float alpha);
-  // Packs B into panels of nr columns, [panel][depth][nr], zero-padded.
-  void (*pack_b)(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
-                 int64_t columns);
-  // C[0:rows, 0:columns] (+)= A panel · B panel; rows <= mr, columns <= nr.
-  void (*micro)(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
-                bool accumulate);
-
-  // --- GEMM of two bfloat16 operands; null where the processor has no dot product of bfloat16 pairs ---
-  // Packs A or B into panels of `panel` lanes (rows of A, columns of B), [panel][depth / 2][lane], zero-padded. The unit of a
-  // panel is 32 bits, held as a float: two bfloat16 elements that follow each other along the depth.
+  // Packs A or B as float32 into panels of `panel` lanes (mr rows of A, nr columns of B), [panel][unit][lane], where a unit
+  // is one step of the depth. Lanes that fill the last panel hold anything.
+  void (*pack)(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
+               int64_t lanes, int64_t depth);
+  // The tile's sums over the depth of A panel · B panel.
+  void (*micro)(int64_t units, const float* a, const float* b, const GemmTile& tile);
+  // The same for two bfloat16 operands: a unit is two steps of the depth, two elements in the 32 bits of a float, and zero
+  // behind an odd depth. Null where the processor has no dot product of bfloat16 pairs.
   void (*pack_pairs)(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride,
                      int64_t lanes, int64_t depth);
-  // C[0:rows, 0:columns] (+)= alpha * A panel · B panel, summed in float32; rows <= mr, columns <= nr.
-  void (*micro_pairs)(int64_t units, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows,
-                      int64_t columns, float alpha, bool accumulate);
+  void (*micro_pairs)(int64_t units, const float* a, const float* b, const GemmTile& tile);
 
   // --- spans ---
   void (*to_float)(float* out, const void* in, DType dtype, int64_t count);

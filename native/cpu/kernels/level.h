@@ -12,19 +12,13 @@ constexpr int64_t mr = width == 16 ? 12 : width == 8 ? 6 : 4;
 constexpr int64_t nr = 2 * width;
 
 // gemm.cpp
-void pack_a(float* packed, const void* a, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows,
-            int64_t depth, float alpha);
-void pack_b(float* packed, const void* b, DType dtype, int64_t row_stride, int64_t column_stride, int64_t depth,
-            int64_t columns);
-void micro(int64_t depth, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
-           bool accumulate);
-
+void pack(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
+          int64_t lanes, int64_t depth);
+void micro(int64_t units, const float* a, const float* b, const GemmTile& tile);
 #if defined(__AVX512BF16__)
-// gemm_bf16.cpp
 void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
                 int64_t depth);
-void micro_pairs(int64_t units, const float* a, const float* b, float* c, int64_t c_stride, int64_t rows, int64_t columns,
-                 float alpha, bool accumulate);
+void micro_pairs(int64_t units, const float* a, const float* b, const GemmTile& tile);
 #endif
 
 // spans.cpp

@@ -11,8 +11,7 @@ const Kernels kernels = {
     SPARSEGPT_NAME(SPARSEGPT_ISA),
     mr,
     nr,
-    pack_a,
-    pack_b,
+    pack,
     micro,
 #if defined(__AVX512BF16__)
     pack_pairs,

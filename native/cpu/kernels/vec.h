@@ -56,11 +56,21 @@ static inline float horizontal_max(vf v) {
 
 // The first `count` elements of p, zero elsewhere, without touching what lies behind them.
 static inline vf load_part(const float* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
   vf v = {};
   memcpy(&v, p, static_cast<size_t>(count) * 4);
   return v;
+#endif
 }
-static inline void store_part(float* p, vf v, int64_t count) { memcpy(p, &v, static_cast<size_t>(count) * 4); }
+static inline void store_part(float* p, vf v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+  memcpy(p, &v, static_cast<size_t>(count) * 4);
+#endif
+}
 
 // Nearest integer, ties to even, for |x| < 2^22.
 static inline vf round_even(vf x) {

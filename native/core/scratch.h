@@ -1,0 +1,58 @@
+// Memory for the temporaries of operations, kept from one to the next. Not malloc's: it hands out buffers of some megabytes
+// from a heap that grows with their number and order, so the peak of a job could not be told, and fresh pages cost a fault
+// each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <list>
+#include <type_traits>
+
+namespace sparsegpt {
+
+class ScratchPool {
+ public:
+  // What is free is kept up to this size in all, the last used first; the rest goes back to the system at once. So a process
+  // holds what the largest operation needs while it runs, and this much between operations.
+  static constexpr size_t keep_bytes = size_t{32} << 20;
+
+  ScratchPool() = default;
+  ~ScratchPool();
+  ScratchPool(const ScratchPool&) = delete;
+  ScratchPool& operator=(const ScratchPool&) = delete;
+
+  struct Block {
+    void* memory = nullptr;
+    size_t bytes = 0;
+  };
+  Block take(size_t bytes);
+  void give(Block block);
+
+ private:
+  std::list<Block> free_;  // the last used first
+  size_t free_bytes_ = 0;
+};
+
+// An uninitialised array that lives as long as this object, aligned to a page. Of one thread: see ThreadPool::scratch.
+template <typename T>
+class Scratch {
+  static_assert(std::is_trivial_v<T>);
+
+ public:
+  Scratch(ScratchPool& pool, int64_t count)
+      : pool_(&pool), block_(pool.take(static_cast<size_t>(count) * sizeof(T))), count_(count) {}
+  ~Scratch() { pool_->give(block_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  T* data() const { return static_cast<T*>(block_.memory); }
+  int64_t size() const { return count_; }
+  T& operator[](int64_t i) const { return data()[i]; }
+
+ private:
+  ScratchPool* pool_;
+  ScratchPool::Block block_;
+  int64_t count_;
+};
+
+}  // namespace sparsegpt
