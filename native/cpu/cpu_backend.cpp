@@ -1,6 +1,7 @@
 #include "cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -493,8 +494,11 @@ class CpuBackend : public Backend {
                              selection.mask ? selection.mask.data<uint8_t>() : nullptr};
     double* out = stats.data<double>();
     out[solve_stats::loss] = method(matrix, choice);
-    int64_t zeros = 0;
-    for (int64_t i = 0; i < weight.size(); ++i) zeros += matrix.weight[i] == 0;
+    std::atomic<int64_t> zeros{0};
+    pool_.parallel_for(weight.rows, [&](int64_t i, int) {
+      const float* row = matrix.weight + i * weight.columns;
+      zeros += std::count(row, row + weight.columns, 0.0f);
+    });
     out[solve_stats::zeros] = static_cast<double>(zeros);
     out[solve_stats::seconds] = watch.seconds();
   }

@@ -12,84 +12,106 @@ namespace sparsegpt::cpu {
 
 namespace {
 
-constexpr int64_t panel = 128;
+// The factorisation of one matrix [n, n], in place: recursive halves, so that nearly all work is in large products. Only the
+// upper triangle is touched.
+class Factorisation {
+ public:
+  Factorisation(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n)
+      : pool_(pool), kernels_(kernels), a_(a), n_(n), scratch_(pool.scratch<float>(pool.threads() * factor_scratch)) {}
 
-// Factors the diagonal block in place, A = R Rᵀ, from the last row up. False when a pivot is not positive.
-bool factor_block(float* a, int64_t stride, int64_t size) {
-  for (int64_t j = size - 1; j >= 0; --j) {
-    const float* rj = a + j * stride;
-    double pivot = rj[j];
-    for (int64_t k = j + 1; k < size; ++k) pivot -= static_cast<double>(rj[k]) * rj[k];
-    if (!(pivot > 0) || !std::isfinite(pivot)) return false;
-    const double root = std::sqrt(pivot);
-    a[j * stride + j] = static_cast<float>(root);
-    for (int64_t i = 0; i < j; ++i) {
-      const float* ri = a + i * stride;
-      double sum = ri[j];
-      for (int64_t k = j + 1; k < size; ++k) sum -= static_cast<double>(ri[k]) * rj[k];
-      a[i * stride + j] = static_cast<float>(sum / root);
-    }
+  // False when a pivot is not positive.
+  bool run() { return factor(0, n_); }
+
+ private:
+  // Factors the block on the diagonal:
+  //   [A11 A12]   [R11 R12] [R11ᵀ   0 ]
+  //   [ .  A22] = [ 0  R22] [R12ᵀ R22ᵀ], so A22 = R22 R22ᵀ, R12 = A12 R22⁻ᵀ and A11 - R12 R12ᵀ = R11 R11ᵀ.
+  bool factor(int64_t begin, int64_t end) {
+    if (end - begin <= factor_columns) return kernels_.factor_block(at(begin, begin), n_, end - begin, scratch_.data());
+    const int64_t middle = split(begin, end);
+    if (!factor(middle, end)) return false;
+    solve(begin, middle, middle, end);
+    subtract_product(begin, middle, begin, middle, middle, end, Triangle::upper);
+    return factor(begin, middle);
   }
-  return true;
-}
 
-// Right-looking, from the last block column to the first: factor the block, solve the panel above it, update what is left
-// above and to the left. Only the upper triangle is touched.
-bool factor_upper(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n) {
-  std::vector<float> inverse(static_cast<size_t>(panel * panel)), solved;
-  for (int64_t end = n; end > 0;) {
-    const int64_t size = std::min(panel, end), begin = end - size;
-    if (!factor_block(a + begin * n + begin, n, size)) return false;
-    if (begin > 0) {
-      // Panel P = A[0:begin, block] R_blockᵀ⁻¹, through the explicit inverse of the small block.
-      invert_upper(a + begin * n + begin, n, size, inverse.data());
-      solved.resize(static_cast<size_t>(begin * size));
-      gemm(pool, kernels,
-           {begin, size, size, operand(a + begin, n), operand(inverse.data(), size).transposed(), solved.data(), size});
-      pool.parallel_for((begin + 63) / 64, [&](int64_t task, int) {
-        for (int64_t i = task * 64; i < std::min(begin, task * 64 + 64); ++i)
-          std::copy_n(solved.data() + i * size, size, a + i * n + begin);
+  // A = A R⁻ᵀ for the rows [top, bottom) of the columns [begin, end), whose block on the diagonal is factored.
+  void solve(int64_t top, int64_t bottom, int64_t begin, int64_t end) {
+    if (end - begin <= factor_columns) {
+      pool_.parallel_for((bottom - top + lanes - 1) / lanes, [&](int64_t tile, int thread) {
+        const int64_t row = top + tile * lanes;
+        kernels_.solve_panel(at(row, begin), at(begin, begin), n_, std::min(lanes, bottom - row), end - begin,
+                             scratch_.data() + thread * factor_scratch);
       });
-      Gemm update{begin, begin, size, operand(solved.data(), size), operand(solved.data(), size).transposed(), a, n};
-      update.alpha = -1;
-      update.accumulate = true;
-      update.triangle = Triangle::upper;
-      gemm(pool, kernels, update);
+      return;
     }
-    end = begin;
+    const int64_t middle = split(begin, end);
+    solve(top, bottom, middle, end);
+    subtract_product(top, bottom, begin, middle, middle, end, Triangle::full);
+    solve(top, bottom, begin, middle);
   }
-  return true;
-}
 
-// Calls body(i0, i1, j0, j1) in parallel for the tiles of the upper triangle.
+  // A[rows, columns] -= R[rows, inner] R[columns, inner]ᵀ
+  void subtract_product(int64_t top, int64_t bottom, int64_t begin, int64_t end, int64_t inner_begin, int64_t inner_end,
+                        Triangle triangle) {
+    Gemm product{bottom - top,
+                 end - begin,
+                 inner_end - inner_begin,
+                 operand(at(top, inner_begin), n_),
+                 operand(at(begin, inner_begin), n_).transposed(),
+                 at(top, begin),
+                 n_};
+    product.alpha = -1;
+    product.accumulate = true;
+    product.triangle = triangle;
+    gemm(pool_, kernels_, product);
+  }
+
+  // Blocks are whole but for the first.
+  static int64_t split(int64_t begin, int64_t end) {
+    const int64_t blocks = (end - begin + factor_columns - 1) / factor_columns;
+    return end - blocks / 2 * factor_columns;
+  }
+
+  float* at(int64_t row, int64_t column) const { return a_ + row * n_ + column; }
+
+  ThreadPool& pool_;
+  const Kernels& kernels_;
+  float* a_;
+  int64_t n_;
+  Scratch<float> scratch_;
+};
+
+// Calls body(i, j) in parallel for the tiles on and above the diagonal, with their first row and column; they are `lanes` wide.
 template <typename Body>
 void for_upper_tiles(ThreadPool& pool, int64_t n, const Body& body) {
-  constexpr int64_t side = 64;
-  const int64_t tiles = (n + side - 1) / side;
+  const int64_t tiles = (n + lanes - 1) / lanes;
   pool.parallel_for(tiles * tiles, [&](int64_t task, int) {
-    const int64_t i = task / tiles * side, j = task % tiles * side;
-    if (j >= i) body(i, std::min(i + side, n), j, std::min(j + side, n));
+    const int64_t i = task / tiles * lanes, j = task % tiles * lanes;
+    if (j >= i) body(i, j);
+  });
+}
+
+void copy_upper_to_lower(ThreadPool& pool, const Kernels& kernels, float* a, int64_t n) {
+  for_upper_tiles(pool, n, [&](int64_t i0, int64_t j0) {
+    const int64_t size = std::min(lanes, n - j0);
+    if (j0 > i0) {
+      kernels.transpose(a + j0 * n + i0, n, a + i0 * n + j0, n, size);
+    } else {
+      for (int64_t i = i0; i < i0 + size; ++i)
+        for (int64_t j = i + 1; j < i0 + size; ++j) a[j * n + i] = a[i * n + j];
+    }
+  });
+}
+
+void copy_lower_to_upper(ThreadPool& pool, float* a, int64_t n) {
+  for_upper_tiles(pool, n, [&](int64_t i0, int64_t j0) {
+    for (int64_t i = i0; i < std::min(i0 + lanes, n); ++i)
+      for (int64_t j = std::max(i + 1, j0); j < std::min(j0 + lanes, n); ++j) a[i * n + j] = a[j * n + i];
   });
 }
 
 }  // namespace
-
-void invert_upper(const float* r, int64_t stride, int64_t size, float* out) {
-  std::vector<double> row(static_cast<size_t>(size));
-  // Row i of the inverse from the rows below it: X[i, j] = -(Σ_{k>i} R[i, k] X[k, j]) / R[i, i].
-  for (int64_t i = size - 1; i >= 0; --i) {
-    const double inverse = 1.0 / r[i * stride + i];
-    std::fill(row.begin(), row.end(), 0.0);
-    for (int64_t k = i + 1; k < size; ++k) {
-      const double factor = r[i * stride + k];
-      const float* below = out + k * size;
-      for (int64_t j = k; j < size; ++j) row[static_cast<size_t>(j)] += factor * below[j];
-    }
-    for (int64_t j = 0; j < i; ++j) out[i * size + j] = 0;
-    out[i * size + i] = static_cast<float>(inverse);
-    for (int64_t j = i + 1; j < size; ++j) out[i * size + j] = static_cast<float>(-inverse * row[static_cast<size_t>(j)]);
-  }
-}
 
 FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n, uint8_t* dead,
                             double dampening) {
@@ -118,20 +140,15 @@ FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hes
   mean /= static_cast<double>(n);
 
   // The factorisation writes the upper triangle only, so the lower one keeps H for another try.
-  for_upper_tiles(pool, n, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    for (int64_t i = i0; i < i1; ++i)
-      for (int64_t j = std::max(i + 1, j0); j < j1; ++j) hessian[j * n + i] = hessian[i * n + j];
-  });
+  copy_upper_to_lower(pool, kernels, hessian, n);
+  Factorisation factorisation(pool, kernels, hessian, n);
   for (report.dampening = dampening;; ++report.retries) {
     for (int64_t j = 0; j < n; ++j)
       hessian[j * n + j] = static_cast<float>(diagonal[static_cast<size_t>(j)] + report.dampening * mean);
-    if (factor_upper(pool, kernels, hessian, n)) return report;
+    if (factorisation.run()) return report;
     if (report.retries == 3) break;
     report.dampening = report.dampening > 0 ? report.dampening * 10 : 0.001;
-    for_upper_tiles(pool, n, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-      for (int64_t i = i0; i < i1; ++i)
-        for (int64_t j = std::max(i + 1, j0); j < j1; ++j) hessian[i * n + j] = hessian[j * n + i];
-    });
+    copy_lower_to_upper(pool, hessian, n);
   }
   throw Error("NOT_POSITIVE_DEFINITE", "the Hessian cannot be factored, even with dampening " +
                                            std::to_string(report.dampening) +

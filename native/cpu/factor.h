@@ -19,7 +19,4 @@ struct FactorReport {
 FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n, uint8_t* dead,
                             double dampening);
 
-// out = inverse of the upper-triangular block [size, size] of r, zeros below the diagonal. rows of r are `stride` apart.
-void invert_upper(const float* r, int64_t stride, int64_t size, float* out);
-
 }  // namespace sparsegpt::cpu

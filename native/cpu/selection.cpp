@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 namespace sparsegpt::cpu {
 
@@ -16,68 +15,58 @@ inline uint32_t key(float score) {
   return bits & 0x7fffffffu;
 }
 
-constexpr int bucket_shift = 19;  // exponent and 4 bits of the fraction
+constexpr int bucket_shift = 17;  // exponent and 6 bits of the fraction
 constexpr size_t buckets = size_t{1} << (31 - bucket_shift);
 
 }  // namespace
 
-void select_smallest(ThreadPool& pool, const float* scores, int64_t total, int64_t count, uint8_t* mask) {
-  if (count <= 0 || count >= total) {
-    std::memset(mask, count > 0, static_cast<size_t>(total));
-    return;
-  }
-  // First the bucket in which the threshold lies, then the threshold among the scores of that bucket.
-  constexpr int64_t part = 1 << 16;
-  const int64_t parts = (total + part - 1) / part;
-  std::vector<std::vector<int64_t>> histograms(static_cast<size_t>(pool.threads()));
-  pool.parallel_for(parts, [&](int64_t p, int thread) {
-    auto& histogram = histograms[static_cast<size_t>(thread)];
-    histogram.resize(buckets);
-    for (int64_t i = p * part; i < std::min(total, (p + 1) * part); ++i) ++histogram[key(scores[i]) >> bucket_shift];
-  });
+void RankSearch::count(int thread, const float* scores, int64_t total) {
+  auto& counts = counts_[static_cast<size_t>(thread)];
+  counts.resize(buckets);
+  for (int64_t i = 0; i < total; ++i) ++counts[key(scores[i]) >> bucket_shift];
+}
+
+RankSearch::Bucket RankSearch::bucket_of(int64_t rank) const {
   int64_t before = 0;
-  size_t bucket = 0;
-  for (;; ++bucket) {
+  for (size_t bucket = 0;; ++bucket) {
     int64_t here = 0;
-    for (const auto& histogram : histograms)
-      if (!histogram.empty()) here += histogram[bucket];
-    if (before + here >= count) break;
+    for (const auto& counts : counts_)
+      if (!counts.empty()) here += counts[bucket];
+    if (before + here > rank) return {static_cast<uint32_t>(bucket), before};
     before += here;
   }
-  std::vector<std::vector<uint32_t>> found(static_cast<size_t>(parts));
-  pool.parallel_for(parts, [&](int64_t p, int) {
-    for (int64_t i = p * part; i < std::min(total, (p + 1) * part); ++i) {
-      const uint32_t k = key(scores[i]);
-      if (k >> bucket_shift == bucket) found[static_cast<size_t>(p)].push_back(k);
-    }
-  });
-  std::vector<uint32_t> candidates;
-  for (const auto& keys : found) candidates.insert(candidates.end(), keys.begin(), keys.end());
-  const auto nth = candidates.begin() + (count - before - 1);
-  std::nth_element(candidates.begin(), nth, candidates.end());
-  const uint32_t threshold = *nth;
-  int64_t ties = count - before;
-  for (uint32_t k : candidates) ties -= k < threshold;
+}
 
-  std::vector<int64_t> equal(static_cast<size_t>(parts));
-  pool.parallel_for(parts, [&](int64_t p, int) {
-    int64_t seen = 0;
-    for (int64_t i = p * part; i < std::min(total, (p + 1) * part); ++i) {
-      const uint32_t k = key(scores[i]);
-      mask[i] = k < threshold;
-      seen += k == threshold;
-    }
-    equal[static_cast<size_t>(p)] = seen;
-  });
-  for (int64_t p = 0; ties > 0; ++p) {
-    if (equal[static_cast<size_t>(p)] == 0) continue;
-    for (int64_t i = p * part; i < std::min(total, (p + 1) * part) && ties > 0; ++i) {
-      if (key(scores[i]) == threshold) {
-        mask[i] = 1;
-        --ties;
-      }
-    }
+void RankSearch::collect(int thread, const Bucket& bucket, const float* scores, int64_t total) {
+  auto& [keys, used] = candidates_[static_cast<size_t>(thread)];
+  const size_t room = used + static_cast<size_t>(total);
+  if (keys.size() < room) keys.resize(room + room / 2);
+  const uint32_t first = bucket.index << bucket_shift;
+  used += static_cast<size_t>(
+      kernels_.collect(keys.data() + used, scores, total, first, first + (uint32_t{1} << bucket_shift) - 1));
+}
+
+RankSearch::Found RankSearch::rank_among_candidates(const Bucket& bucket, int64_t rank) {
+  auto& [all, used] = candidates_.front();
+  for (size_t t = 1; t < candidates_.size(); ++t) {
+    auto& [keys, count] = candidates_[t];
+    if (all.size() < used + count) all.resize(used + count);
+    std::copy_n(keys.begin(), count, all.begin() + static_cast<int64_t>(used));
+    used += count;
+    count = 0;
   }
+  const auto end = all.begin() + static_cast<int64_t>(used), nth = all.begin() + (rank - bucket.before);
+  std::nth_element(all.begin(), nth, end);
+  const uint32_t threshold = *nth;
+  Found found{0, bucket.before, 0};
+  std::memcpy(&found.score, &threshold, 4);
+  for (auto k = all.begin(); k != end; ++k) {
+    found.smaller += *k < threshold;
+    found.equal += *k == threshold;
+  }
+  used = 0;
+  for (auto& counts : counts_) std::fill(counts.begin(), counts.end(), 0);
+  return found;
 }
 
 void select_smallest(const float* scores, int64_t total, int64_t count, uint8_t* mask) {

@@ -151,28 +151,3 @@ TEST("factor: dead columns are marked and counted") {
   for (size_t j = 0; j < dead.size(); ++j) CHECK_EQUAL(int{dead[j]}, j == 0 || j == 77 || j == 149 ? 1 : 0);
   CHECK(factor_error(p, r, 0.01) < 3e-6);
 }
-
-TEST("factor: inverse of an upper-triangular block") {
-  for (int64_t n : {1, 5, 64, 130}) {
-    Random random(static_cast<uint64_t>(n));
-    const int64_t stride = n + 3;
-    auto r = random.uniforms(n * stride);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < i; ++j) r[static_cast<size_t>(i * stride + j)] = NAN;
-      for (int64_t j = i + 1; j < n; ++j) r[static_cast<size_t>(i * stride + j)] /= static_cast<float>(n);
-      r[static_cast<size_t>(i * stride + i)] += 2;
-    }
-    std::vector<float> inverse(static_cast<size_t>(n * n), NAN);
-    cpu::invert_upper(r.data(), stride, n, inverse.data());
-    describe_case("n ", n);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < n; ++j) {
-        double sum = 0;
-        for (int64_t k = i; k < n; ++k)
-          sum += static_cast<double>(r[static_cast<size_t>(i * stride + k)]) * inverse[static_cast<size_t>(k * n + j)];
-        CHECK_CLOSE(sum, i == j ? 1 : 0, 1e-6);
-        if (j < i) CHECK_EQUAL(inverse[static_cast<size_t>(i * n + j)], 0.0f);
-      }
-    }
-  }
-}

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "cpu/dispatch.h"
 #include "cpu/selection.h"
 #include "test/check.h"
 
@@ -34,46 +35,54 @@ std::vector<float> random_scores(Random& random, int64_t total) {
   return scores;
 }
 
-void check_both(ThreadPool& pool, const std::vector<float>& scores, int64_t count) {
-  const auto expected = sorted_choice(scores, count);
-  const auto total = static_cast<int64_t>(scores.size());
+void check_choice(const std::vector<float>& scores, int64_t count) {
   std::vector<uint8_t> mask(scores.size(), 9);
-  cpu::select_smallest(pool, scores.data(), total, count, mask.data());
-  CHECK(mask == expected);
-  std::fill(mask.begin(), mask.end(), uint8_t{9});
-  cpu::select_smallest(scores.data(), total, count, mask.data());
-  CHECK(mask == expected);
+  cpu::select_smallest(scores.data(), static_cast<int64_t>(scores.size()), count, mask.data());
+  CHECK(mask == sorted_choice(scores, count));
+}
+
+void check_rank(cpu::RankSearch& search, ThreadPool& pool, const std::vector<float>& scores, int64_t part_size,
+                int64_t rank) {
+  const auto total = static_cast<int64_t>(scores.size()), parts = (total + part_size - 1) / part_size;
+  const auto part = [&](int64_t p) {
+    return std::pair<const float*, int64_t>(scores.data() + p * part_size, std::min(part_size, total - p * part_size));
+  };
+  pool.parallel_for(parts, [&](int64_t p, int thread) { search.count(thread, part(p).first, part(p).second); });
+  const auto found = search.find(pool, parts, rank, part);
+  auto sorted = scores;
+  std::sort(sorted.begin(), sorted.end());
+  const float expected = sorted[static_cast<size_t>(rank)];
+  CHECK_EQUAL(found.score, expected);
+  CHECK_EQUAL(found.smaller, std::lower_bound(sorted.begin(), sorted.end(), expected) - sorted.begin());
+  CHECK_EQUAL(found.equal, std::count(sorted.begin(), sorted.end(), expected));
 }
 
 }  // namespace
 
 TEST("selection: exactly the smallest, of equal scores the first") {
-  for (int threads : {1, 3}) {
-    ThreadPool pool(threads);
-    for (uint64_t seed = 1; seed <= 300; ++seed) {
-      Random random(seed);
-      const int64_t total = random.integer(1, 400);
-      const auto scores = random_scores(random, total);
-      for (int64_t count : {int64_t{0}, int64_t{1}, random.integer(0, total), total - 1, total}) {
-        describe_case(threads, " threads, seed ", seed, ", ", count, " of ", total);
-        check_both(pool, scores, count);
-      }
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    Random random(seed);
+    const int64_t total = random.integer(1, 400);
+    const auto scores = random_scores(random, total);
+    for (int64_t count : {int64_t{0}, int64_t{1}, random.integer(0, total), total - 1, total}) {
+      describe_case("seed ", seed, ", ", count, " of ", total);
+      check_choice(scores, count);
     }
   }
 }
 
-TEST("selection: more scores than one thread's part") {
+TEST("selection: the score of a rank, in parts, again and again") {
   for (int threads : {1, 3}) {
     ThreadPool pool(threads);
-    for (uint64_t seed = 1; seed <= 4; ++seed) {
+    cpu::RankSearch search(threads, *cpu::available_kernels().back());
+    for (uint64_t seed = 1; seed <= 60; ++seed) {
       Random random(seed);
-      const int64_t total = random.integer(200000, 300000);
-      auto scores = random_scores(random, total);
-      if (seed == 1) scores.assign(scores.size(), 0.5f);
-      for (double share : {0.3, 0.5, 0.99}) {
-        const auto count = static_cast<int64_t>(static_cast<double>(total) * share);
-        describe_case(threads, " threads, seed ", seed, ", ", count, " of ", total);
-        check_both(pool, scores, count);
+      const int64_t total = seed % 20 == 0 ? random.integer(200000, 300000) : random.integer(1, 3000);
+      const auto scores = random_scores(random, total);
+      const int64_t part_size = random.integer(1, total);
+      for (int64_t rank : {int64_t{0}, random.integer(0, total - 1), total - 1}) {
+        describe_case(threads, " threads, seed ", seed, ", rank ", rank, " of ", total, " in parts of ", part_size);
+        check_rank(search, pool, scores, part_size, rank);
       }
     }
   }

@@ -312,6 +312,55 @@ TEST("SparseGPT: every level gives the same to rounding") {
   }
 }
 
+// Without correlations nothing is compensated, so equal weights stay equal.
+TEST("SparseGPT: of equal scores the first in row order go") {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Random random(seed);
+    const int64_t rows = random.integer(1, 200), columns = random.integer(1, 150);
+    Problem p{rows, columns, std::vector<float>(static_cast<size_t>(rows * columns)),
+              std::vector<float>(static_cast<size_t>(columns * columns))};
+    for (float& w : p.weight) w = 0.5f * static_cast<float>(random.integer(-2, 2));
+    for (int64_t j = 0; j < columns; ++j) p.hessian[static_cast<size_t>(j * columns + j)] = 1;
+    Method method;
+    method.sparsity = random.uniform(0.1, 0.9);
+    method.block_size = random.integer(1, columns);
+    describe_case("seed ", seed, ", ", rows, " x ", columns, ", sparsity ", method.sparsity);
+    check_same(p, solve_on(p, method), solve_plainly(p, method), 0);
+  }
+}
+
+TEST("SparseGPT: patterns and given masks in chunks of rows are the same as for those rows alone") {
+  Random random(15);
+  // More than the 32 MiB of one chunk.
+  const int64_t rows = 4200, columns = 2048, alone = 37;
+  Problem p{rows, columns, random.uniforms(rows * columns), std::vector<float>(static_cast<size_t>(columns * columns))};
+  for (int64_t i = 0; i < columns; ++i)
+    for (int64_t j = 0; j < columns; ++j)
+      p.hessian[static_cast<size_t>(i * columns + j)] = static_cast<float>(std::pow(0.7, std::abs(i - j)));
+  for (int kind = 0; kind < 2; ++kind) {
+    Method method;
+    if (kind == 0) method.n = 2, method.m = 4;
+    if (kind == 1) method.mask = random_mask(random, p.weight.size());
+    describe_case("kind ", kind);
+    const auto whole = solve_on(p, method);
+    double loss = 0;
+    for (int64_t first : {int64_t{0}, rows / 2 - alone / 2, rows - alone}) {
+      const auto begin = static_cast<size_t>(first * columns), size = static_cast<size_t>(alone * columns);
+      const auto part = [&](const auto& all) {
+        return std::decay_t<decltype(all)>(all.begin() + static_cast<int64_t>(begin),
+                                           all.begin() + static_cast<int64_t>(begin + size));
+      };
+      auto few = method;
+      if (kind == 1) few.mask = part(method.mask);
+      const auto expected = solve_on({alone, columns, part(p.weight), p.hessian}, few);
+      Problem rows_of_whole{alone, columns, {}, {}};
+      check_same(rows_of_whole, {part(whole.weight), part(whole.mask), expected.loss, whole.report}, expected, 2);
+      loss += expected.loss;
+    }
+    CHECK_CLOSE(whole.loss / static_cast<double>(rows) / (loss / (3 * static_cast<double>(alone))), 1, 0.05);
+  }
+}
+
 TEST("SparseGPT: better than removing the same weights without compensation") {
   Random random(14);
   const auto p = random_problem(random, 64, 128, 400);

@@ -23,27 +23,36 @@ struct AttentionHead {
   const float* slopes;  // [queries] of ALiBi, or null
 };
 
-// Some rows of one column block of the SparseGPT solver; B = block.
-struct SweepTile {
-  int64_t rows;  // at most sweep_rows
-  int64_t block;  // columns of the block
-  const float* weights;  // [rows, B]: compensated for all columns before the block
-  const float* inverse_factor;  // [B, B]: U_BB, upper triangular
-  const uint8_t* chosen;  // [rows, B] mask with rows `chosen_stride` apart, or null for n:m
-  int64_t chosen_stride;
-  int n, m;  // used when chosen is null
+// The solver keeps matrices with their rows along the vector lanes, [column][lane], in tiles of so many rows.
+constexpr int64_t lanes = 64;
+
+// Some rows of one column block of the SparseGPT solver; B = columns.
+struct BlockTile {
+  int64_t rows;  // at most `lanes`
+  int64_t columns;  // of the block
+  const float* factor;  // [B, B]: R_BB, upper triangular
+  float* weight;  // [rows, B], rows `stride` apart; in: dense, out: pruned
+  uint8_t* mask;  // as weight; out: 1 where pruned
+  int64_t stride;
+  // [B][lanes], columns `error_stride` apart; in: the errors W - Q of the columns before the block times R, out: those of
+  // the block. Lanes without a row hold zero.
+  float* error;
+  int64_t error_stride;
+  // What to prune: one of the three.
+  const uint8_t* given;  // as weight: where not zero
+  const float* scores;  // [B][lanes]: where not above the threshold
+  float threshold;
+  int n, m;  // n of every m
   const float* grid_scale;  // [rows] quantization grid, or null
   const float* grid_zero;  // [rows]
   float grid_max;
-  float* pruned;  // out: q
-  float* dense;  // in: the dense weights w, out: w - q
-  uint8_t* mask;  // out: 1 where pruned
-  int64_t stride;  // of pruned, dense and mask
-  float* scratch;  // sweep_scratch(B) floats
+  float* scratch;  // tile_scratch(B) floats
 };
 
-constexpr int64_t sweep_rows = 64;
-constexpr int64_t sweep_scratch(int64_t block) { return 3 * block * sweep_rows; }
+constexpr int64_t tile_scratch(int64_t columns) { return 4 * columns * lanes; }
+
+constexpr int64_t factor_columns = 128;  // of a diagonal block of the factorisation
+constexpr int64_t factor_scratch = factor_columns * factor_columns;
 
 // What becomes of the sums of a register tile: C = alpha * sums + addend.
 struct GemmTile {
@@ -95,8 +104,22 @@ struct Kernels {
   int64_t (*attention_scratch)(int64_t sequence, int64_t head_dim);  // floats needed
   void (*attention)(const AttentionHead& head, float* scratch);
 
-  // --- the column sweep; returns Σ (w - q)² / U_jj² ---
-  double (*sweep)(const SweepTile& tile);
+  // out[j][i] = in[i][j] for i < lanes and j < columns
+  void (*transpose)(float* out, int64_t out_stride, const float* in, int64_t in_stride, int64_t columns);
+
+  // --- the factorisation H = R Rᵀ; size <= factor_columns, scratch of factor_scratch floats ---
+  // Factors a diagonal block [size, size] in place; false when a pivot is not positive. Reads and writes the upper triangle.
+  bool (*factor_block)(float* a, int64_t stride, int64_t size, float* scratch);
+  // a = a R⁻ᵀ for [rows, size] above a factored block; rows <= lanes; stride is that of a and r.
+  void (*solve_panel)(float* a, const float* r, int64_t stride, int64_t rows, int64_t size, float* scratch);
+
+  // --- the column sweep ---
+  // scores [B][lanes] = |w| / U_jj with w compensated for all columns before the block; infinite in lanes without a row.
+  void (*score)(const BlockTile& tile, float* scores);
+  double (*sweep)(const BlockTile& tile);  // returns Σ (w - q)² / U_jj²
+  // Writes the bits of the scores, but for the sign, that lie in [low, high], in order; returns how many. out needs room for
+  // all.
+  int64_t (*collect)(uint32_t* out, const float* scores, int64_t count, uint32_t low, uint32_t high);
 };
 
 }  // namespace sparsegpt::cpu

@@ -42,7 +42,14 @@ void log_sum_exp(const float* x, int64_t count, float* largest, double* sum);
 int64_t attention_scratch(int64_t sequence, int64_t head_dim);
 void attention(const AttentionHead& head, float* scratch);
 
+// triangle.cpp
+void transpose(float* out, int64_t out_stride, const float* in, int64_t in_stride, int64_t columns);
+bool factor_block(float* a, int64_t stride, int64_t size, float* scratch);
+void solve_panel(float* a, const float* r, int64_t stride, int64_t rows, int64_t size, float* scratch);
+
 // sweep.cpp
-double sweep(const SweepTile& tile);
+void score(const BlockTile& tile, float* scores);
+double sweep(const BlockTile& tile);
+int64_t collect(uint32_t* out, const float* scores, int64_t count, uint32_t low, uint32_t high);
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

@@ -1,159 +1,239 @@
-// The column loop of SparseGPT over some rows of one block, in the paper's symbols: for each column i, prune (and round) it,
-// and move its error onto the columns to its right through row i of U.
+// The column loop of SparseGPT over some rows of one block, in terms of the factor R (H = R Rᵀ, U = R⁻¹) and of the errors
+// E = W - Q alone. The paper's scaled errors are E R, so the weight that column j has when its turn comes is
 //
-// Rows are independent, so they lie along the vector lanes: the block is held transposed, [column][row]. Columns are taken in
-// strips; errors reach the rest of the strip at once and the rest of the block once per strip, as one small matrix product
-// that stays in registers.
-#include "cpu/kernels/level.h"
+//     w_j = W_j + (Σ_{k < j} E_k R_kj) / R_jj
+//
+// and no inverse is needed. `error` enters with the columns before the block summed up, and leaves with E.
+#include "cpu/kernels/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
-constexpr int64_t lanes = sweep_rows;
-constexpr int64_t vectors = lanes / width;
-constexpr int64_t strip_columns = 16;
+// Stands for a pruned weight until the tile is written, when it becomes a zero and a one in the mask. Weights are finite.
+constexpr int32_t pruned_bits = -1;
 
-// Marks the n smallest of m scores in every lane; the leftmost of equal ones goes first.
-// scores and marks are [m][lanes]; marks are -1 (prune) or 0.
-void mark_smallest(float* marks, const float* scores, int n, int m) {
-  for (int64_t r = 0; r < lanes; r += width) {
-    for (int a = 0; a < m; ++a) {
-      const vf mine = load(scores + a * lanes + r);
-      vi rank = {};
-      for (int b = 0; b < m; ++b) {
-        const vf other = load(scores + b * lanes + r);
-        rank -= b < a ? other <= mine : other < mine;
+// --- which columns of a strip to prune, in `width` rows -----------------------------------------------------------------
+// begin: the strip's first column; dense, carried: weights and sums of its columns, as finish_strip() has them.
+
+struct ByScore {
+  const BlockTile& tile;
+
+  void operator()(vi* prune, int64_t begin, int64_t count, int64_t r, const vf*, const vf*, const float*, vf*) const {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) prune[j] = load(tile.scores + (begin + j) * lanes + r) <= tile.threshold;
+  }
+};
+
+struct ByMask {
+  const float* marks;  // [B][lanes]: -1 (as an integer) where to prune, else 0
+
+  void operator()(vi* prune, int64_t begin, int64_t count, int64_t r, const vf*, const vf*, const float*, vf*) const {
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) prune[j] = as_int(load(marks + (begin + j) * lanes + r));
+  }
+};
+
+// The strip is one n:m group, scored with the weights as they are when the loop reaches it. The leftmost of equal scores
+// goes first. `smallest` is n where it is known, else 0.
+template <int64_t smallest>
+struct ByGroup {
+  const BlockTile& tile;
+
+  void operator()(vi* prune, int64_t begin, int64_t m, int64_t r, const vf* dense, const vf* carried, const float* inverses,
+                  vf* scratch) const {
+    (void)r;
+    vf* z = scratch;  // of z R_BB = carried
+    vf* scores = scratch + m;
+    const float* factor = tile.factor + begin * tile.columns + begin;
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < m; ++j) {
+      vf rest = carried[j];
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < j; ++k) rest -= z[k] * factor[k * tile.columns + j];
+      z[j] = rest * inverses[j];
+      const vf scaled = (dense[j] + z[j]) * factor[j * tile.columns + j];
+      scores[j] = as_float(as_int(scaled) & 0x7fffffff);
+    }
+    if (smallest > 0) {
+      // With the column in the last bits no two are equal, and after n rounds of bubble sort the n-th smallest is in place.
+      vi* sorted = reinterpret_cast<vi*>(z);
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < m; ++j) prune[j] = sorted[j] = (as_int(scores[j]) & -8) | static_cast<int32_t>(j);
+#pragma GCC unroll 8
+      for (int64_t a = 0; a < smallest; ++a)
+#pragma GCC unroll 8
+        for (int64_t b = m - 1; b > a; --b) {
+          const vi less = sorted[b] < sorted[b - 1] ? sorted[b] : sorted[b - 1];
+          sorted[b] = sorted[b] < sorted[b - 1] ? sorted[b - 1] : sorted[b];
+          sorted[b - 1] = less;
+        }
+      const vi threshold = sorted[smallest - 1];
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < m; ++j) prune[j] = prune[j] <= threshold;
+    } else {
+      for (int64_t a = 0; a < m; ++a) {
+        vi rank = {};
+        for (int64_t b = 0; b < m; ++b) rank -= b < a ? scores[b] <= scores[a] : scores[b] < scores[a];
+        prune[a] = rank < tile.n;
       }
-      store(marks + a * lanes + r, as_float(rank < n));
+    }
+  }
+};
+
+// --- the sweep ------------------------------------------------------------------------------------------------------------
+
+struct Grid {
+  alignas(64) float scale[lanes], zero[lanes];
+  float max;
+
+  explicit Grid(const BlockTile& tile) : max(tile.grid_max) {
+    if (tile.grid_scale == nullptr) return;
+    for (int64_t r = 0; r < lanes; ++r) {
+      scale[r] = r < tile.rows ? tile.grid_scale[r] : 1.0f;
+      zero[r] = r < tile.rows ? tile.grid_zero[r] : 0.0f;
+    }
+  }
+  vf nearest(vf x, int64_t r) const {
+    const vf s = load(scale + r), z = load(zero + r);
+    const vf limit = broadcast(4194304.0f);  // keeps round_even exact
+    const vf steps = round_even(vmin(vmax(x / s, -limit), limit)) + z;
+    return s * (vmin(vmax(steps, vf{}), broadcast(max)) - z);
+  }
+};
+
+// The columns [begin, begin + count) of the block, whose sums have all errors of the columns before them. `fixed` is `count`
+// where it is known, so that all but the inverses of R_jj stays in registers; else scratch holds 5 * count vectors more.
+template <int64_t fixed, typename Choose>
+void finish_strip(const BlockTile& tile, float* w, int64_t begin, int64_t some, const Choose& choose, const Grid& grid,
+                  vf* squares, float* scratch) {
+  const int64_t count = fixed > 0 ? fixed : some;
+  const float* factor = tile.factor + begin * tile.columns + begin;
+  float* inverses = scratch;
+  for (int64_t j = 0; j < count; ++j) inverses[j] = 1.0f / factor[j * tile.columns + j];
+  for (int64_t r = 0; r < lanes; r += width) {
+    vf registers[fixed > 0 ? 5 * fixed : 1];
+    vf* dense = fixed > 0 ? registers : reinterpret_cast<vf*>(scratch + count);
+    vf* carried = dense + count;
+    vi* prune = reinterpret_cast<vi*>(carried + count);
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) {
+      dense[j] = load(w + (begin + j) * lanes + r);
+      carried[j] = load(tile.error + (begin + j) * tile.error_stride + r);
+    }
+    choose(prune, begin, count, r, dense, carried, inverses, carried + 2 * count);
+#pragma GCC unroll 8
+    for (int64_t j = 0; j < count; ++j) {
+      const float diagonal = factor[j * tile.columns + j];
+      const vf value = dense[j] + carried[j] * inverses[j];
+      vf q = select(prune[j], vf{}, value);
+      if (tile.grid_scale != nullptr) q = grid.nearest(q, r);
+      const vf loss = (value - q) * diagonal, error = dense[j] - q;
+      squares[r / width] += loss * loss;
+      store(tile.error + (begin + j) * tile.error_stride + r, error);
+      store(w + (begin + j) * lanes + r, select(prune[j], as_float(vi{} + pruned_bits), q));
+#pragma GCC unroll 8
+      for (int64_t k = j + 1; k < count; ++k) carried[k] += error * factor[j * tile.columns + k];
     }
   }
 }
 
-// w[j] -= Σ_i U[i, j] err[i] for the columns j in [begin, end) and the `count` columns i of a finished strip.
-void update_rest(float* w, const float* err, const float* u, int64_t block, int64_t count, int64_t begin, int64_t end) {
-  constexpr int64_t group = width == 16 ? 4 : 2;  // columns that share the loads of err
-  constexpr int64_t chunk = 4 * width;
-  for (int64_t r = 0; r < lanes; r += chunk) {
-    int64_t j = begin;
-    for (; j + group <= end; j += group) {
-      vf sums[group][4] = {};
-      for (int64_t i = 0; i < count; ++i) {
-        const float* e = err + i * lanes + r;
-        const vf e0 = load(e), e1 = load(e + width), e2 = load(e + 2 * width), e3 = load(e + 3 * width);
-#pragma GCC unroll 4
-        for (int64_t g = 0; g < group; ++g) {
-          const float factor = u[i * block + j + g];
-          sums[g][0] += e0 * factor;
-          sums[g][1] += e1 * factor;
-          sums[g][2] += e2 * factor;
-          sums[g][3] += e3 * factor;
-        }
-      }
-#pragma GCC unroll 4
-      for (int64_t g = 0; g < group; ++g)
-#pragma GCC unroll 4
-        for (int64_t v = 0; v < 4; ++v) {
-          float* p = w + (j + g) * lanes + r + v * width;
-          store(p, load(p) - sums[g][v]);
-        }
-    }
-    for (; j < end; ++j) {
-      vf sums[4] = {};
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t v = 0; v < 4; ++v) sums[v] += load(err + i * lanes + r + v * width) * u[i * block + j];
-      for (int64_t v = 0; v < 4; ++v) {
-        float* p = w + j * lanes + r + v * width;
-        store(p, load(p) - sums[v]);
-      }
+// `fixed` is `strip` where that is known.
+template <int64_t fixed, typename Choose>
+double sweep_strips(const BlockTile& tile, float* w, int64_t strip, const Choose& choose, float* scratch) {
+  const Grid grid(tile);
+  vf squares[lanes / width] = {};
+  for (int64_t begin = 0; begin < tile.columns; begin += strip) {
+    const int64_t count = begin + strip < tile.columns ? strip : tile.columns - begin;
+    accumulate<false>(tile.error + begin * tile.error_stride, tile.error_stride, tile.error, tile.error_stride,
+                      tile.factor + begin, 1, tile.columns, count, begin);
+    if (count == fixed) {
+      finish_strip<fixed>(tile, w, begin, count, choose, grid, squares, scratch);
+    } else {
+      finish_strip<0>(tile, w, begin, count, choose, grid, squares, scratch);
     }
   }
+  double loss = 0;
+  for (int64_t v = 0; v < lanes / width; ++v)
+    for (int64_t i = 0; i < width; ++i) loss += squares[v][i];
+  return loss;
+}
+
+void load_weights(float* w, const BlockTile& tile) {
+  load_lanes(w, lanes, tile.weight, tile.stride, tile.rows, tile.columns);
 }
 
 }  // namespace
 
-double sweep(const SweepTile& tile) {
-  const int64_t block = tile.block;
-  const float* u = tile.inverse_factor;
-  float* w = tile.scratch;  // [block][lanes]: weights, then pruned weights
-  float* marks = w + block * lanes;  // [block][lanes]: -1 where pruned
-  float* err = marks + block * lanes;  // [strip][lanes]: errors of the strip; before them, scores of a group
-
-  for (int64_t r = 0; r < lanes; ++r) {
-    if (r < tile.rows) {
-      for (int64_t j = 0; j < block; ++j) w[j * lanes + r] = tile.weights[r * block + j];
-    } else {
-      for (int64_t j = 0; j < block; ++j) w[j * lanes + r] = 0;
+void score(const BlockTile& tile, float* scores) {
+  const int64_t columns = tile.columns;
+  float* w = tile.scratch;
+  load_weights(w, tile);
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t r = 0; r < lanes; r += width) store(scores + j * lanes + r, load(tile.error + j * tile.error_stride + r));
+  solve_lanes(scores, lanes, tile.factor, 1, columns, columns);
+  for (int64_t j = 0; j < columns; ++j) {
+    float* s = scores + j * lanes;
+    const float diagonal = tile.factor[j * columns + j];
+    for (int64_t r = 0; r < lanes; r += width) {
+      const vf scaled = (load(w + j * lanes + r) + load(s + r)) * diagonal;
+      store(s + r, vmax(-scaled, scaled));
     }
+    for (int64_t r = tile.rows; r < lanes; ++r) s[r] = __builtin_inff();
   }
-  if (tile.chosen != nullptr) {
-    auto* mask = reinterpret_cast<int32_t*>(marks);
-    for (int64_t r = 0; r < lanes; ++r)
-      for (int64_t j = 0; j < block; ++j)
-        mask[j * lanes + r] = r < tile.rows && tile.chosen[r * tile.chosen_stride + j] != 0 ? -1 : 0;
-  }
-  float scale[lanes], zero[lanes];
-  for (int64_t r = 0; r < lanes; ++r) {
-    const bool used = tile.grid_scale != nullptr && r < tile.rows;
-    scale[r] = used ? tile.grid_scale[r] : 1.0f;
-    zero[r] = used ? tile.grid_zero[r] : 0.0f;
-  }
+}
 
-  // A strip holds whole n:m groups, so that a group's scores see every earlier column.
-  const int64_t group = tile.chosen == nullptr ? tile.m : 1;
-  const int64_t strip = group > strip_columns ? group : strip_columns / group * group;
+double sweep(const BlockTile& tile) {
+  const int64_t columns = tile.columns;
+  float* w = tile.scratch;  // [B][lanes]: weights, then pruned weights
+  float* marks = w + columns * lanes;  // [B][lanes]
+  float* strip_scratch = w + 2 * columns * lanes;
+  load_weights(w, tile);
+
   double loss = 0;
-  for (int64_t s0 = 0; s0 < block; s0 += strip) {
-    const int64_t s1 = s0 + strip < block ? s0 + strip : block;
-    for (int64_t i = s0; i < s1; ++i) {
-      if (tile.chosen == nullptr && i % group == 0) {
-        // The errors of this strip so far occupy err[0, i - s0); the scores go behind them.
-        float* scores = err + (i - s0) * lanes;
-        for (int64_t j = 0; j < group; ++j) {
-          const float inverse = 1.0f / u[(i + j) * block + i + j];
-          for (int64_t r = 0; r < lanes; r += width) {
-            const vf s = load(w + (i + j) * lanes + r) * inverse;
-            store(scores + j * lanes + r, s * s);
-          }
-        }
-        mark_smallest(marks + i * lanes, scores, tile.n, tile.m);
-      }
-      const float inverse = 1.0f / u[i * block + i];
-      float* e = err + (i - s0) * lanes;
-      vf squares = {};
-      for (int64_t r = 0; r < lanes; r += width) {
-        const vf value = load(w + i * lanes + r);
-        vf q = select(as_int(load(marks + i * lanes + r)), vf{}, value);
-        if (tile.grid_scale != nullptr) {
-          const vf s = load(scale + r), z = load(zero + r);
-          const vf limit = broadcast(4194304.0f);  // keeps round_even exact
-          const vf steps = round_even(vmin(vmax(q / s, -limit), limit)) + z;
-          q = s * (vmin(vmax(steps, vf{}), broadcast(tile.grid_max)) - z);
-        }
-        const vf error = (value - q) * inverse;
-        store(w + i * lanes + r, q);
-        store(e + r, error);
-        squares += error * error;
-      }
-      loss += horizontal_sum(squares);
-      for (int64_t j = i + 1; j < s1; ++j) {
-        const float factor = u[i * block + j];
-        for (int64_t r = 0; r < lanes; r += width) store(w + j * lanes + r, load(w + j * lanes + r) - load(e + r) * factor);
-      }
-    }
-    update_rest(w, err, u + s0 * block, block, s1 - s0, s1, block);
+  if (tile.scores != nullptr) {
+    loss = sweep_strips<strip_columns>(tile, w, strip_columns, ByScore{tile}, strip_scratch);
+  } else if (tile.given != nullptr) {
+    gather_lanes(marks, lanes, tile.rows, columns, [&](int64_t row, int64_t column, int64_t count) {
+      const uint8_t* given = tile.given + row * tile.stride + column;
+      vi mark = {};
+      for (int64_t i = 0; i < count; ++i) mark[i] = -(given[i] != 0);
+      return as_float(mark);
+    });
+    loss = sweep_strips<strip_columns>(tile, w, strip_columns, ByMask{marks}, strip_scratch);
+  } else if (tile.n == 2 && tile.m == 4) {
+    loss = sweep_strips<4>(tile, w, tile.m, ByGroup<2>{tile}, strip_scratch);
+  } else if (tile.n == 4 && tile.m == 8) {
+    loss = sweep_strips<8>(tile, w, tile.m, ByGroup<4>{tile}, strip_scratch);
+  } else {
+    loss = sweep_strips<0>(tile, w, tile.m, ByGroup<0>{tile}, strip_scratch);
   }
 
-  const auto* mask = reinterpret_cast<const int32_t*>(marks);
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    for (int64_t j = 0; j < block; ++j) {
-      const float q = w[j * lanes + r];
-      tile.pruned[r * tile.stride + j] = q;
-      tile.dense[r * tile.stride + j] -= q;
-      tile.mask[r * tile.stride + j] = mask[j * lanes + r] != 0;
+  scatter_lanes(w, lanes, tile.rows, columns, [&](int64_t row, int64_t column, vf values, int64_t count) {
+    typedef uint8_t vb __attribute__((vector_size(width)));
+    const vi pruned = as_int(values) == pruned_bits;
+    store_first(tile.weight + row * tile.stride + column, select(pruned, vf{}, values), count);
+    const vb ones = __builtin_convertvector(-pruned, vb);
+    uint8_t* mask = tile.mask + row * tile.stride + column;
+    if (count == width) {
+      memcpy(mask, &ones, width);
+    } else {
+      memcpy(mask, &ones, static_cast<size_t>(count));
     }
-  }
+  });
   return loss;
+}
+
+int64_t collect(uint32_t* out, const float* scores, int64_t count, uint32_t low, uint32_t high) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; i += width) {
+    const int64_t part = count - i < width ? count - i : width;
+    const vi keys = as_int(load_first(scores + i, part)) & 0x7fffffff;
+    const vi inside = (keys >= static_cast<int32_t>(low)) & (keys <= static_cast<int32_t>(high));
+    for (uint32_t hits = lane_bits(inside) & ((1u << part) - 1); hits != 0; hits &= hits - 1)
+      out[found++] = static_cast<uint32_t>(keys[__builtin_ctz(hits)]);
+  }
+  return found;
 }
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

@@ -35,7 +35,12 @@ const Kernels kernels = {
     log_sum_exp,
     attention_scratch,
     attention,
+    transpose,
+    factor_block,
+    solve_panel,
+    score,
     sweep,
+    collect,
 };
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA
