@@ -1,6 +1,7 @@
 #include "cuda/loader.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.h"
 #include "cuda/context.h"
@@ -33,6 +34,7 @@ void Loader::finish(Load& load, Lane& user) {
     waiting_.erase(place);
     lock.unlock();
     load.state = Load::finished;  // only this thread knows it now
+    const auto out = std::exchange(load.out, nullptr);
     try {
       run(load, user);
     } catch (...) {

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <string>
 
@@ -16,8 +17,11 @@ inline std::string emulated_cuda_library() {
   return path.substr(0, path.rfind('/')) + "/libsparsegpt_cuda_emulated.so";
 }
 
-// The emulation is built on Linux only.
-inline bool have_emulated_cuda() { return access(emulated_cuda_library().c_str(), F_OK) == 0; }
+// The emulation is built on Linux only. SPARSEGPT_CUDA_EMULATION=off leaves it out.
+inline bool have_emulated_cuda() {
+  const char* wanted = std::getenv("SPARSEGPT_CUDA_EMULATION");
+  return (wanted == nullptr || std::string(wanted) != "off") && access(emulated_cuda_library().c_str(), F_OK) == 0;
+}
 
 // Calls body(name, library) for each.
 inline void for_every_gpu(const std::function<void(const std::string&, const std::string&)>& body) {

@@ -91,6 +91,13 @@ describe('memory', () => {
     expect(parts.process).toBe(0)
     expect(parts.weights).toBeGreaterThan(0)
   })
+
+  test('of a GPU holds two blocks: one is loaded while the one before is pruned', async () => {
+    const weights = async (maxBlock: number) =>
+      (await plan(folder, { ...size, device: 'cuda', maxBlock })).memory.parts.weights
+    const one = await weights(1)
+    expect([await weights(2), await weights(4)]).toEqual([2 * one, 2 * one])
+  })
 })
 
 describe('bad input', () => {
