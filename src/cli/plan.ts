@@ -45,11 +45,11 @@ function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan, devi
   const rows: [string, string][] = [
     [`peak memory${device === 'cuda' ? ' of the GPU' : ''}`, bytes(memory.peak)],
     ['  process', bytes(parts.process)],
-    ['  weights of a block', bytes(parts.weights)],
+    ['  weights of a block, one of them in float32', bytes(parts.weights)],
     ['  hidden states of all windows', bytes(parts.hiddenStates)],
     ['  activations of the windows under way', bytes(parts.activations)],
     ['  Gram matrices', bytes(parts.gram)],
-    ['  solver', bytes(parts.solver)],
+    ['  masks and the rest of the solver', bytes(parts.solver)],
     ['read from the weight files', bytes(disk.read)],
     ['written to the output', bytes(disk.written)],
     ...(disk.offloadFile > 0

@@ -10,7 +10,7 @@ import type {
   TensorHandle,
 } from '../native/addon.js'
 
-/** What memory is used for. */
+/** What memory is used for; the float32 copy of a matrix that is solved counts as weights, the solver's is the rest. */
 export type MemoryPart = 'weights' | 'activations' | 'gram' | 'solver'
 
 /** Kinds of arithmetic. */
@@ -381,7 +381,7 @@ export class ShapeBackend implements Addon {
     _bits: number,
     stats: TensorHandle,
   ): void {
-    const { rows, columns } = this.as('solver', weight)
+    const { rows, columns } = this.use(weight)
     for (const tensor of [mask, dead, stats]) this.as('solver', tensor)
     this.use(factor)
     if (selection.mask) this.use(selection.mask)
@@ -400,7 +400,7 @@ export class ShapeBackend implements Addon {
     selection: SelectionArguments,
     stats: TensorHandle,
   ): void {
-    const { rows, columns } = this.as('solver', weight)
+    const { rows, columns } = this.use(weight)
     for (const tensor of [mask, stats]) this.as('solver', tensor)
     if (selection.mask) this.use(selection.mask)
     // Scores of the whole matrix are compared, unless every group has its own choice.
@@ -415,7 +415,8 @@ export class ShapeBackend implements Addon {
     selection: SelectionArguments,
     stats: TensorHandle,
   ): void {
-    for (const tensor of [weight, mask, stats]) this.as('solver', tensor)
+    this.use(weight)
+    for (const tensor of [mask, stats]) this.as('solver', tensor)
     this.use(squares)
     if (selection.mask) this.use(selection.mask)
   }
