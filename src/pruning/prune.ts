@@ -76,7 +76,7 @@ export interface PruneOptions {
   /**
    * What the job may take of the process's memory, or on a GPU of the GPU's: bytes, or '16GB'. A job that would take more is
    * refused before anything is read, unless its activations can wait elsewhere: in `offload`, or from a GPU in the host's
-   * memory. Default: no limit; on a GPU its memory.
+   * memory. Default: no limit; on a GPU 90 % of its memory.
    */
   memory?: number | string
   onProgress?: (progress: PruneProgress) => void
@@ -172,7 +172,8 @@ async function planOffload(model: Model, o: Parsed): Promise<Offload | undefined
   const { device, weights, checkpoint, name } = model
   const file = o.offload === undefined ? undefined : device.createSpillFile(o.offload)
   const move: Offload = (tensor) => device.offload(tensor, file)
-  const limit = o.memory ?? device.memory
+  // The context and the libraries of a GPU take some of its memory.
+  const limit = o.memory ?? (device.memory === undefined ? undefined : 0.9 * device.memory)
   if (limit === undefined) return file && move
   const job = {
     ...o,
