@@ -5,6 +5,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { MeasuredDevice, median } from '../dist/benchmark/benchmark.js'
@@ -98,7 +99,13 @@ export async function compare(title, cases, options) {
     for (const c of cases) {
       process.stderr.write(`${caseName(c)}, ${c.dtype}\n`)
       const theirs = []
-      const beside = reference && (async () => void theirs.push((await reference.ask(c)).seconds))
+      // Its threads spin for some milliseconds before they sleep, which must not fall into our turn.
+      const beside =
+        reference &&
+        (async () => {
+          theirs.push((await reference.ask(c)).seconds)
+          await setTimeout(100)
+        })
       const { flop, result } = await device.measure(c, options.repeats, beside)
       const there = median(theirs.slice(1)) // the first one warms up
       rows.push([

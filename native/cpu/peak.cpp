@@ -74,8 +74,10 @@ Chains chains_of(DType dtype) {
 
 double multiply_adds(ThreadPool& pool, DType dtype) {
   const Chains chains = chains_of(dtype);
-  std::vector<double> flop(static_cast<size_t>(pool.threads()));
-  pool.parallel_for(pool.threads(), [&](int64_t i, int) { flop[static_cast<size_t>(i)] = chains(2000000); });
+  // In pieces, so that a thread that comes late does not leave its whole share to another.
+  const int64_t pieces = 16 * pool.threads();
+  std::vector<double> flop(static_cast<size_t>(pieces));
+  pool.parallel_for(pieces, [&](int64_t i, int) { flop[static_cast<size_t>(i)] = chains(250000); });
   double total = 0;
   for (double f : flop) total += f;
   return total;
