@@ -55,7 +55,7 @@ function build() {
     console.log(`sparsegpt: skipped: ${message}`)
     return undefined
   }
-  const { problems } = checkToolchain()
+  const problems = checkToolchain()
   if (problems.length > 0) return describeProblems(problems)
   console.log(`sparsegpt: compiling the CUDA backend with ${nvcc} (a minute or two)`)
   const start = performance.now()

@@ -7,33 +7,30 @@ import { Model } from '../models/model.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device } from '../native/device.js'
-import {
-  checkSelection,
-  modelPruningOptions,
-  parseOptions,
-  samples,
-  type PruningMethod,
-} from '../pruning/options.js'
+import { checkSelection, modelPruningOptions, parseOptions, samples } from '../pruning/options.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
+import type { PruneOptions } from '../pruning/prune.js'
 import { ShapeBackend, type Arithmetic, type MemoryPart } from './shape-backend.js'
 
 /** The options of `prune` and `loadModel` that time and memory depend on; defaults are theirs. */
-export interface PlanOptions {
+export interface PlanOptions extends Pick<
+  PruneOptions,
+  | 'method'
+  | 'sparsity'
+  | 'pattern'
+  | 'blockSize'
+  | 'bits'
+  | 'sequential'
+  | 'include'
+  | 'exclude'
+  | 'minBlock'
+  | 'maxBlock'
+> {
   /** 'cpu' (default), or 'cuda' for a plan of the GPU's memory. */
   device?: 'cpu' | 'cuda'
   dtype?: 'float32' | 'bfloat16'
-  method?: PruningMethod
-  sparsity?: number
-  pattern?: string
   samples?: number
   sequenceLength?: number
-  blockSize?: number
-  bits?: number
-  sequential?: 'block' | 'layer'
-  include?: RegExp | string
-  exclude?: RegExp | string
-  minBlock?: number
-  maxBlock?: number
   /** Whether activations are kept in a file while they wait, as with `prune`'s option `offload`. Default false. */
   offload?: boolean
   /** Called while config.json is downloaded from the hub. */
