@@ -7,25 +7,18 @@ import { Model } from '../models/model.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device } from '../native/device.js'
-import { checkSelection, modelPruningOptions, parseOptions, samples } from '../pruning/options.js'
+import {
+  checkSelection,
+  modelPruningOptions,
+  parseOptions,
+  samples,
+  type ModelPruningOptions,
+} from '../pruning/options.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
-import type { PruneOptions } from '../pruning/prune.js'
 import { ShapeBackend, type Arithmetic, type MemoryPart } from './shape-backend.js'
 
 /** The options of `prune` and `loadModel` that time and memory depend on; defaults are theirs. */
-export interface PlanOptions extends Pick<
-  PruneOptions,
-  | 'method'
-  | 'sparsity'
-  | 'pattern'
-  | 'blockSize'
-  | 'bits'
-  | 'sequential'
-  | 'include'
-  | 'exclude'
-  | 'minBlock'
-  | 'maxBlock'
-> {
+export interface PlanOptions extends Omit<ModelPruningOptions, 'dampening'> {
   /** 'cpu' (default), or 'cuda' for a plan of the GPU's memory. */
   device?: 'cpu' | 'cuda'
   dtype?: 'float32' | 'bfloat16'

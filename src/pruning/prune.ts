@@ -15,7 +15,7 @@ import {
   modelPruningOptions,
   parseOptions,
   samples,
-  type PruningMethod,
+  type ModelPruningOptions,
 } from './options.js'
 import { phaseSeconds } from './phases.js'
 import { pruneBlocks, selectLayers } from './pipeline.js'
@@ -32,36 +32,11 @@ export interface CalibrationOptions extends TextSource {
   saveTokens?: string
 }
 
-export interface PruneOptions {
-  /** Default 'sparsegpt'. */
-  method?: PruningMethod
-  /** Share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
-  sparsity?: number
-  /** 'n:m': n of every m neighbours in a row are pruned. */
-  pattern?: string
+export interface PruneOptions extends ModelPruningOptions {
   /** A safetensors file of masks (BOOL, U8 or I8; 1 = prune), named and shaped as the weights to prune. */
   mask?: string
   /** The text whose activations the pruning preserves. Not needed for magnitude. */
   calibration?: CalibrationOptions
-  /** Columns whose mask is chosen together (sparsegpt). Default 128. */
-  blockSize?: number
-  /** Added to the diagonal of the Hessian, as a share of its mean (sparsegpt). Default 0.01. */
-  dampening?: number
-  /** Rounds the kept weights to 2^bits levels per row as well (sparsegpt). */
-  bits?: number
-  /**
-   * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
-   * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
-   */
-  sequential?: 'block' | 'layer'
-  /** Prune only layers whose name (such as 'model.layers.0.mlp.up_proj') it matches. */
-  include?: RegExp | string
-  /** Leave layers dense whose name it matches. */
-  exclude?: RegExp | string
-  /** The first block to prune, from 0. Default 0. */
-  minBlock?: number
-  /** The block to stop before. Default: all are pruned. */
-  maxBlock?: number
   /** Folder for the pruned model, in the source's layout and dtypes. Without it the model is pruned in memory only. */
   out?: string
   /** Replace `out` if it exists. */
