@@ -1,7 +1,7 @@
 import Table from 'cli-table3'
 import { Command, Option } from 'commander'
 import { plan, type Plan } from '../planning/plan.js'
-import { given, modelArgument, pruningOptions, type PruningFlags } from './arguments.js'
+import { dtypeOption, given, modelArgument, pruningOptions, type PruningFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
 import { withProgress } from './progress.js'
@@ -19,11 +19,7 @@ export function planCommand(): Command {
     .argument('<model>', modelArgument)
     .option('--offload', 'with activations in a file while they wait')
     .addOption(new Option('--device <device>', 'whose memory').choices(['cpu', 'cuda']).default('cpu'))
-    .addOption(
-      new Option('--dtype <dtype>', 'element type of activations')
-        .choices(['float32', 'bfloat16'])
-        .default('float32'),
-    )
+    .addOption(dtypeOption('element type of activations').default('float32'))
     .option('--json', 'print one JSON object on stdout')
   return pruningOptions(command).action(async (model: string, { json, seqlen, ...flags }: Flags) => {
     const result = await interruptible((signal) =>

@@ -11,12 +11,13 @@ const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16
 /** A block's parameters on the device, by name below the block's prefix. Matrices are [out, in] in the compute type. */
 export class BlockWeights {
   private readonly tensors = new Map<string, Tensor>()
-  private readonly mapped: Tensor[] = []
 
   constructor(
     private readonly device: Device,
     readonly spec: BlockSpec,
     readonly linears: ReadonlyMap<string, LinearSpec>,
+    /** Stored tensors whose pages are given back with the block. */
+    private readonly read: readonly Tensor[] = [],
   ) {}
 
   get(name: string): Tensor {
@@ -34,17 +35,16 @@ export class BlockWeights {
     this.tensors.set(name, tensor)
   }
 
-  /** A tensor whose pages are given back with the block. */
-  addMapped(tensor: Tensor): void {
-    this.mapped.push(tensor)
-  }
-
   dispose(): void {
     for (const tensor of this.tensors.values()) tensor.dispose()
-    for (const tensor of this.mapped) {
-      this.device.releasePages(tensor)
-      tensor.dispose()
-    }
+    giveBack(this.device, this.read)
+  }
+}
+
+function giveBack(device: Device, read: readonly Tensor[]): void {
+  for (const tensor of read) {
+    device.releasePages(tensor)
+    tensor.dispose()
   }
 }
 
@@ -53,7 +53,7 @@ export class Weights {
   private readonly files = new Map<string, FileHandle>()
   private readonly replaced = new Map<string, Tensor>()
   private readonly parameters = new Map<string, Tensor>()
-  private reads: Tensor[] | undefined
+  private read: Tensor[] | undefined
 
   constructor(
     private readonly device: Device,
@@ -112,22 +112,27 @@ export class Weights {
       this.files.set(info.file, file)
     }
     const tensor = this.device.mapTensor(file, info.offset, dtype, shape)
-    this.reads?.push(tensor)
+    this.read?.push(tensor)
     return tensor
   }
 
   /** Gives the pages of all tensors that `body` gets from stored() back once what it enqueues has run. */
   passing<T>(body: () => T): T {
-    const reads: Tensor[] = []
-    this.reads = reads
+    const read: Tensor[] = []
+    try {
+      return this.recording(read, body)
+    } finally {
+      giveBack(this.device, read)
+    }
+  }
+
+  /** Puts all mapped tensors that `body` gets from stored() into `read`. */
+  private recording<T>(read: Tensor[], body: () => T): T {
+    this.read = read
     try {
       return body()
     } finally {
-      this.reads = undefined
-      for (const tensor of reads) {
-        this.device.releasePages(tensor)
-        tensor.dispose()
-      }
+      this.read = undefined
     }
   }
 
@@ -179,14 +184,15 @@ export class Weights {
 
   /** Loads a block; the caller disposes of it. */
   block(spec: BlockSpec): BlockWeights {
-    const block = new BlockWeights(this.device, spec, new Map(spec.linears.map((linear) => [linear.name, linear])))
-    this.device.within([], () => {
+    const read: Tensor[] = []
+    const linears = new Map(spec.linears.map((linear) => [linear.name, linear]))
+    const block = new BlockWeights(this.device, spec, linears, read)
+    const load = () => {
       for (const linear of spec.linears) {
         const stored = this.storedLinear(spec, linear)
         block.set(`${linear.name}.weight`, this.matrix(stored, linear))
         // A mapped matrix of which a converted copy was made need not stay in memory beside it.
         if (!this.shares(stored, linear)) this.device.releasePages(stored)
-        block.addMapped(stored)
         if (!linear.bias) continue
         const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
         block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))
@@ -194,7 +200,8 @@ export class Weights {
       for (const { name, shape, offset } of spec.parameters) {
         block.set(name, this.float32(spec.prefix + name, shape, offset))
       }
-    })
+    }
+    this.recording(read, () => this.device.within([], load))
     return block
   }
 

@@ -11,7 +11,7 @@ import {
   type TensorHandle,
 } from './addon.js'
 
-export type { Activation, DType, SpillFileHandle } from './addon.js'
+export type { Activation, DType } from './addon.js'
 
 /** Causal self-attention; see AttentionShape in native/core/backend.h. */
 export interface AttentionShape {
