@@ -1,6 +1,5 @@
-// Memory for the temporaries of operations, kept from one to the next. Not malloc's: it hands out buffers of some megabytes
-// from a heap that grows with their number and order, so the peak of a job could not be told, and fresh pages cost a fault
-// each.
+// Memory for the temporaries of operations, kept from one to the next: fresh pages cost a fault each. It is the system's (see
+// pages.h), so a job's peak can be told.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +21,7 @@ class ScratchPool {
   ScratchPool& operator=(const ScratchPool&) = delete;
 
   struct Block {
-    void* memory = nullptr;
+    std::byte* memory = nullptr;
     size_t bytes = 0;
   };
   Block take(size_t bytes);
@@ -45,7 +44,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
-  T* data() const { return static_cast<T*>(block_.memory); }
+  T* data() const { return reinterpret_cast<T*>(block_.memory); }
   int64_t size() const { return count_; }
   T& operator[](int64_t i) const { return data()[i]; }
 

@@ -1,55 +1,36 @@
 #include "cpu/memory_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <new>
 #include <utility>
 #include <vector>
 
+#include "core/pages.h"
 #include "core/spill_file.h"
 
 namespace sparsegpt::cpu {
 
 namespace {
 
-constexpr size_t huge_page = size_t{2} << 20;
 // Kept for reuse at most.
 constexpr size_t keep_bytes = size_t{256} << 20;
 
-size_t rounded(size_t bytes) {
-  const size_t unit = bytes >= huge_page ? huge_page : 4096;
-  return (bytes + unit - 1) / unit * unit;
-}
-
-// Huge buffers are mapped one by one: malloc would keep some of them for itself once it has seen a few.
+// Small buffers are malloc's: a mapping for each would be one too many.
 std::byte* allocate(size_t bytes) {
-  if (bytes < huge_page) {
-    void* memory = std::aligned_alloc(4096, bytes);
-    if (memory == nullptr) throw std::bad_alloc();
-    return static_cast<std::byte*>(memory);
-  }
-  void* mapped = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) throw std::bad_alloc();
-  auto* begin = static_cast<std::byte*>(mapped);
-  const size_t before = (huge_page - reinterpret_cast<uintptr_t>(begin) % huge_page) % huge_page;
-  if (before > 0) munmap(begin, before);
-  munmap(begin + before + bytes, huge_page - before);
-#if defined(MADV_HUGEPAGE)
-  madvise(begin + before, bytes, MADV_HUGEPAGE);
-#endif
-  return begin + before;
+  if (bytes >= huge_page) return map_pages(bytes);
+  void* memory = std::aligned_alloc(4096, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return static_cast<std::byte*>(memory);
 }
 
 void release(std::byte* memory, size_t bytes) {
-  if (bytes < huge_page) {
-    std::free(memory);
+  if (bytes >= huge_page) {
+    unmap_pages(memory, bytes);
   } else {
-    munmap(memory, bytes);
+    std::free(memory);
   }
 }
 
@@ -59,7 +40,7 @@ class MemoryPool::Block : public Storage {
  public:
   Block(std::shared_ptr<MemoryPool> pool, size_t bytes) : pool_(std::move(pool)), bytes_(bytes) {}
   ~Block() override {
-    if (memory_ != nullptr) pool_->give(memory_, rounded(bytes_));
+    if (memory_ != nullptr) pool_->give(memory_, rounded_to_pages(bytes_));
     if (file_) file_->free(place_, bytes_);
   }
   std::byte* data() override {
@@ -73,7 +54,7 @@ class MemoryPool::Block : public Storage {
     if (!file || memory_ == nullptr) return;
     place_ = file->write(memory_, bytes_);
     file_ = file;
-    pool_->give(memory_.exchange(nullptr), rounded(bytes_));
+    pool_->give(memory_.exchange(nullptr), rounded_to_pages(bytes_));
   }
 
  private:
@@ -81,12 +62,12 @@ class MemoryPool::Block : public Storage {
   std::byte* bring() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (memory_ == nullptr) {
-      std::byte* memory = pool_->take(rounded(bytes_));
+      std::byte* memory = pool_->take(rounded_to_pages(bytes_));
       if (file_) {
         try {
           file_->read(place_, memory, bytes_);
         } catch (...) {
-          pool_->give(memory, rounded(bytes_));
+          pool_->give(memory, rounded_to_pages(bytes_));
           throw;
         }
         std::exchange(file_, nullptr)->free(place_, bytes_);

@@ -1,0 +1,42 @@
+#include "core/pages.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <new>
+
+namespace sparsegpt {
+
+namespace {
+
+constexpr size_t page = 4096;
+
+std::byte* map(size_t bytes) {
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<std::byte*>(mapped);
+}
+
+}  // namespace
+
+size_t rounded_to_pages(size_t bytes) {
+  const size_t unit = bytes >= huge_page ? huge_page : page;
+  return (std::max<size_t>(bytes, 1) + unit - 1) / unit * unit;
+}
+
+std::byte* map_pages(size_t bytes) {
+  if (bytes < huge_page) return map(bytes);
+  std::byte* begin = map(bytes + huge_page);
+  const size_t before = (huge_page - reinterpret_cast<uintptr_t>(begin) % huge_page) % huge_page;
+  if (before > 0) munmap(begin, before);
+  munmap(begin + before + bytes, huge_page - before);
+#if defined(MADV_HUGEPAGE)
+  madvise(begin + before, bytes, MADV_HUGEPAGE);
+#endif
+  return begin + before;
+}
+
+void unmap_pages(std::byte* memory, size_t bytes) { munmap(memory, bytes); }
+
+}  // namespace sparsegpt
