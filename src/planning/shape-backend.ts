@@ -25,7 +25,7 @@ const elementBytes: Record<DType, number> = {
   uint8: 1,
 }
 
-/** As native/cpu/memory_pool.cpp rounds. */
+/** As native/core/pages.cpp rounds. */
 const hugePage = 2 ** 21
 const page = 4096
 const rounded = (bytes: number) => {
