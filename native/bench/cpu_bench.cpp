@@ -2,7 +2,7 @@
 //
 //   sparsegpt_cpu_bench [TABLE...] [--threads N] [--repeats N] [--clock wall|processor] [--large]
 //
-// Tables: gemm, linear, gram, solver, attention, rows; all of them when none is named. --large adds the solver's 7B sizes.
+// Tables: gemm, linear, sparse, gram, solver, attention, rows; all of them when none is named. --large adds the solver's 7B sizes.
 // A line gives the median of the repeats; every repeat is preceded by a run of the peak loop, so that a busy machine slows
 // both. `--clock processor` counts the processor time that the process got instead of the time on the wall.
 #include <algorithm>
@@ -141,6 +141,26 @@ void linear_table(Bench& bench, const char* title, const std::vector<Product>& p
   }
 }
 
+// The same where two of every four weights are zero; of the FLOP of the dense product.
+void sparse_table(Bench& bench) {
+  bench.title("pruned linear layer, 2:4  tokens x in x out");
+  for (DType dtype : both) {
+    for (const auto& [tokens, in, out] :
+         {Product{4096, 576, 576}, {4096, 576, 1536}, {4096, 1536, 576}, {2048, 3072, 768}, {2048, 4096, 4096}}) {
+      const Tensor x = bench.random(dtype, tokens, in), dense = bench.random(DType::f32, out, in);
+      const Tensor y = bench.empty(dtype, tokens, out), w = bench.empty(dtype, out, in);
+      const Tensor mask = bench.empty(DType::u8, out, in), stats = bench.empty(DType::f64, 1, solve_stats::count);
+      Selection selection;
+      selection.n = 2;
+      selection.m = 4;
+      bench.backend->prune_magnitude(dense, mask, selection, stats);
+      bench.backend->cast(w, dense);
+      bench.line(shape_text(dtype, {tokens, in, out}), dtype, 2.0 * static_cast<double>(tokens * in * out),
+                 [&] { bench.backend->linear(y, x, w, {}); });
+    }
+  }
+}
+
 void gram_table(Bench& bench) {
   bench.title("Gram matrix  tokens x in (upper triangle)");
   for (DType dtype : both) {
@@ -266,6 +286,7 @@ const Table tables[] = {
                      {2048, 3072, 768},
                      {2048, 4096, 4096}});
      }},
+    {"sparse", sparse_table},
     {"gram", gram_table},
     {"solver", solver_table},
     {"attention", attention_table},
@@ -273,10 +294,11 @@ const Table tables[] = {
 };
 
 [[noreturn]] void usage(const std::string& problem) {
-  std::fprintf(stderr,
-               "%s\nusage: sparsegpt_cpu_bench [gemm|linear|gram|solver|attention|rows]... [--threads N] [--repeats N] "
-               "[--clock wall|processor] [--large]\n",
-               problem.c_str());
+  std::fprintf(
+      stderr,
+      "%s\nusage: sparsegpt_cpu_bench [gemm|linear|sparse|gram|solver|attention|rows]... [--threads N] [--repeats N] "
+      "[--clock wall|processor] [--large]\n",
+      problem.c_str());
   std::exit(2);
 }
 

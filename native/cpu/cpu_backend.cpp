@@ -145,6 +145,7 @@ class CpuBackend : public Backend {
     cpu::Gemm product{x.rows, out.columns, x.columns, operand(x), operand(weight).transposed(), out.bytes(), out.stride};
     product.bias = bias ? bias_row.data() : nullptr;
     product.dtype = out.dtype;
+    product.sparse_b = true;
     cpu::gemm(pool_, kernels_, product);
   }
 

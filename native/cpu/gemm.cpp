@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/require.h"
+#include "cpu/sparse.h"
 
 namespace sparsegpt::cpu {
 
@@ -37,6 +38,7 @@ void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
   const bool direct = g.dtype == DType::f32;
   require(!g.accumulate || (direct && g.bias == nullptr), "a product is added to float32, without a bias");
   if (g.m == 0 || g.n == 0) return;
+  if (g.sparse_b && multiply_sparse(pool, kernels, g)) return;
   const int64_t mr = kernels.mr, nr = kernels.nr, threads = pool.threads();
   const bool pairs = kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
   const int64_t unit = pairs ? 2 : 1, units = divide_up(g.k, unit);

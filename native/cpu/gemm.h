@@ -43,6 +43,7 @@ struct Gemm {
   Triangle triangle = Triangle::full;  // upper: only the entries j >= i are written
   const float* bias = nullptr;  // [n], added to every row; not with accumulate
   DType dtype = DType::f32;  // of C
+  bool sparse_b = false;  // B may have many zeros, which are then skipped; see sparse.h
 };
 
 void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g);

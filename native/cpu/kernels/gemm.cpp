@@ -12,9 +12,6 @@ namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
-typedef uint32_t vu __attribute__((vector_size(width * 4), aligned(4), may_alias));
-typedef uint16_t vh __attribute__((vector_size(width * 2), aligned(2), may_alias));
-
 vu widen(vh v) {
 #if defined(__AVX512F__)
   return (vu)_mm512_cvtepu16_epi32((__m256i)v);  // compilers split the conversion
@@ -195,13 +192,6 @@ void pack_panels(float* packed, int64_t panel, const void* data, int64_t lane_st
 }
 
 // --- the register tile --------------------------------------------------------------------------------------------------
-
-// Rounds to nearest even; NaN stays NaN.
-vh to_bf16(vf v) {
-  const vu bits = reinterpret_cast<const vu&>(v);
-  const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40u), vh);
-}
 
 inline __attribute__((always_inline)) void store_tile(const vf (&sums)[mr][2], const GemmTile& t) {
   const bool whole = t.rows == mr && t.columns == nr && t.diagonal + mr <= 1;

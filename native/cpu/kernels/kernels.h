@@ -66,6 +66,16 @@ struct GemmTile {
   int64_t c_stride;
 };
 
+// A part of B in a product that skips the zeros of B: some steps of the depth of at most `sparse_columns` columns.
+constexpr int64_t sparse_depth = 64, sparse_pairs_depth = 32, sparse_columns = 64;
+struct SparseChunk {
+  // Of every entry its value and which slot of A's panel it is multiplied with.
+  static constexpr int64_t capacity = sparse_depth * sparse_columns + 16;
+  float* values;
+  uint16_t* slots;
+  uint32_t* starts;  // [columns + 1]: where the entries of each column begin
+};
+
 struct Kernels {
   const char* name;
 
@@ -82,6 +92,21 @@ struct Kernels {
   void (*pack_pairs)(float* packed, int64_t panel, const void* data, int64_t lane_stride, int64_t depth_stride,
                      int64_t lanes, int64_t depth);
   void (*micro_pairs)(int64_t units, const float* a, const float* b, const GemmTile& tile);
+
+  // --- products that skip the zeros of B; their panels hold `sparse_rows` rows of A, [slot][row] ---
+  int64_t sparse_rows;
+  // The elements of b, [columns][sparse_depth], that are not zero; a slot is a step of the depth, as pack() makes it.
+  void (*compress)(const SparseChunk& out, const float* b, int64_t columns);
+  // sums[column][row] += Σ entries of the column · their slots
+  void (*multiply_sparse)(const SparseChunk& b, int64_t columns, const float* panel, float* sums);
+  // The same for bfloat16 pairs; null as above. An entry is a pair of elements of b, [columns][sparse_pairs_depth], which hold
+  // bfloat16 values; four steps of the depth have a slot for each of the 6 pairs that they form, so two of four take one entry.
+  void (*compress_pairs)(const SparseChunk& out, const float* b, int64_t columns);
+  void (*multiply_sparse_pairs)(const SparseChunk& b, int64_t columns, const float* panel, float* sums);
+  // Their slots, from `count` units as pack_pairs() makes them.
+  void (*form_pairs)(float* panel, const float* units, int64_t count);
+  // Stores sums[column][row]; the tile has at most sparse_rows rows, any number of columns, and no diagonal.
+  void (*store_sums)(const float* sums, const GemmTile& tile);
 
   // --- spans ---
   void (*to_float)(float* out, const void* in, DType dtype, int64_t count);

@@ -21,6 +21,17 @@ void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_str
 void micro_pairs(int64_t units, const float* a, const float* b, const GemmTile& tile);
 #endif
 
+// sparse.cpp
+constexpr int64_t sparse_rows = 8 * width;
+void compress(const SparseChunk& out, const float* b, int64_t columns);
+void multiply_sparse(const SparseChunk& b, int64_t columns, const float* panel, float* sums);
+#if defined(__AVX512BF16__)
+void compress_pairs(const SparseChunk& out, const float* b, int64_t columns);
+void multiply_sparse_pairs(const SparseChunk& b, int64_t columns, const float* panel, float* sums);
+void form_pairs(float* panel, const float* units, int64_t count);
+#endif
+void store_sums(const float* sums, const GemmTile& tile);
+
 // spans.cpp
 void to_float(float* out, const void* in, DType dtype, int64_t count);
 void from_float(void* out, DType dtype, const float* in, int64_t count);

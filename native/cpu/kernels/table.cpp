@@ -20,6 +20,19 @@ const Kernels kernels = {
     nullptr,
     nullptr,
 #endif
+    sparse_rows,
+    compress,
+    multiply_sparse,
+#if defined(__AVX512BF16__)
+    compress_pairs,
+    multiply_sparse_pairs,
+    form_pairs,
+#else
+    nullptr,
+    nullptr,
+    nullptr,
+#endif
+    store_sums,
     to_float,
     from_float,
     activation,

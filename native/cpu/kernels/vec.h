@@ -27,6 +27,8 @@ constexpr int64_t width = 4;
 
 typedef float vf __attribute__((vector_size(width * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(width * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(width * 2), aligned(2), may_alias));
 
 static inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
 static inline void store(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
@@ -121,6 +123,12 @@ static inline uint16_t float_to_bf16(float f) {
   memcpy(&bits, &f, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline vh to_bf16(vf v) {
+  const vu bits = reinterpret_cast<const vu&>(v);
+  const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40u), vh);
 }
 
 static inline float f16_to_float(uint16_t h) {
