@@ -141,22 +141,25 @@ void linear_table(Bench& bench, const char* title, const std::vector<Product>& p
   }
 }
 
-// The same where two of every four weights are zero; of the FLOP of the dense product.
+// The same after pruning; of the FLOP of the dense product.
 void sparse_table(Bench& bench) {
-  bench.title("pruned linear layer, 2:4  tokens x in x out");
+  bench.title("pruned linear layer  tokens x in x out");
   for (DType dtype : both) {
-    for (const auto& [tokens, in, out] :
-         {Product{4096, 576, 576}, {4096, 576, 1536}, {4096, 1536, 576}, {2048, 3072, 768}, {2048, 4096, 4096}}) {
-      const Tensor x = bench.random(dtype, tokens, in), dense = bench.random(DType::f32, out, in);
-      const Tensor y = bench.empty(dtype, tokens, out), w = bench.empty(dtype, out, in);
-      const Tensor mask = bench.empty(DType::u8, out, in), stats = bench.empty(DType::f64, 1, solve_stats::count);
-      Selection selection;
-      selection.n = 2;
-      selection.m = 4;
-      bench.backend->prune_magnitude(dense, mask, selection, stats);
-      bench.backend->cast(w, dense);
-      bench.line(shape_text(dtype, {tokens, in, out}), dtype, 2.0 * static_cast<double>(tokens * in * out),
-                 [&] { bench.backend->linear(y, x, w, {}); });
+    for (const bool pattern : {true, false}) {
+      for (const auto& [tokens, in, out] :
+           {Product{4096, 576, 576}, {4096, 576, 1536}, {4096, 1536, 576}, {2048, 3072, 768}, {2048, 4096, 4096}}) {
+        const Tensor x = bench.random(dtype, tokens, in), dense = bench.random(DType::f32, out, in);
+        const Tensor y = bench.empty(dtype, tokens, out), w = bench.empty(dtype, out, in);
+        const Tensor mask = bench.empty(DType::u8, out, in), stats = bench.empty(DType::f64, 1, solve_stats::count);
+        Selection selection;
+        selection.sparsity = 0.5;
+        selection.n = pattern ? 2 : 0;
+        selection.m = pattern ? 4 : 0;
+        bench.backend->prune_magnitude(dense, mask, selection, stats);
+        bench.backend->cast(w, dense);
+        bench.line(shape_text(dtype, {tokens, in, out}, pattern ? "  2:4" : "  50 %"), dtype,
+                   2.0 * static_cast<double>(tokens * in * out), [&] { bench.backend->linear(y, x, w, {}); });
+      }
     }
   }
 }

@@ -16,7 +16,7 @@ constexpr int64_t columns_at_once = 12 * sparse_columns;
 constexpr int64_t depth_at_once = 2048;
 constexpr int64_t tasks_per_thread = 4;
 // Entries for each step of the depth of a column, from which on a dense product is faster: it has 1, or 1/2 for pairs.
-constexpr double most_entries = 0.7, most_pairs = 0.4;
+constexpr double most_entries = 0.7, most_pairs = 0.3;
 
 int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
 int64_t cut(int64_t length, int64_t i, int64_t parts) { return length * i / parts; }

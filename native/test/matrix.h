@@ -1,6 +1,7 @@
 // Matrices of any element type with gaps between their rows, for the tests of products and attention.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -43,10 +44,18 @@ class Matrix {
     values_ = decode(bytes_, dtype);
   }
 
+  // The type must hold the value.
+  void set(int64_t i, int64_t j, float value) { write(index(i, j), value, encode({value}, dtype_)); }
+  void clear(int64_t i, int64_t j) { write(index(i, j), 0, std::vector<char>(dtype_size(dtype_))); }
+
   double operator()(int64_t i, int64_t j) const { return values_[index(i, j)]; }
   cpu::Operand operand() const { return {bytes_.data(), dtype_, row_stride_, column_stride_}; }
 
  private:
+  void write(size_t at, float value, const std::vector<char>& encoded) {
+    values_[at] = value;
+    std::copy(encoded.begin(), encoded.end(), bytes_.begin() + static_cast<std::ptrdiff_t>(at * encoded.size()));
+  }
   size_t index(int64_t i, int64_t j) const { return static_cast<size_t>(i * row_stride_ + j * column_stride_); }
 
   DType dtype_;
