@@ -1,8 +1,6 @@
 import { isUtf8 } from 'node:buffer'
 import { createReadStream } from 'node:fs'
 import { createGunzip } from 'node:zlib'
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } from 'hyparquet'
-import { compressors } from 'hyparquet-compressors'
 import { reason, systemCode } from '../checkpoint/read-error.js'
 import { SparseGptError } from '../errors.js'
 
@@ -94,6 +92,10 @@ async function* readChunks(path: string): AsyncGenerator<Buffer> {
 }
 
 async function* readParquet(path: string, column: string): AsyncGenerator<string> {
+  // Loading these takes as long as starting Node, and few jobs need them.
+  const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } =
+    await import('hyparquet')
+  const { compressors } = await import('hyparquet-compressors')
   const file = await asyncBufferFromFile(path)
   const damaged = (error: unknown) => {
     const message = `${path} is not a parquet file that can be read: ${reason(error)}`
