@@ -1,10 +1,5 @@
 // Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities and multiplied
 // with V before the next queries are looked at, so the score matrix never exists. Both products use the GEMM's register tile.
-#if defined(__GNUC__) && !defined(__clang__)
-// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {

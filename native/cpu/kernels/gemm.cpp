@@ -1,11 +1,6 @@
 // Packing and the register tile of the GEMM, after BLIS. The unit of a panel is 32 bits: a float32 element, or two bfloat16
 // elements that follow each other along the depth, whose product with another such pair is the sum of two products
 // (VDPBF16PS). All but that product and the widening of packed elements is the same for both.
-#if defined(__GNUC__) && !defined(__clang__)
-// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
