@@ -7,14 +7,6 @@ namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
-vu widen(vh v) {
-#if defined(__AVX512F__)
-  return (vu)_mm512_cvtepu16_epi32((__m256i)v);  // compilers split the conversion
-#else
-  return __builtin_convertvector(v, vu);
-#endif
-}
-
 // The first `count` 16-bit elements, zero behind them.
 vh load_halves(const char* p, int64_t count) {
   if (count >= width) return *reinterpret_cast<const vh*>(p);
@@ -46,10 +38,7 @@ struct Floats {
 
 struct Bfloats {
   static constexpr int64_t bytes = 2, elements = 1;
-  static vf along(const char* p, int64_t left) {
-    const vu bits = widen(load_halves(p, left)) << 16;
-    return reinterpret_cast<const vf&>(bits);
-  }
+  static vf along(const char* p, int64_t left) { return bf16_to_float(load_halves(p, left)); }
   static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
   static float one(const char* p, const char*) { return load_scalar(p, 0, DType::bf16); }
 };

@@ -168,10 +168,31 @@ static inline uint16_t float_to_bf16(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Compilers split these two conversions.
+static inline vu widen(vh v) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)v);
+#else
+  return __builtin_convertvector(v, vu);
+#endif
+}
+static inline vh narrow(vu v) {
+#if defined(__AVX512F__)
+  return (vh)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+  return __builtin_convertvector(v, vh);
+#endif
+}
+
+static inline vf bf16_to_float(vh v) {
+  const vu bits = widen(v) << 16;
+  return reinterpret_cast<const vf&>(bits);
+}
+
 static inline vh to_bf16(vf v) {
   const vu bits = reinterpret_cast<const vu&>(v);
   const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40u), vh);
+  return narrow(v == v ? rounded : (bits >> 16 | 0x40u));
 }
 
 static inline float f16_to_float(uint16_t h) {
@@ -224,6 +245,7 @@ static inline void span_to_float(float* out, const void* in, DType dtype, int64_
   int64_t i = 0;
   switch (dtype) {
     case DType::bf16:
+      for (; i + width <= count; i += width) store(out + i, bf16_to_float(*reinterpret_cast<const vh*>(half + i)));
       for (; i < count; ++i) out[i] = bf16_to_float(half[i]);
       break;
     case DType::f16:
@@ -242,6 +264,7 @@ static inline void span_from_float(void* out, DType dtype, const float* in, int6
   int64_t i = 0;
   switch (dtype) {
     case DType::bf16:
+      for (; i + width <= count; i += width) *reinterpret_cast<vh*>(half + i) = to_bf16(load(in + i));
       for (; i < count; ++i) half[i] = float_to_bf16(in[i]);
       break;
     case DType::f16:
