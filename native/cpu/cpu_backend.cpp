@@ -213,24 +213,24 @@ class CpuBackend : public Backend {
   }
 
   void activation(const Tensor& x, Activation kind) override {
-    map_rows(x, x, [&](float* y, const float*) { kernels_.activation(y, x.columns, kind); });
+    map_elements(x, [&](float* y, int64_t count) { kernels_.activation(y, count, kind); });
   }
 
   void gate(const Tensor& x, const Tensor& up, Activation kind) override {
-    combine_rows(x, up, [&](float* y, const float* other) { kernels_.gate(y, other, x.columns, kind); });
+    combine_elements(x, up, [&](float* y, const float* other, int64_t count) { kernels_.gate(y, other, count, kind); });
   }
 
   void add(const Tensor& x, const Tensor& y) override {
-    combine_rows(x, y, [&](float* sum, const float* other) { kernels_.add(sum, other, x.columns); });
+    combine_elements(x, y, [&](float* sum, const float* other, int64_t count) { kernels_.add(sum, other, count); });
   }
 
   void scale(const Tensor& x, float factor) override {
-    map_rows(x, x, [&](float* y, const float*) { kernels_.scale(y, factor, x.columns); });
+    map_elements(x, [&](float* y, int64_t count) { kernels_.scale(y, factor, count); });
   }
 
   void softcap(const Tensor& x, float cap) override {
     require(cap > 0, "the cap must be positive");
-    map_rows(x, x, [&](float* y, const float*) { kernels_.softcap(y, cap, x.columns); });
+    map_elements(x, [&](float* y, int64_t count) { kernels_.softcap(y, cap, count); });
   }
 
   void take_columns(const Tensor& out, const Tensor& x, int64_t first, int64_t count, int64_t stride) override {
@@ -458,31 +458,58 @@ class CpuBackend : public Backend {
       }
     };
     for_rows(in.rows, in.columns, [&](int64_t i, std::vector<float>& buffer) {
-      if (in.dtype == DType::f32 && out.dtype == DType::f32) {
-        call(reinterpret_cast<float*>(row_of(out, i)), reinterpret_cast<const float*>(row_of(in, i)), i);
-        return;
+      float* y = reinterpret_cast<float*>(row_of(out, i));
+      if (out.dtype != DType::f32) {
+        buffer.resize(static_cast<size_t>(in.columns));
+        y = buffer.data();
       }
-      buffer.resize(static_cast<size_t>(in.columns));
-      kernels_.to_float(buffer.data(), row_of(in, i), in.dtype, in.columns);
-      call(buffer.data(), buffer.data(), i);
-      kernels_.from_float(row_of(out, i), out.dtype, buffer.data(), in.columns);
+      call(y, as_floats(in, i, 0, in.columns, y), i);
+      if (out.dtype != DType::f32) kernels_.from_float(row_of(out, i), out.dtype, y, in.columns);
     });
   }
 
-  // x = f(x, y) by rows in float32.
+  // Elements of other types that are converted and worked on together: few, so that meanwhile the next ones are read.
+  static constexpr int64_t span = 256;
+
+  // x = f(x) by elements in float32: f(x, count).
   template <typename Function>
-  void combine_rows(const Tensor& x, const Tensor& y, const Function& f) {
-    require_float(y, "second operand");
-    require_shape(y, x.rows, x.columns, "second operand");
-    map_rows(x, x, [&](float* sum, const float*, int64_t i) {
-      if (y.dtype == DType::f32) {
-        f(sum, reinterpret_cast<const float*>(row_of(y, i)));
-      } else {
-        std::vector<float> other(static_cast<size_t>(y.columns));
-        kernels_.to_float(other.data(), row_of(y, i), y.dtype, y.columns);
-        f(sum, other.data());
+  void map_elements(const Tensor& x, const Function& f) {
+    require_float(x, "input");
+    const int64_t step = x.dtype == DType::f32 ? x.columns : span;
+    for_rows(x.rows, x.columns, [&](int64_t i, std::vector<float>&) {
+      float buffer[span];
+      for (int64_t j = 0; j < x.columns; j += step) {
+        const int64_t count = std::min(step, x.columns - j);
+        float* values = as_floats(x, i, j, count, buffer);
+        f(values, count);
+        if (x.dtype != DType::f32) kernels_.from_float(element(x, i, j), x.dtype, values, count);
       }
     });
+  }
+
+  // x = f(x, y) by elements in float32: f(x, y, count).
+  template <typename Function>
+  void combine_elements(const Tensor& x, const Tensor& y, const Function& f) {
+    require_float(x, "first operand");
+    require_float(y, "second operand");
+    require_shape(y, x.rows, x.columns, "second operand");
+    const int64_t step = x.dtype == DType::f32 && y.dtype == DType::f32 ? x.columns : span;
+    for_rows(x.rows, x.columns, [&](int64_t i, std::vector<float>&) {
+      float buffer[span], other_buffer[span];
+      for (int64_t j = 0; j < x.columns; j += step) {
+        const int64_t count = std::min(step, x.columns - j);
+        float* values = as_floats(x, i, j, count, buffer);
+        f(values, as_floats(y, i, j, count, other_buffer), count);
+        if (x.dtype != DType::f32) kernels_.from_float(element(x, i, j), x.dtype, values, count);
+      }
+    });
+  }
+
+  // Elements of a row in float32: themselves, or converted into the buffer.
+  float* as_floats(const Tensor& tensor, int64_t row, int64_t column, int64_t count, float* buffer) const {
+    if (tensor.dtype == DType::f32) return reinterpret_cast<float*>(element(tensor, row, column));
+    kernels_.to_float(buffer, element(tensor, row, column), tensor.dtype, count);
+    return buffer;
   }
 
   template <typename Method>

@@ -93,8 +93,10 @@ TEST("attention: random sequences, head sizes, groups of queries, types, windows
 TEST("attention: a long sequence, and scores that would overflow without the maximum") {
   for (const auto* level : cpu::available_kernels()) {
     Random random(7);
-    describe_case(level->name, ", long");
-    check_group(*level, random, DType::f32, 300, 64);
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      describe_case(level->name, ", long, ", dtype_name(dtype));
+      check_group(*level, random, dtype, 301, 64);
+    }
 
     describe_case(level->name, ", large scores");
     constexpr int64_t sequence = 20, head_dim = 8;

@@ -103,6 +103,28 @@ TEST("activations, alone and as gates") {
   }
 }
 
+TEST("GELU by erf keeps its relative accuracy on both sides, up to where float32 ends") {
+  // Every exponent of x down to 2^-30, and its whole range densely.
+  std::vector<float> x;
+  for (int i = -13107; i <= 13107; ++i) x.push_back(static_cast<float>(i) * 1e-3f);
+  for (int exponent = -30; exponent < 100; ++exponent)
+    for (double sign : {-1.0, 1.0}) x.push_back(static_cast<float>(sign * std::ldexp(1.37, exponent)));
+  for (const auto* level : cpu::available_kernels()) {
+    auto y = x;
+    level->activation(y.data(), static_cast<int64_t>(y.size()), Activation::gelu);
+    for (size_t i = 0; i < x.size(); ++i) {
+      describe_case(level->name, ", GELU(", x[i], ")");
+      const double expected = 0.5 * x[i] * std::erfc(-x[i] / std::sqrt(2.0));
+      // Denormal results are taken as zero.
+      if (std::fabs(expected) < 1e-37) {
+        CHECK(std::fabs(y[i] - expected) < 1e-37);
+      } else {
+        CHECK_CLOSE(y[i] / expected, 1.0, 5e-7);
+      }
+    }
+  }
+}
+
 // Otherwise a broken model would be pruned without a word: the solvers find NaN in the Gram matrix.
 TEST("activations and sums of exponentials keep NaN") {
   for (const auto* level : cpu::available_kernels()) {

@@ -8,41 +8,87 @@ namespace {
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// exp(x - max) in place over the scores [first, count); zeroes those before them and up to `padded`; returns the sum.
-float soften(float* x, int64_t first, int64_t count, int64_t padded) {
+// --- what both products multiply -----------------------------------------------------------------------------------------
+//
+// An arithmetic packs q, k and v, multiplies panels, turns a row's scores to probabilities and packs those:
+//   units(depth)              units of a panel, as in kernels.h
+//   soften(x, count, top)     exp(x - top) in place for pack_probabilities; count is a multiple of nr; returns the sum
+
+struct Floats {
+  static int64_t units(int64_t depth) { return depth; }
+  static void pack_input(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride,
+                         int64_t depth_stride, int64_t lanes, int64_t depth) {
+    pack(packed, panel, data, dtype, lane_stride, depth_stride, lanes, depth);
+  }
+  static void multiply(int64_t units, const float* a, const float* b, const GemmTile& tile) { micro(units, a, b, tile); }
+  static float soften(float* x, int64_t count, float top) {
+    vf sums = {};
+    for (int64_t i = 0; i < count; i += width) {
+      const vf e = vexp(load(x + i) - top);
+      store(x + i, e);
+      sums += e;
+    }
+    return horizontal_sum(sums);
+  }
+  static void pack_probabilities(float* packed, const float* rows, int64_t stride, int64_t lanes, int64_t depth) {
+    pack(packed, mr, rows, DType::f32, stride, 1, lanes, depth);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Products of bfloat16 are exact in float32, so the scores lose nothing. The probabilities are rounded to bfloat16 and their
+// sum is that of the rounded ones: a mean of V remains a mean.
+struct Pairs {
+  static int64_t units(int64_t depth) { return (depth + 1) / 2; }
+  static void pack_input(float* packed, int64_t panel, const void* data, DType, int64_t lane_stride, int64_t depth_stride,
+                         int64_t lanes, int64_t depth) {
+    pack_pairs(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+  }
+  static void multiply(int64_t units, const float* a, const float* b, const GemmTile& tile) {
+    micro_pairs(units, a, b, tile);
+  }
+  // The rounded elements fill the first half of the row.
+  static float soften(float* x, int64_t count, float top) {
+    const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+    __m512 sums = _mm512_setzero_ps();
+    for (int64_t i = 0; i < count; i += 2 * width) {
+      const vf low = vexp(load(x + i) - top), high = vexp(load(x + i + width) - top);
+      const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+      _mm512_storeu_si512(x + i / 2, (__m512i)rounded);
+      sums = _mm512_dpbf16_ps(sums, rounded, ones);
+    }
+    return horizontal_sum((vf)sums);
+  }
+  static void pack_probabilities(float* packed, const float* rows, int64_t stride, int64_t lanes, int64_t depth) {
+    pack_pairs(packed, mr, rows, 2 * stride, 1, lanes, depth);
+  }
+};
+#endif
+
+// Makes the probabilities of the scores [first, count) zero elsewhere up to `padded`, a multiple of nr; returns the sum.
+template <typename Arithmetic>
+float softmax(float* x, int64_t first, int64_t count, int64_t padded) {
   for (int64_t i = 0; i < first; ++i) x[i] = -1e30f;
   for (int64_t i = count; i < padded; ++i) x[i] = -1e30f;
   vf top = load(x);
   for (int64_t i = width; i < padded; i += width) top = vmax(top, load(x + i));
-  const float largest = horizontal_max(top);
-  vf sums = {};
-  for (int64_t i = 0; i < padded; i += width) {
-    const vf e = vexp(load(x + i) - largest);
-    store(x + i, e);
-    sums += e;
-  }
-  return horizontal_sum(sums);
+  return Arithmetic::soften(x, padded, horizontal_max(top));
 }
 
-}  // namespace
-
-int64_t attention_scratch(int64_t sequence, int64_t head_dim) {
-  const int64_t keys = round_up(sequence, nr), features = round_up(head_dim, nr);
-  return keys * head_dim + features * sequence + mr * (head_dim + 2 * keys + features);
-}
-
-void attention(const AttentionHead& h, float* scratch) {
+template <typename Arithmetic>
+void attend(const AttentionHead& h, float* scratch) {
   const int64_t bytes = static_cast<int64_t>(dtype_size(h.dtype));
   const int64_t keys_padded = round_up(h.sequence, nr), features = round_up(h.head_dim, nr);
-  float* k_panels = scratch;  // Kᵀ: [keys / nr][head_dim][nr]
-  float* v_panels = k_panels + keys_padded * h.head_dim;  // V: [features / nr][sequence][nr]
-  float* q_panel = v_panels + features * h.sequence;  // [head_dim][mr]
-  float* scores = q_panel + mr * h.head_dim;  // [mr][keys]
-  float* p_panel = scores + mr * keys_padded;  // [keys][mr]
-  float* output = p_panel + mr * keys_padded;  // [mr][features]
+  const int64_t depth = Arithmetic::units(h.head_dim), sequence = Arithmetic::units(h.sequence);  // in units
+  float* k_panels = scratch;  // Kᵀ: [keys / nr][depth][nr]
+  float* v_panels = k_panels + keys_padded * depth;  // V: [features / nr][sequence][nr]
+  float* q_panel = v_panels + features * sequence;  // [depth][mr]
+  float* scores = q_panel + mr * depth;  // [mr][keys]
+  float* p_panel = scores + mr * keys_padded;  // [units of keys][mr]
+  float* output = p_panel + mr * Arithmetic::units(keys_padded);  // [mr][features]
 
-  pack(k_panels, nr, h.k, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);
-  pack(v_panels, nr, h.v, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
+  Arithmetic::pack_input(k_panels, nr, h.k, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);
+  Arithmetic::pack_input(v_panels, nr, h.v, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
   // Whole tiles: scores of keys that do not exist are overwritten, features that do not exist are not read.
   GemmTile score{mr, nr, -mr, h.scale, nullptr, 0, nullptr, DType::f32, keys_padded};
   GemmTile mix{mr, nr, -mr, 1, nullptr, 0, nullptr, DType::f32, features};
@@ -52,29 +98,28 @@ void attention(const AttentionHead& h, float* scratch) {
     char* out = static_cast<char*>(h.out) + head * h.head_dim * bytes;
     for (int64_t q0 = 0; q0 < h.sequence; q0 += mr) {
       const int64_t count = h.sequence - q0 < mr ? h.sequence - q0 : mr;
-      const int64_t keys = q0 + count;
-      // The first key that any of the queries sees, from a whole panel on.
+      // The keys that any of the queries sees, from a whole panel on.
       const int64_t k0 = h.window > 0 && q0 >= h.window ? (q0 - h.window + 1) / nr * nr : 0;
-      pack(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
-      for (int64_t j = k0; j < keys; j += nr) {
+      const int64_t keys = q0 + count - k0, padded = round_up(keys, nr);
+      Arithmetic::pack_input(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
+      for (int64_t j = 0; j < keys; j += nr) {
         score.c = scores + j;
-        micro(h.head_dim, q_panel, k_panels + j * h.head_dim, score);
+        Arithmetic::multiply(depth, q_panel, k_panels + (k0 + j) * depth, score);
       }
       float sums[mr];
-      const int64_t padded = round_up(keys, width) - k0;
       for (int64_t i = 0; i < count; ++i) {
-        float* row = scores + i * keys_padded + k0;
-        const int64_t seen = q0 + i + 1 - k0;  // of the keys from k0 on
+        float* row = scores + i * keys_padded;
+        const int64_t seen = q0 + i + 1 - k0;
         const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
         if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
         if (h.slopes)
           for (int64_t j = first; j < seen; ++j) row[j] += h.slopes[head] * static_cast<float>(j + 1 - seen);
-        sums[i] = soften(row, first, seen, padded);
+        sums[i] = softmax<Arithmetic>(row, first, seen, padded);
       }
-      pack(p_panel, mr, scores + k0, DType::f32, keys_padded, 1, count, keys - k0);
+      Arithmetic::pack_probabilities(p_panel, scores, keys_padded, count, keys);
       for (int64_t j = 0; j < features; j += nr) {
         mix.c = output + j;
-        micro(keys - k0, p_panel, v_panels + j * h.sequence + k0 * nr, mix);
+        Arithmetic::multiply(Arithmetic::units(keys), p_panel, v_panels + j * sequence + Arithmetic::units(k0) * nr, mix);
       }
       for (int64_t i = 0; i < count; ++i) {
         float* row = output + i * features;
@@ -84,6 +129,20 @@ void attention(const AttentionHead& h, float* scratch) {
       }
     }
   }
+}
+
+}  // namespace
+
+int64_t attention_scratch(int64_t sequence, int64_t head_dim) {
+  const int64_t keys = round_up(sequence, nr), features = round_up(head_dim, nr);
+  return keys * head_dim + features * sequence + mr * (head_dim + 2 * keys + features);
+}
+
+void attention(const AttentionHead& head, float* scratch) {
+#if defined(__AVX512BF16__)
+  if (head.dtype == DType::bf16) return attend<Pairs>(head, scratch);
+#endif
+  attend<Floats>(head, scratch);
 }
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

@@ -1,24 +1,11 @@
 // Packing and the register tile of the GEMM, after BLIS. The unit of a panel is 32 bits: a float32 element, or two bfloat16
 // elements that follow each other along the depth, whose product with another such pair is the sum of two products
 // (VDPBF16PS). All but that product and the widening of packed elements is the same for both.
-#if defined(__GNUC__) && !defined(__clang__)
-// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include "cpu/kernels/level.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
-
-vu widen(vh v) {
-#if defined(__AVX512F__)
-  return (vu)_mm512_cvtepu16_epi32((__m256i)v);  // compilers split the conversion
-#else
-  return __builtin_convertvector(v, vu);
-#endif
-}
 
 // The first `count` 16-bit elements, zero behind them.
 vh load_halves(const char* p, int64_t count) {
@@ -51,10 +38,7 @@ struct Floats {
 
 struct Bfloats {
   static constexpr int64_t bytes = 2, elements = 1;
-  static vf along(const char* p, int64_t left) {
-    const vu bits = widen(load_halves(p, left)) << 16;
-    return reinterpret_cast<const vf&>(bits);
-  }
+  static vf along(const char* p, int64_t left) { return bf16_to_float(load_halves(p, left)); }
   static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
   static float one(const char* p, const char*) { return load_scalar(p, 0, DType::bf16); }
 };

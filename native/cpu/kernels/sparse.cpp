@@ -1,10 +1,5 @@
 // Products that skip the zeros of B. A panel of A lies with its rows along the vector lanes, so that an entry of B is one
 // broadcast that is multiplied with one slot of the panel, the same whatever entries there are: any sparsity pattern gains.
-#if defined(__GNUC__) && !defined(__clang__)
-// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include "cpu/kernels/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {

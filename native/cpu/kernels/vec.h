@@ -6,6 +6,10 @@
 #include <cstring>
 
 #if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__GNUC__) && !defined(__clang__)
+// Before GCC 13 its AVX-512 intrinsics warn of their own placeholder for a result without a mask.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
@@ -76,17 +80,16 @@ static inline void store_part(float* p, vf v, int64_t count) {
 
 // Nearest integer, ties to even, for |x| < 2^22.
 static inline vf round_even(vf x) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const float magic = 12582912.0f;  // 1.5 * 2^23
   return (x + magic) - magic;
+#endif
 }
 
-// exp(x) to about 1 ulp; 0 below -87.3, inf-free (clamped) above 88.3; NaN stays NaN.
-static inline vf vexp(vf x) {
-  const vi underflow = x < -87.3f;
-  x = vmin(broadcast(88.3f), vmax(broadcast(-87.3f), x));
-  const vf n = round_even(x * 1.44269504088896341f);
-  vf r = x - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
+// 2^n exp(r) for whole n in [-126, 127] and |r| a little above ln(2) / 2 at most.
+static inline vf scaled_exp(vf n, vf r) {
   vf p = broadcast(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -94,8 +97,48 @@ static inline vf vexp(vf x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
   const vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
-  return select(underflow, vf{}, p * as_float(exponent));
+  return p * as_float(exponent);
+#endif
+}
+
+// x - n ln(2), in two steps of which the first is exact.
+static inline vf exp_remainder(vf x, vf n) { return x - n * 0.693359375f - n * -2.12194440e-4f; }
+
+// exp(x) to about 1 ulp; 0 below -87.3, inf-free (clamped) above 88.3; NaN stays NaN.
+static inline vf vexp(vf x) {
+  const vi underflow = x < -87.3f;
+  x = vmin(broadcast(88.3f), x);
+#if !defined(__AVX512F__)
+  x = vmax(broadcast(-87.3f), x);  // where the power of two does not saturate
+#endif
+  const vf n = round_even(x * 1.44269504088896341f);
+  return select(underflow, vf{}, scaled_exp(n, exp_remainder(x, n)));
+}
+
+// The share of the standard normal distribution above |x|, erfc(|x| / √2) / 2, to about 2 ulp; 0 above 13.2; NaN stays NaN.
+static inline vf normal_tail(vf x) {
+  const vf magnitude = vmax(-x, x), a = vmin(broadcast(13.2f), magnitude);
+  // exp(-a² / 2), with the square split into an exact part and a small rest.
+  const vf high = as_float(as_int(a) & ~0xfff), square = high * high * -0.5f, rest = (high - a) * (high + a) * 0.5f;
+  const vf n = round_even((square + rest) * 1.44269504088896341f);
+  const vf e = scaled_exp(n, exp_remainder(square, n) + rest);
+  // The quotient of the two varies slowly, about 1 / (a √(2π)): a minimax polynomial of (a - 3.5) / (a + 3.5), over a + 3.5.
+  const vf inverse = 1.0f / (a + 3.5f), t = (a - 3.5f) * inverse;
+  vf p = broadcast(1.1274307121e-04f);
+  p = p * t + 4.2567052923e-04f;
+  p = p * t - 4.9465557986e-04f;
+  p = p * t - 3.1778058054e-03f;
+  p = p * t + 6.4924081953e-03f;
+  p = p * t + 1.7406912152e-02f;
+  p = p * t - 1.1605289461e-01f;
+  p = p * t + 3.1542500948e-01f;
+  p = p * t - 5.6556175132e-01f;
+  p = p * t + 7.4441607464e-01f;
+  return select(magnitude > 13.2f, vf{}, p * inverse * e);
 }
 
 // tanh(x) to a few ulp; NaN stays NaN.
@@ -125,10 +168,31 @@ static inline uint16_t float_to_bf16(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Compilers split these two conversions.
+static inline vu widen(vh v) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32((__m256i)v);
+#else
+  return __builtin_convertvector(v, vu);
+#endif
+}
+static inline vh narrow(vu v) {
+#if defined(__AVX512F__)
+  return (vh)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+  return __builtin_convertvector(v, vh);
+#endif
+}
+
+static inline vf bf16_to_float(vh v) {
+  const vu bits = widen(v) << 16;
+  return reinterpret_cast<const vf&>(bits);
+}
+
 static inline vh to_bf16(vf v) {
   const vu bits = reinterpret_cast<const vu&>(v);
   const vu rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : (bits >> 16 | 0x40u), vh);
+  return narrow(v == v ? rounded : (bits >> 16 | 0x40u));
 }
 
 static inline float f16_to_float(uint16_t h) {
@@ -156,7 +220,7 @@ static inline uint16_t float_to_f16(float f) {
   bits &= 0x7fffffffu;
   if (bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
   if (bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
-  if (bits < 0x38800000u) {                                               // subnormal: let the FPU round
+  if (bits < 0x38800000u) {  // subnormal: let the FPU round
     float magnitude;
     memcpy(&magnitude, &bits, 4);
     const float shifted = magnitude + 0.5f;  // ulp of [0.5, 1) is 2^-24
@@ -181,6 +245,7 @@ static inline void span_to_float(float* out, const void* in, DType dtype, int64_
   int64_t i = 0;
   switch (dtype) {
     case DType::bf16:
+      for (; i + width <= count; i += width) store(out + i, bf16_to_float(*reinterpret_cast<const vh*>(half + i)));
       for (; i < count; ++i) out[i] = bf16_to_float(half[i]);
       break;
     case DType::f16:
@@ -199,6 +264,7 @@ static inline void span_from_float(void* out, DType dtype, const float* in, int6
   int64_t i = 0;
   switch (dtype) {
     case DType::bf16:
+      for (; i + width <= count; i += width) *reinterpret_cast<vh*>(half + i) = to_bf16(load(in + i));
       for (; i < count; ++i) half[i] = float_to_bf16(in[i]);
       break;
     case DType::f16:
