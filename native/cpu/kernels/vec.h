@@ -119,7 +119,7 @@ static inline vf vexp(vf x) {
   return select(underflow, vf{}, scaled_exp(n, exp_remainder(x, n)));
 }
 
-// The share of the standard normal distribution above |x|, erfc(|x| / √2) / 2, to about 2 ulp; 0 above 13.2; NaN stays NaN.
+// The share of the standard normal distribution above |x|, erfc(|x| / √2) / 2, to 4e-7 of it; 0 above 13.2; NaN stays NaN.
 static inline vf normal_tail(vf x) {
   const vf magnitude = vmax(-x, x), a = vmin(broadcast(13.2f), magnitude);
   // exp(-a² / 2), with the square split into an exact part and a small rest.
