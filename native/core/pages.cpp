@@ -12,8 +12,10 @@ namespace {
 
 constexpr size_t page = 4096;
 
-std::byte* map(size_t bytes) {
-  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+// At a place of the system's choice, or instead of what is mapped at `place`.
+std::byte* map(size_t bytes, std::byte* place = nullptr) {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (place != nullptr ? MAP_FIXED : 0);
+  void* mapped = mmap(place, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
   if (mapped == MAP_FAILED) throw std::bad_alloc();
   return static_cast<std::byte*>(mapped);
 }
@@ -38,5 +40,16 @@ std::byte* map_pages(size_t bytes) {
 }
 
 void unmap_pages(std::byte* memory, size_t bytes) { munmap(memory, bytes); }
+
+void move_pages(std::byte* to, std::byte* from, size_t bytes) {
+  // One by one: each may belong to a mapping of its own, and the system moves pages of one at a time.
+  for (size_t i = 0; i < bytes; i += huge_page) {
+#if defined(__linux__)
+    if (mremap(from + i, huge_page, huge_page, MREMAP_MAYMOVE | MREMAP_FIXED, to + i) != MAP_FAILED) continue;
+#endif
+    unmap_pages(from + i, huge_page);
+    map(huge_page, to + i);
+  }
+}
 
 }  // namespace sparsegpt

@@ -14,5 +14,8 @@ size_t rounded_to_pages(size_t bytes);
 // bytes: rounded. Zeros, aligned to a page of that size. Throws std::bad_alloc.
 std::byte* map_pages(size_t bytes);
 void unmap_pages(std::byte* memory, size_t bytes);
+// Moves whole huge pages to where others are mapped, in place of these, and leaves nothing mapped where they were. Linux neither
+// copies nor clears them; elsewhere fresh ones come instead, so the bytes are undefined. Throws std::bad_alloc.
+void move_pages(std::byte* to, std::byte* from, size_t bytes);
 
 }  // namespace sparsegpt

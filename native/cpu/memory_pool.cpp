@@ -6,7 +6,6 @@
 #include <iterator>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "core/pages.h"
 #include "core/spill_file.h"
@@ -17,22 +16,7 @@ namespace {
 
 // Kept for reuse at most.
 constexpr size_t keep_bytes = size_t{256} << 20;
-
-// Small buffers are malloc's: a mapping for each would be one too many.
-std::byte* allocate(size_t bytes) {
-  if (bytes >= huge_page) return map_pages(bytes);
-  void* memory = std::aligned_alloc(4096, bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return static_cast<std::byte*>(memory);
-}
-
-void release(std::byte* memory, size_t bytes) {
-  if (bytes >= huge_page) {
-    unmap_pages(memory, bytes);
-  } else {
-    std::free(memory);
-  }
-}
+static_assert(keep_bytes % huge_page == 0);
 
 }  // namespace
 
@@ -87,7 +71,7 @@ class MemoryPool::Block : public Storage {
 };
 
 MemoryPool::~MemoryPool() {
-  for (const auto& [bytes, memory] : free_) release(memory, bytes);
+  for (const auto& [memory, bytes] : free_) unmap_pages(memory, bytes);
 }
 
 std::shared_ptr<Storage> MemoryPool::storage(size_t bytes) {
@@ -95,46 +79,52 @@ std::shared_ptr<Storage> MemoryPool::storage(size_t bytes) {
 }
 
 std::byte* MemoryPool::take(size_t bytes) {
-  std::vector<std::pair<size_t, std::byte*>> surplus;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    used_bytes_ += bytes;
-    const auto found = free_.find(bytes);
-    if (found != free_.end()) {
-      std::byte* memory = found->second;
-      free_.erase(found);
-      free_bytes_ -= bytes;
-      return memory;
-    }
-    peak_bytes_ = std::max(peak_bytes_, used_bytes_);
-    while (used_bytes_ + free_bytes_ > peak_bytes_) {
-      const auto largest = std::prev(free_.end());
-      free_bytes_ -= largest->first;
-      surplus.push_back(*largest);
-      free_.erase(largest);
-    }
+  // Small buffers are malloc's: a mapping for each would be one too many.
+  if (bytes < huge_page) {
+    void* memory = std::aligned_alloc(4096, bytes);
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<std::byte*>(memory);
   }
-  for (const auto& [size, memory] : surplus) release(memory, size);
-  try {
-    return allocate(bytes);
-  } catch (...) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    used_bytes_ -= bytes;
-    throw;
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto best = free_.end();
+  for (auto range = free_.begin(); range != free_.end(); ++range)
+    if (range->second >= bytes && (best == free_.end() || range->second < best->second)) best = range;
+  if (best != free_.end()) return cut(best, bytes);
+  // Fresh pages are not in memory before they are touched; the free ones take the place of the first.
+  std::byte* memory = map_pages(bytes);
+  for (size_t filled = 0; filled < bytes && !free_.empty();) {
+    const size_t piece = std::min(free_.begin()->second, bytes - filled);
+    move_pages(memory + filled, cut(free_.begin(), piece), piece);
+    filled += piece;
   }
+  return memory;
+}
+
+std::byte* MemoryPool::cut(Ranges::iterator range, size_t bytes) {
+  std::byte* memory = range->first;
+  auto node = free_.extract(range);
+  node.key() += bytes;
+  node.mapped() -= bytes;
+  if (node.mapped() > 0) free_.insert(std::move(node));
+  free_bytes_ -= bytes;
+  return memory;
 }
 
 void MemoryPool::give(std::byte* memory, size_t bytes) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    used_bytes_ -= bytes;
-    if (free_bytes_ + bytes <= keep_bytes) {
-      free_.emplace(bytes, memory);
-      free_bytes_ += bytes;
-      return;
-    }
-  }
-  release(memory, bytes);
+  if (bytes < huge_page) return std::free(memory);
+  std::lock_guard<std::mutex> lock(mutex_);
+  const size_t kept = std::min(bytes, keep_bytes - free_bytes_);
+  if (kept < bytes) unmap_pages(memory + kept, bytes - kept);
+  if (kept == 0) return;
+  free_bytes_ += kept;
+  auto range = free_.emplace(memory, kept).first;
+  const auto join = [this](Ranges::iterator low, Ranges::iterator high) {
+    if (low->first + low->second != high->first) return;
+    low->second += high->second;
+    free_.erase(high);
+  };
+  if (std::next(range) != free_.end()) join(range, std::next(range));
+  if (range != free_.begin()) join(std::prev(range), range);
 }
 
 }  // namespace sparsegpt::cpu

@@ -10,8 +10,9 @@
 
 namespace sparsegpt::cpu {
 
-// What it keeps for reuse never makes the memory in use plus the memory kept larger than the memory in use has been before, so
-// the pool's peak is what its users need at once.
+// Buffers of a huge page or more are of whole ones, which serve again in buffers of other sizes: free ranges are cut and joined,
+// and moved together where none is long enough. Fresh pages are taken only when none is free, so the memory in use plus the
+// memory kept is never larger than the memory in use has been before: the pool's peak is what its users need at once.
 class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
  public:
   ~MemoryPool();
@@ -20,12 +21,16 @@ class MemoryPool : public std::enable_shared_from_this<MemoryPool> {
 
  private:
   class Block;
+  using Ranges = std::map<std::byte*, size_t>;
+
   std::byte* take(size_t bytes);
   void give(std::byte* memory, size_t bytes);
+  // The first bytes of a free range, which are free no longer.
+  std::byte* cut(Ranges::iterator range, size_t bytes);
 
   std::mutex mutex_;
-  std::multimap<size_t, std::byte*> free_;
-  size_t free_bytes_ = 0, used_bytes_ = 0, peak_bytes_ = 0;
+  Ranges free_;  // no two touch
+  size_t free_bytes_ = 0;
 };
 
 }  // namespace sparsegpt::cpu

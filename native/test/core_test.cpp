@@ -1,15 +1,19 @@
 // The thread pool, the device's queue, mapped and spill files, memory and tensor views.
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <future>
+#include <random>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "core/device.h"
 #include "core/mapped_file.h"
@@ -272,26 +276,95 @@ TEST("spill file: a storage comes back with its bytes; places are used again; fa
   CHECK_THROWS_CODE(SpillFile::create("/no/such/folder"), "WRITE_FAILED", "/no/such/folder");
 }
 
-TEST("memory pool: what is kept for reuse does not raise the peak") {
-  const auto resident = [] {
-    long pages = 0, unused = 0;
-    FILE* statm = std::fopen("/proc/self/statm", "r");
-    const int fields = statm != nullptr ? std::fscanf(statm, "%ld %ld", &unused, &pages) : 0;
-    if (statm != nullptr) std::fclose(statm);
-    return fields == 2 ? pages * sysconf(_SC_PAGESIZE) : 0;
-  };
-  const auto backend = make_cpu_backend(1);
-  const auto touched = [&](int64_t megabytes) {
-    const auto storage = backend->allocate(static_cast<size_t>(megabytes) << 20);
-    std::memset(storage->data(), 1, static_cast<size_t>(megabytes) << 20);
-    return storage;
-  };
-  const long before = resident();
-  if (before == 0) return;  // a system without /proc
-  for (int round = 0; round < 4; ++round)
-    for (int64_t megabytes : {40, 64, 48, 56}) touched(megabytes);
-  CHECK(resident() - before < (long{64} + 16) << 20);
+// --- memory pool --------------------------------------------------------------------------------------------------------
+
+constexpr size_t megabyte = size_t{1} << 20;
+
+// Bytes of this process in memory; 0 on a system without /proc.
+size_t resident() {
+  unsigned long pages = 0, unused = 0;
+  FILE* statm = std::fopen("/proc/self/statm", "r");
+  const int fields = statm != nullptr ? std::fscanf(statm, "%lu %lu", &unused, &pages) : 0;
+  if (statm != nullptr) std::fclose(statm);
+  return fields == 2 ? pages * static_cast<size_t>(sysconf(_SC_PAGESIZE)) : 0;
 }
+
+std::shared_ptr<Storage> touched(Backend& backend, size_t bytes, int value = 1) {
+  const auto storage = backend.allocate(bytes);
+  std::memset(storage->data(), value, bytes);
+  return storage;
+}
+
+TEST("memory pool: buffers keep their bytes while others are cut and joined; what is kept does not raise the peak") {
+  const auto backend = make_cpu_backend(1);
+  const size_t before = resident();
+  struct Live {
+    std::shared_ptr<Storage> storage;
+    int value;
+  };
+  std::vector<Live> live;
+  const auto kill = [&](size_t i) {
+    const auto* bytes = live[i].storage->data();
+    const size_t size = live[i].storage->size();
+    CHECK(bytes[0] == std::byte(live[i].value));
+    CHECK_EQUAL(std::memcmp(bytes, bytes + 1, size - 1), 0);
+    live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
+  };
+  std::mt19937 random(7);
+  size_t used = 0, peak = 0;
+  for (int step = 0; step < 400; ++step) {
+    // A size in eight is below a huge page.
+    const size_t bytes = random() % 8 == 0 ? 1 + random() % (2 * megabyte) : (2 + random() % 12) * megabyte - random() % 2;
+    const size_t whole = (bytes + 2 * megabyte - 1) / (2 * megabyte) * (2 * megabyte);
+    while (!live.empty() && (used + whole > 64 * megabyte || random() % 3 == 0)) {
+      const size_t i = random() % live.size();
+      used -= (live[i].storage->size() + 2 * megabyte - 1) / (2 * megabyte) * (2 * megabyte);
+      kill(i);
+    }
+    live.push_back({touched(*backend, bytes, step % 251), step % 251});
+    peak = std::max(peak, used += whole);
+    if (before > 0) CHECK(resident() < before + peak + 16 * megabyte);
+  }
+  while (!live.empty()) kill(0);
+}
+
+TEST("memory pool: what is kept is bounded, and goes with the pool") {
+  const size_t before = resident();
+  if (before == 0) return;
+  auto backend = make_cpu_backend(1);
+  std::vector<std::shared_ptr<Storage>> live(5);
+  for (auto& storage : live) storage = touched(*backend, 70 * megabyte);
+  CHECK(resident() > before + 340 * megabyte);
+  live.clear();
+  CHECK(resident() < before + (256 + 16) * megabyte);
+  CHECK(resident() > before + (256 - 16) * megabyte);
+  backend.reset();
+  CHECK(resident() < before + 16 * megabyte);
+}
+
+#if defined(__linux__)
+TEST("memory pool: memory serves again for other sizes, without faults") {
+  const auto backend = make_cpu_backend(1);
+  const auto faults = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_minflt;
+  };
+  // As the blocks of a model: the attention's sizes, then the MLP's, while a buffer from before lies between them.
+  const auto round = [&] {
+    auto x = touched(*backend, 9 * megabyte), q = touched(*backend, 9 * megabyte), k = touched(*backend, 3 * megabyte);
+    auto out = touched(*backend, 9 * megabyte);
+    x.reset(), k.reset(), q.reset();
+    auto gate = touched(*backend, 26 * megabyte);
+  };
+  const auto start = faults();
+  round();
+  const auto first = faults();
+  for (int i = 0; i < 20; ++i) round();
+  CHECK(first - start >= 17);  // huge pages, or many small ones
+  CHECK(faults() - first < (first - start) / 2);
+}
+#endif
 
 // --- tensors ----------------------------------------------------------------------------------------------------------
 
