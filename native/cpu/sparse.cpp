@@ -85,13 +85,15 @@ bool multiply_sparse(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
   if (g.triangle != Triangle::full || g.m < rows || g.n < sparse_columns || g.k < sparse_depth) return false;
   const bool pairs = kernels.multiply_sparse_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
 
+  {
+    SparseColumns some(pool, kernels, pairs, g.k, sparse_columns);
+    Operand b = g.b;
+    b.column_stride *= g.n / sparse_columns;
+    const auto entries = static_cast<double>(some.fill(b, sparse_columns));
+    if (entries > (pairs ? most_pairs : most_entries) * static_cast<double>(g.k * sparse_columns)) return false;
+  }
   const int64_t part = std::clamp(weights_at_once / g.k / sparse_columns * sparse_columns, sparse_columns, g.n);
   SparseColumns columns(pool, kernels, pairs, g.k, part);
-  Operand sample = g.b;
-  sample.column_stride *= g.n / sparse_columns;
-  const double density =
-      static_cast<double>(columns.fill(sample, sparse_columns)) / static_cast<double>(g.k * sparse_columns);
-  if (density > (pairs ? most_pairs : most_entries)) return false;
 
   // A panel of A is packed once for all columns, where it is not too deep for that.
   const int64_t unit = pairs ? 2 : 1;
