@@ -475,16 +475,7 @@ class CpuBackend : public Backend {
   template <typename Function>
   void map_elements(const Tensor& x, const Function& f) {
     require_float(x, "input");
-    const int64_t step = x.dtype == DType::f32 ? x.columns : span;
-    for_rows(x.rows, x.columns, [&](int64_t i, std::vector<float>&) {
-      float buffer[span];
-      for (int64_t j = 0; j < x.columns; j += step) {
-        const int64_t count = std::min(step, x.columns - j);
-        float* values = as_floats(x, i, j, count, buffer);
-        f(values, count);
-        if (x.dtype != DType::f32) kernels_.from_float(element(x, i, j), x.dtype, values, count);
-      }
-    });
+    for_spans(x, x.dtype == DType::f32, [&](int64_t, int64_t, float* values, int64_t count) { f(values, count); });
   }
 
   // x = f(x, y) by elements in float32: f(x, y, count).
@@ -493,13 +484,23 @@ class CpuBackend : public Backend {
     require_float(x, "first operand");
     require_float(y, "second operand");
     require_shape(y, x.rows, x.columns, "second operand");
-    const int64_t step = x.dtype == DType::f32 && y.dtype == DType::f32 ? x.columns : span;
+    const bool floats = x.dtype == DType::f32 && y.dtype == DType::f32;
+    for_spans(x, floats, [&](int64_t i, int64_t j, float* values, int64_t count) {
+      float buffer[span];
+      f(values, as_floats(y, i, j, count, buffer), count);
+    });
+  }
+
+  // Changes the elements of x in float32: body(row, column, elements, count), by whole rows where nothing is converted.
+  template <typename Body>
+  void for_spans(const Tensor& x, bool floats, const Body& body) {
+    const int64_t step = floats ? x.columns : span;
     for_rows(x.rows, x.columns, [&](int64_t i, std::vector<float>&) {
-      float buffer[span], other_buffer[span];
+      float buffer[span];
       for (int64_t j = 0; j < x.columns; j += step) {
         const int64_t count = std::min(step, x.columns - j);
         float* values = as_floats(x, i, j, count, buffer);
-        f(values, as_floats(y, i, j, count, other_buffer), count);
+        body(i, j, values, count);
         if (x.dtype != DType::f32) kernels_.from_float(element(x, i, j), x.dtype, values, count);
       }
     });

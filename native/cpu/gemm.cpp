@@ -20,7 +20,6 @@ constexpr int64_t packed_b_floats = int64_t{2} << 20;
 // Smaller blocks of rows where there would be too few for the threads to share evenly.
 constexpr int64_t block_rows_least = 48, blocks_per_thread = 4;
 
-int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
 int64_t round_up(int64_t length, int64_t multiple) { return divide_up(length, multiple) * multiple; }
 
 // The length of equal parts of about `most`, a multiple; at least one multiple.
@@ -28,9 +27,6 @@ int64_t equal_parts(int64_t length, int64_t most, int64_t multiple) {
   const int64_t parts = std::max<int64_t>(divide_up(length, most), 1);
   return std::max(round_up(divide_up(length, parts), multiple), multiple);
 }
-
-// Where part i of `parts` equal ones begins.
-int64_t cut(int64_t length, int64_t i, int64_t parts) { return length * i / parts; }
 
 }  // namespace
 
@@ -40,19 +36,13 @@ void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
   if (g.m == 0 || g.n == 0) return;
   if (g.sparse_b && multiply_sparse(pool, kernels, g)) return;
   const int64_t mr = kernels.mr, nr = kernels.nr, threads = pool.threads();
-  const bool pairs = kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
+  const bool pairs = multiplies_pairs(kernels, g);
   const int64_t unit = pairs ? 2 : 1, units = divide_up(g.k, unit);
   const auto micro = pairs ? kernels.micro_pairs : kernels.micro;
   // Packs lanes (rows of A, columns of B) and `count` units from unit u on.
   const auto pack = [&](float* packed, int64_t panel, const Operand& lanes, int64_t first, int64_t end, int64_t u,
                         int64_t count) {
-    const int64_t depth = std::min(count * unit, g.k - u * unit);
-    const void* data = lanes.at(first, u * unit);
-    if (pairs) {
-      kernels.pack_pairs(packed, panel, data, lanes.row_stride, lanes.column_stride, end - first, depth);
-    } else {
-      kernels.pack(packed, panel, data, lanes.dtype, lanes.row_stride, lanes.column_stride, end - first, depth);
-    }
+    pack_panels(kernels, pairs, packed, panel, lanes, first, end - first, u * unit, std::min(count * unit, g.k - u * unit));
   };
 
   // The depth of a block decides how sums are rounded: the same for any number of threads.

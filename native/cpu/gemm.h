@@ -30,6 +30,11 @@ struct Operand {
 inline Operand operand(const Tensor& t) { return {t.bytes(), t.dtype, t.stride, 1}; }
 inline Operand operand(const float* data, int64_t stride) { return {data, DType::f32, stride, 1}; }
 
+inline int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
+
+// Where part i of `parts` equal ones begins.
+inline int64_t cut(int64_t length, int64_t i, int64_t parts) { return length * i / parts; }
+
 enum class Triangle { full, upper };
 
 struct Gemm {
@@ -45,6 +50,22 @@ struct Gemm {
   DType dtype = DType::f32;  // of C
   bool sparse_b = false;  // B may have many zeros, which are then skipped; see sparse.h
 };
+
+// Whether bfloat16 elements are multiplied as they are, in pairs.
+inline bool multiplies_pairs(const Kernels& kernels, const Gemm& g) {
+  return kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
+}
+
+// Packs `lanes` rows of the operand and `depth` steps along its columns, from (row, step) on, as pairs or as float32.
+inline void pack_panels(const Kernels& kernels, bool pairs, float* packed, int64_t panel, const Operand& rows, int64_t row,
+                        int64_t lanes, int64_t step, int64_t depth) {
+  const void* data = rows.at(row, step);
+  if (pairs) {
+    kernels.pack_pairs(packed, panel, data, rows.row_stride, rows.column_stride, lanes, depth);
+  } else {
+    kernels.pack(packed, panel, data, rows.dtype, rows.row_stride, rows.column_stride, lanes, depth);
+  }
+}
 
 void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g);
 

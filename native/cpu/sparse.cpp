@@ -2,13 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 
 namespace sparsegpt::cpu {
 
 namespace {
 
-// Weights of B that are held as entries at once: at most 24 MiB of address space, and of memory what their density makes of it.
+// Weights of B that are held as entries at once, in 12 MiB; more where one group of columns has more.
 constexpr int64_t weights_at_once = int64_t{2} << 20;
 // The sums of so many columns, 0.4 MB with AVX-512, stay in L2 beside a panel of A.
 constexpr int64_t columns_at_once = 12 * sparse_columns;
@@ -17,9 +16,6 @@ constexpr int64_t depth_at_once = 2048;
 constexpr int64_t tasks_per_thread = 4;
 // Entries for each step of the depth of a column, from which on a dense product is faster: it has 1, or 1/2 for pairs.
 constexpr double most_entries = 0.7, most_pairs = 0.3;
-
-int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
-int64_t cut(int64_t length, int64_t i, int64_t parts) { return length * i / parts; }
 
 // Columns of B as entries, in chunks [depth block][column group].
 class SparseColumns {
@@ -32,18 +28,18 @@ class SparseColumns {
         step_(pairs ? sparse_pairs_depth : sparse_depth),
         blocks_(divide_up(depth, step_)),
         most_groups_(divide_up(columns, sparse_columns)),
-        values_(pool.scratch<float>(blocks_ * most_groups_ * SparseChunk::capacity)),
-        slots_(pool.scratch<uint16_t>(blocks_ * most_groups_ * SparseChunk::capacity)),
+        capacity_(step_ * sparse_columns + SparseChunk::surplus),
+        values_(pool.scratch<float>(blocks_ * most_groups_ * capacity_)),
+        slots_(pool.scratch<uint16_t>(blocks_ * most_groups_ * capacity_)),
         starts_(pool.scratch<uint32_t>(blocks_ * most_groups_ * (sparse_columns + 1))),
-        dense_(pool.scratch<float>(pool.threads() * sparse_columns * sparse_depth)) {}
+        dense_(pool.scratch<float>(pool.threads() * sparse_columns * step_)) {}
 
   int64_t step() const { return step_; }  // depth of a block
   int64_t blocks() const { return blocks_; }
   int64_t groups() const { return groups_; }
   SparseChunk chunk(int64_t block, int64_t group) const {
     const int64_t i = block * most_groups_ + group;
-    return {values_.data() + i * SparseChunk::capacity, slots_.data() + i * SparseChunk::capacity,
-            starts_.data() + i * (sparse_columns + 1)};
+    return {values_.data() + i * capacity_, slots_.data() + i * capacity_, starts_.data() + i * (sparse_columns + 1)};
   }
 
   // Returns the number of entries.
@@ -56,7 +52,7 @@ class SparseColumns {
       const int64_t depth = std::min(step_, depth_ - k);
       float* dense = dense_.data() + thread * sparse_columns * step_;
       // A panel whose lanes run along the depth is a row for every column.
-      kernels_.pack(dense, step_, b.at(k, first), b.dtype, b.row_stride, b.column_stride, depth, count);
+      pack_panels(kernels_, false, dense, step_, b, k, depth, first, count);
       if (depth < step_)
         for (int64_t j = 0; j < count; ++j) std::fill(dense + j * step_ + depth, dense + (j + 1) * step_, 0.0f);
       const SparseChunk out = chunk(block, group);
@@ -70,7 +66,7 @@ class SparseColumns {
   ThreadPool& pool_;
   const Kernels& kernels_;
   const bool pairs_;
-  const int64_t depth_, step_, blocks_, most_groups_;
+  const int64_t depth_, step_, blocks_, most_groups_, capacity_;
   int64_t groups_ = 0;
   Scratch<float> values_;
   Scratch<uint16_t> slots_;
@@ -83,7 +79,7 @@ class SparseColumns {
 bool multiply_sparse(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
   const int64_t rows = kernels.sparse_rows, threads = pool.threads();
   if (g.triangle != Triangle::full || g.m < rows || g.n < sparse_columns || g.k < sparse_depth) return false;
-  const bool pairs = kernels.multiply_sparse_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
+  const bool pairs = multiplies_pairs(kernels, g);
 
   {
     SparseColumns some(pool, kernels, pairs, g.k, sparse_columns);
@@ -127,12 +123,7 @@ bool multiply_sparse(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
         for (int64_t block = 0; block < columns.blocks(); ++block) {
           const int64_t k = block * columns.step(), from = k / packed_depth * packed_depth;
           if (packed_from != from) {
-            const int64_t depth = std::min(packed_depth, g.k - from);
-            if (pairs) {
-              kernels.pack_pairs(packed, rows, g.a.at(i, from), g.a.row_stride, g.a.column_stride, count, depth);
-            } else {
-              kernels.pack(packed, rows, g.a.at(i, from), g.a.dtype, g.a.row_stride, g.a.column_stride, count, depth);
-            }
+            pack_panels(kernels, pairs, packed, rows, g.a, i, count, from, std::min(packed_depth, g.k - from));
             packed_from = from;
           }
           const float* panel = packed + (k - from) / unit * rows;

@@ -310,19 +310,19 @@ TEST("memory pool: buffers keep their bytes while others are cut and joined; wha
     CHECK_EQUAL(std::memcmp(bytes, bytes + 1, size - 1), 0);
     live.erase(live.begin() + static_cast<std::ptrdiff_t>(i));
   };
+  const auto whole = [](size_t bytes) { return (bytes + 2 * megabyte - 1) / (2 * megabyte) * (2 * megabyte); };
   std::mt19937 random(7);
   size_t used = 0, peak = 0;
   for (int step = 0; step < 400; ++step) {
     // A size in eight is below a huge page.
     const size_t bytes = random() % 8 == 0 ? 1 + random() % (2 * megabyte) : (2 + random() % 12) * megabyte - random() % 2;
-    const size_t whole = (bytes + 2 * megabyte - 1) / (2 * megabyte) * (2 * megabyte);
-    while (!live.empty() && (used + whole > 64 * megabyte || random() % 3 == 0)) {
+    while (!live.empty() && (used + whole(bytes) > 64 * megabyte || random() % 3 == 0)) {
       const size_t i = random() % live.size();
-      used -= (live[i].storage->size() + 2 * megabyte - 1) / (2 * megabyte) * (2 * megabyte);
+      used -= whole(live[i].storage->size());
       kill(i);
     }
     live.push_back({touched(*backend, bytes, step % 251), step % 251});
-    peak = std::max(peak, used += whole);
+    peak = std::max(peak, used += whole(bytes));
     if (before > 0) CHECK(resident() < before + peak + 16 * megabyte);
   }
   while (!live.empty()) kill(0);

@@ -257,11 +257,8 @@ void pack_pairs(float* packed, int64_t panel, const void* data, int64_t lane_str
   pack_panels<Pairs>(packed, panel, data, lane_stride, depth_stride, lanes, depth);
 }
 
-// VDPBF16PS takes denormal inputs as zero and flushes denormal results, always rounds to nearest even and raises no
-// exceptions, whatever MXCSR says.
 void micro_pairs(int64_t units, const float* a, const float* b, const GemmTile& tile) {
-  multiply_panels(units, a, b, tile,
-                  [](vf sum, vf x, vf y) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); });
+  multiply_panels(units, a, b, tile, add_pair_products);
 }
 #endif
 

@@ -69,8 +69,9 @@ struct GemmTile {
 // A part of B in a product that skips the zeros of B: some steps of the depth of at most `sparse_columns` columns.
 constexpr int64_t sparse_depth = 64, sparse_pairs_depth = 32, sparse_columns = 64;
 struct SparseChunk {
-  // Of every entry its value and which slot of A's panel it is multiplied with.
-  static constexpr int64_t capacity = sparse_depth * sparse_columns + 16;
+  // Of every entry its value and which slot of A's panel it is multiplied with, with room for an entry for each element and
+  // `surplus` more, as whole vectors are stored.
+  static constexpr int64_t surplus = 16;
   float* values;
   uint16_t* slots;
   uint32_t* starts;  // [columns + 1]: where the entries of each column begin

@@ -119,8 +119,7 @@ void form_pairs(float* panel, const float* units, int64_t count) {
 }
 
 void multiply_sparse_pairs(const SparseChunk& b, int64_t columns, const float* panel, float* sums) {
-  multiply_entries(b, columns, panel, sums,
-                   [](vf sum, vf x, vf y) { return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y); });
+  multiply_entries(b, columns, panel, sums, add_pair_products);
 }
 #endif
 
@@ -130,14 +129,9 @@ void store_sums(const float* sums, const GemmTile& t) {
     if (t.addend != nullptr) values += load_first(t.addend + row * t.addend_stride + column, count);
     const int64_t at = row * t.c_stride + column;
     if (t.dtype == DType::f32) return store_first(static_cast<float*>(t.c) + at, values, count);
-    uint16_t* c = static_cast<uint16_t*>(t.c) + at;
-    if (t.dtype == DType::bf16 && count == width) {
-      *reinterpret_cast<vh*>(c) = to_bf16(values);
-    } else {
-      float tail[width];
-      store(tail, values);
-      span_from_float(c, t.dtype, tail, count);
-    }
+    float part[width];
+    store(part, values);
+    span_from_float(static_cast<uint16_t*>(t.c) + at, t.dtype, part, count);
   });
 }
 

@@ -195,6 +195,16 @@ static inline vh to_bf16(vf v) {
   return narrow(v == v ? rounded : (bits >> 16 | 0x40u));
 }
 
+#if defined(__AVX512BF16__)
+// Two products of bfloat16 elements in each lane.
+//
+// VDPBF16PS takes denormal inputs as zero and flushes denormal results, always rounds to nearest even and raises no
+// exceptions, whatever MXCSR says.
+static inline vf add_pair_products(vf sum, vf x, vf y) {
+  return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+}
+#endif
+
 static inline float f16_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;
