@@ -4,7 +4,7 @@
 //   node bench/forward.mjs [--reference DIR --python BIN] [--sizes opt-125m,llama-1b,llama-7b] [--seqlen 2048]
 //       [--device cpu|cuda] [--threads N] [--repeats 5]
 
-import { benchCases } from '../dist/benchmark/case.js'
+import { benchCases } from '../dist/sdk/benchmark/case.js'
 import { compare, parseOptions } from './frame.mjs'
 
 const options = parseOptions({ sizes: { type: 'string' }, seqlen: { type: 'string', default: '2048' } })

@@ -8,8 +8,8 @@ import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { MeasuredDevice, median } from '../dist/benchmark/benchmark.js'
-import { caseName } from '../dist/benchmark/case.js'
+import { MeasuredDevice, median } from '../dist/sdk/benchmark/benchmark.js'
+import { caseName } from '../dist/sdk/benchmark/case.js'
 
 export { median }
 

@@ -3,7 +3,7 @@
 //
 //   node bench/gemm.mjs [--reference DIR --python BIN] [--sizes 2048x2048x2048,4096x576,…] [--device cpu|cuda] [--threads N] [--repeats 5]
 
-import { benchCases } from '../dist/benchmark/case.js'
+import { benchCases } from '../dist/sdk/benchmark/case.js'
 import { compare, parseOptions } from './frame.mjs'
 
 const options = parseOptions({ sizes: { type: 'string' } })

@@ -12,7 +12,7 @@ import { spawnSync } from 'node:child_process'
 import { copyFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { readText } from '../dist/calibration/text.js'
+import { readText } from '../dist/text/text.js'
 import { loadModel, saveTokens } from '../dist/index.js'
 import {
   median,

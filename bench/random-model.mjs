@@ -8,9 +8,9 @@
 
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
-import { serializeHeader } from '../dist/checkpoint/safetensors.js'
+import { serializeHeader } from '../dist/files/safetensors.js'
 import { saveTokens } from '../dist/index.js'
-import { checkpointTensors } from '../dist/planning/plan.js'
+import { checkpointTensors } from '../dist/planning/planned-job.js'
 
 const presets = {
   'llama-1b': {

@@ -40,7 +40,7 @@ async function withModel(body) {
 const started = performance.now()
 const { tokens, dense } = await withModel(async (model) => {
   const text = readFileSync(train, 'utf8').slice(0, calibrationCharacters)
-  say(`demo: ${relative(root, source)}, ${model.device.description}`)
+  say(`demo: ${relative(root, source)}, ${model.device}`)
   return {
     tokens: await (await model.tokenizer()).encode(text),
     dense: await perplexity(model, { file: heldout, ...evaluation }),

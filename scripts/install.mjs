@@ -51,7 +51,10 @@ export function newest(paths, filter = () => true) {
 
 const nativeSources = () =>
   newest(
-    [join(root, 'CMakeLists.txt'), ...['core', 'cpu', 'addon'].map((name) => join(root, 'native', name))],
+    [
+      join(root, 'CMakeLists.txt'),
+      ...['core', 'cpu', 'cuda', 'addon', 'backends.cpp'].map((name) => join(root, 'native', name)),
+    ],
     (path) => /\.(h|cpp|txt)$/.test(path),
   )
 

@@ -12,6 +12,7 @@ export class SparseGptError extends Error {
   }
 }
 
+/** What went wrong, for programs. */
 export type ErrorCode =
   /** An option or argument has a value that is not allowed. */
   | 'INVALID_OPTION'
@@ -37,7 +38,7 @@ export type ErrorCode =
   | 'ABORTED'
   /** The device (or the native addon) is not available. */
   | 'DEVICE_UNAVAILABLE'
-  /** Memory ran out on the device. */
+  /** Memory ran out on the device, or would exceed the option `memory`. */
   | 'OUT_OF_MEMORY'
   /** A defect of this package: please report it. */
   | 'INTERNAL'

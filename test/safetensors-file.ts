@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { readSafetensorsHeader } from '../src/checkpoint/safetensors.js'
+import { readSafetensorsHeader } from '../src/files/safetensors.js'
 
 /** The tensors of a small file, whole, for comparing with golden data: F32 as such, integers as numbers. */
 export async function readTensors(file: string) {

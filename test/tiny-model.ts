@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { PythonRandom } from '../src/calibration/python-random.js'
-import { writeSafetensors, type TestTensor } from './checkpoint/files.js'
+import { PythonRandom } from '../src/text/python-random.js'
+import { writeSafetensors, type TestTensor } from './files/files.js'
 
 export const vocabulary = 32
 export const hidden = 24

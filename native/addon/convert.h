@@ -1,15 +1,19 @@
-// From JavaScript values to the types of the Backend interface, and errors back.
+// From JavaScript values to native ones, and errors back.
 #pragma once
 
 #include <napi.h>
 
+#include <cmath>
 #include <string>
 #include <type_traits>
 
-#include "core/backend.h"
 #include "core/error.h"
+#include "core/operations.h"
+#include "core/tensor.h"
 
 namespace sparsegpt::addon {
+
+using Info = Napi::CallbackInfo;
 
 // A JavaScript Error with the code of `error`; src/native/device.ts turns it into a SparseGptError.
 inline Napi::Error to_js(Napi::Env env, const Error& error) {
@@ -18,10 +22,27 @@ inline Napi::Error to_js(Napi::Env env, const Error& error) {
   return result;
 }
 
-inline Tensor read_tensor(const Napi::Value& value) {
-  if (!value.IsExternal()) throw Napi::TypeError::New(value.Env(), "expected a tensor");
+// Errors of the native code become JavaScript errors with their code.
+template <typename Body>
+auto guarded(const Info& info, const Body& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw to_js(info.Env(), error);
+  } catch (const std::bad_alloc&) {
+    throw to_js(info.Env(), Error("OUT_OF_MEMORY", "not enough memory"));
+  }
+}
+
+inline Napi::TypeError expected(const Napi::Value& value, const std::string& place, const char* what) {
+  return Napi::TypeError::New(value.Env(), place + (place.empty() ? "" : ": ") + "expected " + what);
+}
+
+inline Tensor read_tensor(const Napi::Value& value, const std::string& place = "") {
+  if (!value.IsExternal()) throw expected(value, place, "a tensor");
   const Tensor& tensor = *value.As<Napi::External<Tensor>>().Data();
-  if (!tensor) throw to_js(value.Env(), Error("INTERNAL", "the tensor has been disposed"));
+  if (!tensor)
+    throw to_js(value.Env(), Error("INTERNAL", place + (place.empty() ? "" : ": ") + "the tensor has been disposed"));
   return tensor;
 }
 
@@ -32,38 +53,35 @@ inline DType read_dtype(const Napi::Value& value) {
   throw Napi::TypeError::New(value.Env(), "unknown dtype " + name);
 }
 
-inline Activation read_activation(const Napi::Value& value) {
-  const std::string name = value.ToString();
+inline Activation read_activation(const Napi::Value& value, const std::string& place) {
+  const std::string name = value.IsString() ? value.As<Napi::String>().Utf8Value() : "";
   if (name == "relu") return Activation::relu;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   if (name == "silu") return Activation::silu;
-  throw Napi::TypeError::New(value.Env(), "unknown activation " + name);
+  throw expected(value, place, "relu, gelu, gelu_tanh or silu");
 }
 
-// One overload per parameter type of a Backend operation. undefined stands for "no tensor".
+// For every type of an operation's fields. undefined stands for "no tensor". `place` is named in the TypeError.
 template <typename T>
-T read(const Napi::Value& value) {
+T read(const Napi::Value& value, const std::string& place = "") {
   if constexpr (std::is_same_v<T, Tensor>) {
-    return value.IsUndefined() ? Tensor{} : read_tensor(value);
+    return value.IsUndefined() ? Tensor{} : read_tensor(value, place);
   } else if constexpr (std::is_same_v<T, Activation>) {
-    return read_activation(value);
-  } else if constexpr (std::is_same_v<T, AttentionShape>) {
-    const auto object = value.As<Napi::Object>();
-    return {read<int64_t>(object.Get("sequence")), read<int64_t>(object.Get("heads")), read<int64_t>(object.Get("kvHeads")),
-            read<int64_t>(object.Get("headDim")),  read<float>(object.Get("scale")),   read<int64_t>(object.Get("window")),
-            read<float>(object.Get("softcap")),    read<Tensor>(object.Get("slopes"))};
-  } else if constexpr (std::is_same_v<T, Selection>) {
-    const auto object = value.As<Napi::Object>();
-    return {read<double>(object.Get("sparsity")), read<int>(object.Get("n")), read<int>(object.Get("m")),
-            read<Tensor>(object.Get("mask"))};
+    return read_activation(value, place);
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    if (!value.IsString()) throw expected(value, place, "a string");
+    return value.As<Napi::String>();
   } else if constexpr (std::is_same_v<T, bool>) {
-    if (!value.IsBoolean()) throw Napi::TypeError::New(value.Env(), "expected a boolean");
+    if (!value.IsBoolean()) throw expected(value, place, "a boolean");
     return value.As<Napi::Boolean>().Value();
   } else {
     static_assert(std::is_arithmetic_v<T>);
-    if (!value.IsNumber()) throw Napi::TypeError::New(value.Env(), "expected a number");
-    return static_cast<T>(value.As<Napi::Number>().DoubleValue());
+    if (!value.IsNumber()) throw expected(value, place, "a number");
+    const double number = value.As<Napi::Number>().DoubleValue();
+    if (std::is_integral_v<T> && !(std::trunc(number) == number && std::fabs(number) <= 0x1p53))
+      throw expected(value, place, "an integer");
+    return static_cast<T>(number);
   }
 }
 

@@ -101,7 +101,7 @@ class Bench {
     }
     if (dtype == DType::f32) return values;
     const Tensor out = empty(dtype, rows, columns);
-    backend->cast(out, values);
+    backend->run(Cast{out, values});
     return out;
   }
 
@@ -136,7 +136,7 @@ void linear_table(Bench& bench, const char* title, const std::vector<Product>& p
       const Tensor x = bench.random(dtype, tokens, in), w = bench.random(dtype, out, in);
       const Tensor y = bench.empty(dtype, tokens, out);
       bench.line(shape_text(dtype, {tokens, in, out}), dtype, 2.0 * static_cast<double>(tokens * in * out),
-                 [&] { bench.backend->linear(y, x, w, {}); });
+                 [&] { bench.backend->run(Linear{y, x, w, {}}); });
     }
   }
 }
@@ -150,15 +150,12 @@ void sparse_table(Bench& bench) {
            {Product{4096, 576, 576}, {4096, 576, 1536}, {4096, 1536, 576}, {2048, 3072, 768}, {2048, 4096, 4096}}) {
         const Tensor x = bench.random(dtype, tokens, in), dense = bench.random(DType::f32, out, in);
         const Tensor y = bench.empty(dtype, tokens, out), w = bench.empty(dtype, out, in);
-        const Tensor mask = bench.empty(DType::u8, out, in), stats = bench.empty(DType::f64, 1, solve_stats::count);
-        Selection selection;
-        selection.sparsity = 0.5;
-        selection.n = pattern ? 2 : 0;
-        selection.m = pattern ? 4 : 0;
-        bench.backend->prune_magnitude(dense, mask, selection, stats);
-        bench.backend->cast(w, dense);
+        const Tensor mask = bench.empty(DType::u8, out, in);
+        bench.backend->run(SelectMask{mask, dense, 0.5, pattern ? 2 : 0, pattern ? 4 : 0, false, false});
+        bench.backend->run(ApplyMask{dense, mask});
+        bench.backend->run(Cast{w, dense});
         bench.line(shape_text(dtype, {tokens, in, out}, pattern ? "  2:4" : "  50 %"), dtype,
-                   2.0 * static_cast<double>(tokens * in * out), [&] { bench.backend->linear(y, x, w, {}); });
+                   2.0 * static_cast<double>(tokens * in * out), [&] { bench.backend->run(Linear{y, x, w, {}}); });
       }
     }
   }
@@ -169,9 +166,9 @@ void gram_table(Bench& bench) {
   for (DType dtype : both) {
     for (const auto& [tokens, in] : {std::pair<int64_t, int64_t>{4096, 576}, {4096, 1536}, {2048, 768}, {2048, 4096}}) {
       const Tensor x = bench.random(dtype, tokens, in), gram = bench.empty(DType::f32, in, in);
-      bench.backend->fill(gram, 0);
+      bench.backend->run(Fill{gram, 0});
       bench.line(shape_text(dtype, {tokens, in}), dtype, static_cast<double>(tokens * in * (in + 1)),
-                 [&] { bench.backend->accumulate_gram(gram, x, 0.25f); });
+                 [&] { bench.backend->run(AccumulateGram{gram, x, 0.25f}); });
     }
   }
 }
@@ -183,18 +180,13 @@ void solver_table(Bench& bench) {
   for (const auto& [rows, columns] : sizes) {
     const Tensor dense = bench.random(DType::f32, rows, columns), weight = bench.empty(DType::f32, rows, columns);
     const Tensor gram = bench.empty(DType::f32, columns, columns), factor = bench.empty(DType::f32, columns, columns);
-    bench.backend->fill(gram, 0);
+    bench.backend->run(Fill{gram, 0});
     {
       const Tensor x = bench.random(DType::f32, 2 * columns, columns);
-      bench.backend->accumulate_gram(gram, x, 1.0f / static_cast<float>(columns));
+      bench.backend->run(AccumulateGram{gram, x, 1.0f / static_cast<float>(columns)});
     }
     const Tensor mask = bench.empty(DType::u8, rows, columns), dead = bench.empty(DType::u8, 1, columns);
-    const Tensor stats = bench.empty(DType::f64, 1, 8);
-    const auto stats_of = [&](int64_t count) {
-      Tensor view = stats;
-      view.columns = view.stride = count;
-      return view;
-    };
+    const Tensor report = bench.empty(DType::f64, 1, factor_report::count), loss = bench.empty(DType::f64, 1, 1);
     struct Case {
       const char* name;
       int n, m, bits;
@@ -207,13 +199,9 @@ void solver_table(Bench& bench) {
           shape_text(DType::f32, {rows, columns}, factor_only ? "  factorisation alone" : c.name), DType::f32,
           n * n * n / 3 + (factor_only ? 0 : static_cast<double>(rows) * n * n),
           [&] {
-            bench.backend->factor_hessian(factor, dead, 0.01, stats_of(factor_stats::count));
+            bench.backend->run(FactorHessian{factor, dead, report, 0.01});
             if (factor_only) return;
-            Selection selection;
-            selection.sparsity = 0.5;
-            selection.n = c.n;
-            selection.m = c.m;
-            bench.backend->prune_sparsegpt(weight, mask, factor, dead, selection, 128, c.bits, stats_of(solve_stats::count));
+            bench.backend->run(PruneSparsegpt{weight, mask, loss, factor, dead, {}, 0.5, c.n, c.m, 128, c.bits});
           },
           [&] {
             std::memcpy(factor.bytes(), gram.bytes(), static_cast<size_t>(columns * columns) * 4);
@@ -235,18 +223,15 @@ void attention_table(Bench& bench) {
                    out = bench.empty(dtype, tokens, c.heads * c.head_dim);
       const Tensor k = bench.random(dtype, tokens, c.kv_heads * c.head_dim),
                    v = bench.random(dtype, tokens, c.kv_heads * c.head_dim);
-      AttentionShape shape{};
-      shape.sequence = c.length;
-      shape.heads = c.heads;
-      shape.kv_heads = c.kv_heads;
-      shape.head_dim = c.head_dim;
-      shape.scale = 1 / std::sqrt(static_cast<float>(c.head_dim));
+      const Attention attention{
+          out, q, k, v, {}, c.sequences, 0, c.heads, c.kv_heads, c.head_dim, 1 / std::sqrt(static_cast<float>(c.head_dim)),
+          0,   0};
       // Two products over half of the [length, length] scores.
       const double flop = 2.0 * static_cast<double>(tokens * (c.length + 1) * c.heads * c.head_dim);
       const std::string heads =
           ", " + std::to_string(c.heads) + "/" + std::to_string(c.kv_heads) + " x " + std::to_string(c.head_dim);
       bench.line(shape_text(dtype, {c.sequences, c.length}, heads.c_str()), dtype, flop,
-                 [&] { bench.backend->attention(out, q, k, v, shape); });
+                 [&] { bench.backend->run(attention); });
     }
   }
 }
@@ -259,12 +244,12 @@ void rows_table(Bench& bench) {
     const Tensor weight = bench.random(DType::f32, 1, features), bias = bench.random(DType::f32, 1, features);
     const auto bytes = static_cast<double>(tokens * features) * static_cast<double>(dtype_size(dtype));
     const auto name = [&](const char* operation) { return shape_text(dtype, {tokens, features}) + "  " + operation; };
-    bench.bandwidth(name("RMS norm"), 2 * bytes, [&] { bench.backend->rms_norm(y, x, weight, 1e-5f); });
-    bench.bandwidth(name("layer norm"), 2 * bytes, [&] { bench.backend->layer_norm(y, x, weight, bias, 1e-5f); });
-    bench.bandwidth(name("gate, SiLU"), 3 * bytes, [&] { bench.backend->gate(x, y, Activation::silu); });
-    bench.bandwidth(name("GELU (tanh)"), 2 * bytes, [&] { bench.backend->activation(x, Activation::gelu_tanh); });
-    bench.bandwidth(name("GELU (erf)"), 2 * bytes, [&] { bench.backend->activation(x, Activation::gelu); });
-    bench.bandwidth(name("add"), 3 * bytes, [&] { bench.backend->add(x, y); });
+    bench.bandwidth(name("RMS norm"), 2 * bytes, [&] { bench.backend->run(RmsNorm{y, x, weight, 1e-5f}); });
+    bench.bandwidth(name("layer norm"), 2 * bytes, [&] { bench.backend->run(LayerNorm{y, x, weight, bias, 1e-5f}); });
+    bench.bandwidth(name("gate, SiLU"), 3 * bytes, [&] { bench.backend->run(Gate{x, y, Activation::silu}); });
+    bench.bandwidth(name("GELU (tanh)"), 2 * bytes, [&] { bench.backend->run(Activate{x, Activation::gelu_tanh}); });
+    bench.bandwidth(name("GELU (erf)"), 2 * bytes, [&] { bench.backend->run(Activate{x, Activation::gelu}); });
+    bench.bandwidth(name("add"), 3 * bytes, [&] { bench.backend->run(Add{x, y}); });
   }
 }
 

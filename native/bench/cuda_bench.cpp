@@ -3,10 +3,10 @@
 //   cmake -S . -B build/native-tests -DSPARSEGPT_CUDA=ON && cmake --build build/native-tests --parallel
 //   build/native-tests/sparsegpt_cuda_bench [--gpu-only] [SIZE...]       sizes of square layers; 1024 4096 by default
 //
-// Seconds are medians of five runs (of one on the CPU for large sizes). "of peak" is a phase's arithmetic over its time, as a
+// Seconds are medians of five runs (of one on the CPU for large sizes), by the device's own clock, so that no waiting of the host
+// counts; short ones are run several times in a row. "of peak" is a phase's arithmetic over its time, as a
 // share of the device's own rate on a float32 product of 4096 (GPU) or 2048 (CPU) in each dimension.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,9 +15,8 @@
 #include <string>
 #include <vector>
 
-#include "core/cuda_loader.h"
 #include "core/device.h"
-#include "cpu/cpu_backend.h"
+#include "core/registry.h"
 
 using namespace sparsegpt;
 
@@ -42,21 +41,29 @@ class Machine {
     run([&](Backend& b) { b.upload(t, values.data()); });
     if (dtype == DType::f32) return t;
     const Tensor cast = empty(dtype, rows, columns);
-    run([&](Backend& b) { b.cast(cast, t); });
+    run([&](Backend& b) { b.run(Cast{cast, t}); });
     return cast;
   }
   void run(const std::function<void(Backend&)>& operation) {
     device_.enqueue("bench", operation);
     device_.synchronize();
   }
-  // Median seconds; prepare() is not timed.
+  // Median seconds of an operation that may be repeated: on the GPU so often in a row that starting it does not count.
+  double time(int repeats, const std::function<void(Backend&)>& operation) {
+    const int in_a_row = device_.backend().in_host_memory() ? 1 : 10;
+    return time(
+               repeats, [](Backend&) {},
+               [&](Backend& b) {
+                 for (int i = 0; i < in_a_row; ++i) operation(b);
+               }) /
+           in_a_row;
+  }
+  // Of one that needs fresh operands; prepare() is not timed.
   double time(int repeats, const std::function<void(Backend&)>& prepare, const std::function<void(Backend&)>& operation) {
     std::vector<double> seconds;
     for (int i = 0; i <= repeats; ++i) {
       run(prepare);
-      const auto start = std::chrono::steady_clock::now();
-      run(operation);
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      run([&](Backend& b) { seconds.push_back(b.time([&] { operation(b); })); });
     }
     if (repeats > 1) seconds.erase(seconds.begin());  // the first one loads libraries and kernels
     std::sort(seconds.begin(), seconds.end());
@@ -73,7 +80,7 @@ class Machine {
 double product_rate(Machine& machine, DType dtype, int64_t size) {
   const Tensor x = machine.random(dtype, size, size), w = machine.random(dtype, size, size),
                out = machine.empty(dtype, size, size);
-  const double seconds = machine.time(5, [](Backend&) {}, [&](Backend& b) { b.linear(out, x, w, {}); });
+  const double seconds = machine.time(5, [&](Backend& b) { b.run(Linear{out, x, w, {}}); });
   const auto n = static_cast<double>(size);
   return 2 * n * n * n / seconds;
 }
@@ -95,26 +102,24 @@ void bench(Machine& machine, const std::vector<int64_t>& sizes, bool slow) {
     const Tensor x = machine.random(DType::f32, tokens, size), dense = machine.random(DType::f32, size, size);
     const Tensor gram = machine.empty(DType::f32, size, size), factor = machine.empty(DType::f32, size, size);
     const Tensor w = machine.empty(DType::f32, size, size), mask = machine.empty(DType::u8, size, size);
-    const Tensor dead = machine.empty(DType::u8, 1, size), factored = machine.empty(DType::f64, 1, factor_stats::count);
-    const Tensor stats = machine.empty(DType::f64, 1, solve_stats::count);
+    const Tensor dead = machine.empty(DType::u8, 1, size), report = machine.empty(DType::f64, 1, factor_report::count);
+    const Tensor loss = machine.empty(DType::f64, 1, 1);
     const int repeats = slow && size > 1024 ? 1 : 5;
-    const double gram_seconds =
-        machine.time(repeats, [&](Backend& b) { b.fill(gram, 0); }, [&](Backend& b) { b.accumulate_gram(gram, x, 1.0f); });
-    print_row("Gram matrix", gram_seconds, static_cast<double>(tokens) * n * n, peak);
+    machine.run([&](Backend& b) { b.run(Fill{gram, 0}); });
+    const double gram_seconds = machine.time(repeats, [&](Backend& b) { b.run(AccumulateGram{gram, x, 1}); });
+    print_row("Gram matrix", gram_seconds, static_cast<double>(tokens) * n * (n + 1), peak);
     const double factor_seconds = machine.time(
-        repeats, [&](Backend& b) { b.cast(factor, gram); },
-        [&](Backend& b) { b.factor_hessian(factor, dead, 0.01, factored); });
+        repeats, [&](Backend& b) { b.run(Cast{factor, gram}); },
+        [&](Backend& b) { b.run(FactorHessian{factor, dead, report, 0.01}); });
     print_row("factorisation", factor_seconds, n * n * n / 3, peak);
     for (const bool pattern : {false, true}) {
-      Selection selection;
-      selection.sparsity = 0.5;
-      if (pattern) selection.n = 2, selection.m = 4;
       const double seconds = machine.time(
-          repeats, [&](Backend& b) { b.cast(w, dense); },
-          [&](Backend& b) { b.prune_sparsegpt(w, mask, factor, dead, selection, 128, 0, stats); });
+          repeats, [&](Backend& b) { b.run(Cast{w, dense}); },
+          [&](Backend& b) {
+            b.run(PruneSparsegpt{w, mask, loss, factor, dead, {}, 0.5, pattern ? 2 : 0, pattern ? 4 : 0, 128, 0});
+          });
       print_row(pattern ? "SparseGPT 2:4" : "SparseGPT 50 %", seconds, n * n * n, peak);
-      print_row(pattern ? "  with factorisation" : "  with factorisation", seconds + factor_seconds, 4 * n * n * n / 3,
-                peak);
+      print_row("  with factorisation", seconds + factor_seconds, 4 * n * n * n / 3, peak);
     }
   }
 }
@@ -135,18 +140,18 @@ int main(int argc, char** argv) {
     }
   }
   if (sizes.empty()) sizes = {1024, 4096};
-  const std::string path = cuda_library_path();
-  const CudaDevice device = probe_cuda(path);
-  if (!device.reason.empty()) {
-    std::fprintf(stderr, "no GPU: %s\n", device.reason.c_str());
+  const BackendKind& cuda = backend_kind("cuda");
+  const Availability there = cuda.probe();
+  if (!there.reason.empty()) {
+    std::fprintf(stderr, "no GPU: %s\n", there.reason.c_str());
     return 1;
   }
   try {
-    Machine gpu(device.name, make_cuda_backend(path));
+    Machine gpu(there.devices.front().name, cuda.open(0, 0));
     bench(gpu, sizes, false);
     if (gpu_only) return 0;
-    auto backend = make_cpu_backend(0);
-    Machine cpu("CPU: " + backend->description(), std::move(backend));
+    const auto backend = backend_kind("cpu").open(0, 0);
+    Machine cpu("CPU: " + backend->description(), backend);
     bench(cpu, sizes, true);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

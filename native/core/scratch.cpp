@@ -1,6 +1,6 @@
 #include "core/scratch.h"
 
-#include "core/pages.h"
+#include <algorithm>
 
 namespace sparsegpt {
 
@@ -15,16 +15,21 @@ ScratchPool::Block ScratchPool::take(size_t bytes) {
   for (auto block = free_.begin(); block != free_.end(); ++block)
     if (block->bytes >= bytes && block->bytes / 2 <= bytes && (best == free_.end() || block->bytes < best->bytes))
       best = block;
+  Block block;
   if (best != free_.end()) {
-    const Block block = *best;
+    block = *best;
     free_.erase(best);
     free_bytes_ -= block.bytes;
-    return block;
+  } else {
+    block = {map_pages(bytes), bytes};
   }
-  return {map_pages(bytes), bytes};
+  taken_bytes_ += block.bytes;
+  peak_bytes_ = std::max(peak_bytes_, taken_bytes_);
+  return block;
 }
 
 void ScratchPool::give(Block block) {
+  taken_bytes_ -= block.bytes;
   if (block.bytes > keep_bytes) {
     unmap_pages(block.memory, block.bytes);
     return;

@@ -7,6 +7,8 @@
 #include <list>
 #include <type_traits>
 
+#include "core/pages.h"
+
 namespace sparsegpt {
 
 class ScratchPool {
@@ -26,10 +28,14 @@ class ScratchPool {
   };
   Block take(size_t bytes);
   void give(Block block);
+  // The most that was taken at once.
+  size_t peak_bytes() const { return peak_bytes_; }
 
  private:
   std::list<Block> free_;  // the last used first
   size_t free_bytes_ = 0;
+  size_t taken_bytes_ = 0;
+  size_t peak_bytes_ = 0;
 };
 
 // An uninitialised array that lives as long as this object, aligned to a page. Of one thread: see ThreadPool::scratch.
@@ -38,11 +44,18 @@ class Scratch {
   static_assert(std::is_trivial_v<T>);
 
  public:
-  Scratch(ScratchPool& pool, int64_t count)
-      : pool_(&pool), block_(pool.take(static_cast<size_t>(count) * sizeof(T))), count_(count) {}
-  ~Scratch() { pool_->give(block_); }
+  // Nothing is taken for none.
+  Scratch(ScratchPool& pool, int64_t count) : pool_(&pool), count_(count) {
+    if (count > 0) block_ = pool.take(static_cast<size_t>(count) * sizeof(T));
+  }
+  ~Scratch() {
+    if (count_ > 0) pool_->give(block_);
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
+
+  // What an array of `count` takes.
+  static size_t bytes(int64_t count) { return count > 0 ? rounded_to_pages(static_cast<size_t>(count) * sizeof(T)) : 0; }
 
   T* data() const { return reinterpret_cast<T*>(block_.memory); }
   int64_t size() const { return count_; }

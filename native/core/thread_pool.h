@@ -49,6 +49,7 @@ class ThreadPool {
   Scratch<T> scratch(int64_t count) {
     return Scratch<T>(scratch_, count);
   }
+  const ScratchPool& scratch_pool() const { return scratch_; }
 
  private:
   using Call = void (*)(const void*, int64_t, int);

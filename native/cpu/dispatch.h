@@ -1,19 +1,17 @@
-// The instruction-set levels the CPU kernels are compiled for, and the choice among them at start.
+// The choice among the instruction-set levels at start.
 #pragma once
 
-#include <string>
 #include <vector>
+
+#include "cpu/kernel.h"
 
 namespace sparsegpt::cpu {
 
-struct Kernels;
-
 // All levels this processor can run, narrowest first.
-std::vector<const Kernels*> available_kernels();
+std::vector<Level> available_levels();
 
-// The widest level, or the one that the environment variable SPARSEGPT_CPU names (baseline, avx2, avx512,
-// avx512bf16). Throws
+// The widest level, or the one that the environment variable SPARSEGPT_CPU names (baseline, avx2, avx512, avx512bf16). Throws
 // DEVICE_UNAVAILABLE when the processor lacks that level or the name is unknown.
-const Kernels& selected_kernels();
+Level selected_level();
 
 }  // namespace sparsegpt::cpu

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/thread_pool.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernel.h"
 
 namespace sparsegpt::cpu {
 
@@ -16,7 +16,6 @@ struct FactorReport {
 
 // hessian: [n, n], rows n apart; only the upper triangle is read, and R replaces it; the lower triangle is overwritten.
 // dead: [n], set to 1 where H_jj = 0. Throws NON_FINITE, and NOT_POSITIVE_DEFINITE when even dampening · 1000 fails.
-FactorReport factor_hessian(ThreadPool& pool, const Kernels& kernels, float* hessian, int64_t n, uint8_t* dead,
-                            double dampening);
+FactorReport factor_hessian(ThreadPool& pool, Level level, float* hessian, int64_t n, uint8_t* dead, double dampening);
 
 }  // namespace sparsegpt::cpu

@@ -28,45 +28,73 @@ int64_t equal_parts(int64_t length, int64_t most, int64_t multiple) {
   return std::max(round_up(divide_up(length, parts), multiple), multiple);
 }
 
+// How a product is cut.
+struct Plan {
+  Plan(Level level, int threads, const Gemm& g)
+      : direct(g.dtype == DType::f32),
+        pairs(multiplies_pairs(level, g)),
+        mr(register_tile[level]().rows),
+        nr(register_tile[level]().columns),
+        unit(pairs ? 2 : 1),
+        units(divide_up(g.k, unit)) {
+    // The depth of a block decides how sums are rounded: the same for any number of threads.
+    step = equal_parts(units, block_depth, 16);
+    // B at once: if it is too deep, less depth where the sums may stay in C, else fewer columns.
+    const int64_t wide = round_up(std::min<int64_t>(g.n, 4096), nr);
+    part_depth = direct ? std::max<int64_t>(packed_b_floats / wide / step, 1) * step : std::max(units, step);
+    const int64_t packed_depth = std::max<int64_t>(std::min(part_depth, units), 1);
+    part_columns = equal_parts(g.n, std::max(packed_b_floats / packed_depth / nr * nr, nr), nr);
+
+    // The tasks: blocks of rows, of whole panels each, and of columns where these are too many or those too few.
+    row_panels = divide_up(g.m, mr);
+    const int64_t block_panels =
+        std::clamp(row_panels / (blocks_per_thread * threads), block_rows_least / mr, block_rows / mr);
+    row_blocks = row_panels <= block_panels ? 1 : round_up(divide_up(row_panels, block_panels), threads);
+    column_blocks = std::max(divide_up(blocks_per_thread * threads, row_blocks),
+                             direct ? int64_t{1} : divide_up(part_columns, block_columns));
+
+    const int64_t rows_most = divide_up(row_panels, row_blocks) * mr;
+    columns_most = divide_up(part_columns / nr, column_blocks) * nr;
+    a_floats = rows_most * std::min(step, units);
+    own_floats = a_floats + (direct || units <= step ? 0 : rows_most * columns_most);
+    b_floats = packed_depth * part_columns;
+  }
+
+  bool direct;  // sums stay in C
+  bool pairs;
+  int64_t mr, nr, unit, units;
+  int64_t step, part_depth, part_columns;
+  int64_t row_panels, row_blocks, column_blocks, columns_most;
+  int64_t b_floats;  // B, packed
+  int64_t a_floats, own_floats;  // of each thread: A, packed, and with sums that may not stay in C
+};
+
 }  // namespace
 
-void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
-  const bool direct = g.dtype == DType::f32;
-  require(!g.accumulate || (direct && g.bias == nullptr), "a product is added to float32, without a bias");
+size_t gemm_scratch(Level level, int threads, const Gemm& g) {
+  if (g.m == 0 || g.n == 0) return 0;
+  const Plan plan(level, threads, g);
+  const size_t dense = Scratch<float>::bytes(plan.b_floats) + Scratch<float>::bytes(threads * plan.own_floats);
+  return g.sparse_b ? std::max(dense, sparse_scratch(level, threads, g)) : dense;
+}
+
+void gemm(ThreadPool& pool, Level level, const Gemm& g) {
+  require(!g.accumulate || (g.dtype == DType::f32 && g.bias == nullptr), "a product is added to float32, without a bias");
   if (g.m == 0 || g.n == 0) return;
-  if (g.sparse_b && multiply_sparse(pool, kernels, g)) return;
-  const int64_t mr = kernels.mr, nr = kernels.nr, threads = pool.threads();
-  const bool pairs = multiplies_pairs(kernels, g);
-  const int64_t unit = pairs ? 2 : 1, units = divide_up(g.k, unit);
-  const auto micro = pairs ? kernels.micro_pairs : kernels.micro;
+  if (g.sparse_b && multiply_sparse(pool, level, g)) return;
+  const Plan plan(level, pool.threads(), g);
+  const bool direct = plan.direct, pairs = plan.pairs;
+  const int64_t mr = plan.mr, nr = plan.nr, unit = plan.unit, units = plan.units, step = plan.step;
+  const int64_t part_depth = plan.part_depth, part_columns = plan.part_columns, columns_most = plan.columns_most;
+  const int64_t row_panels = plan.row_panels, row_blocks = plan.row_blocks, column_blocks = plan.column_blocks;
+  const auto multiply = pairs ? micro_pairs[level] : micro[level];
   // Packs lanes (rows of A, columns of B) and `count` units from unit u on.
   const auto pack = [&](float* packed, int64_t panel, const Operand& lanes, int64_t first, int64_t end, int64_t u,
                         int64_t count) {
-    pack_panels(kernels, pairs, packed, panel, lanes, first, end - first, u * unit, std::min(count * unit, g.k - u * unit));
+    pack_panels(level, pairs, packed, panel, lanes, first, end - first, u * unit, std::min(count * unit, g.k - u * unit));
   };
-
-  // The depth of a block decides how sums are rounded: the same for any number of threads.
-  const int64_t step = equal_parts(units, block_depth, 16);
-  // B at once: if it is too deep, less depth where the sums may stay in C, else fewer columns.
-  const int64_t wide = round_up(std::min<int64_t>(g.n, 4096), nr);
-  const int64_t part_depth = direct ? std::max<int64_t>(packed_b_floats / wide / step, 1) * step : std::max(units, step);
-  const int64_t packed_depth = std::max<int64_t>(std::min(part_depth, units), 1);
-  const int64_t part_columns = equal_parts(g.n, std::max(packed_b_floats / packed_depth / nr * nr, nr), nr);
-
-  // The tasks: blocks of rows, of whole panels each, and of columns where these are too many or those too few.
-  const int64_t row_panels = divide_up(g.m, mr);
-  const int64_t block_panels =
-      std::clamp(row_panels / (blocks_per_thread * threads), block_rows_least / mr, block_rows / mr);
-  const int64_t row_blocks = row_panels <= block_panels ? 1 : round_up(divide_up(row_panels, block_panels), threads);
-  const int64_t column_blocks = std::max(divide_up(blocks_per_thread * threads, row_blocks),
-                                         direct ? int64_t{1} : divide_up(part_columns, block_columns));
-
-  const int64_t rows_most = divide_up(row_panels, row_blocks) * mr;
-  const int64_t columns_most = divide_up(part_columns / nr, column_blocks) * nr;
-  const int64_t a_floats = rows_most * std::min(step, units),
-                sums_floats = direct || units <= step ? 0 : rows_most * columns_most;
-  const auto b_packed = pool.scratch<float>(packed_depth * part_columns);
-  const auto own = pool.scratch<float>(threads * (a_floats + sums_floats));
+  const auto b_packed = pool.scratch<float>(plan.b_floats);
+  const auto own = pool.scratch<float>(pool.threads() * plan.own_floats);
 
   for (int64_t j0 = 0; j0 < g.n; j0 += part_columns) {
     const int64_t j1 = std::min(j0 + part_columns, g.n), column_panels = divide_up(j1 - j0, nr);
@@ -92,8 +120,8 @@ void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
         const int64_t first = j0 + cut(column_panels, column_block, column_blocks) * nr;
         const int64_t end = std::min(j0 + cut(column_panels, column_block + 1, column_blocks) * nr, j1);
         if (i0 >= i1 || first >= end || (g.triangle == Triangle::upper && end <= i0)) return;
-        float* a = own.data() + thread * (a_floats + sums_floats);
-        float* sums = a + a_floats;
+        float* a = own.data() + thread * plan.own_floats;
+        float* sums = a + plan.a_floats;
 
         for (int64_t u = u0; u == u0 || u < u1; u += step) {
           const int64_t count = std::min(step, u1 - u);
@@ -126,7 +154,7 @@ void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g) {
               } else if (g.bias != nullptr) {
                 tile.addend = g.bias + j;
               }
-              micro(count, a + (i - i0) * count, b, tile);
+              multiply(count, a + (i - i0) * count, b, tile);
             }
           }
         }

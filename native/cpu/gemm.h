@@ -9,7 +9,7 @@
 #include "core/dtype.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernel.h"
 
 namespace sparsegpt::cpu {
 
@@ -28,6 +28,7 @@ struct Operand {
 };
 
 inline Operand operand(const Tensor& t) { return {t.bytes(), t.dtype, t.stride, 1}; }
+inline Operand layout(const Tensor& t) { return {nullptr, t.dtype, t.stride, 1}; }
 inline Operand operand(const float* data, int64_t stride) { return {data, DType::f32, stride, 1}; }
 
 inline int64_t divide_up(int64_t length, int64_t part) { return (length + part - 1) / part; }
@@ -51,22 +52,55 @@ struct Gemm {
   bool sparse_b = false;  // B may have many zeros, which are then skipped; see sparse.h
 };
 
+// What becomes of the sums of a register tile: C = alpha * sums + addend.
+struct GemmTile {
+  int64_t rows, columns;  // at most those of RegisterTile
+  int64_t diagonal;  // only entries j >= i + diagonal are written
+  float alpha;
+  const float* addend;  // [rows, columns] with rows `addend_stride` apart (0: the same row for all), or null; may be C
+  int64_t addend_stride;
+  void* c;
+  DType dtype;  // of C
+  int64_t c_stride;
+};
+
+// BLIS's micro-kernel keeps the sums of so many rows of A and columns of B in registers.
+struct RegisterTile {
+  int64_t rows, columns;
+};
+SPARSEGPT_KERNEL(register_tile, RegisterTile, void);
+
+// Packs A or B as float32 into panels of `panel` lanes (rows of A or columns of B, as many as the register tile has),
+// [panel][unit][lane], where a unit is one step of the depth. Lanes that fill the last panel hold anything.
+SPARSEGPT_KERNEL(pack, void, float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride,
+                 int64_t depth_stride, int64_t lanes, int64_t depth);
+// The tile's sums over the depth of A panel · B panel.
+SPARSEGPT_KERNEL(micro, void, int64_t units, const float* a, const float* b, const GemmTile& tile);
+// The same for two bfloat16 operands: a unit is two steps of the depth, two elements in the 32 bits of a float, and zero behind
+// an odd depth.
+SPARSEGPT_PAIRS_KERNEL(pack_pairs, void, float* packed, int64_t panel, const void* data, int64_t lane_stride,
+                       int64_t depth_stride, int64_t lanes, int64_t depth);
+SPARSEGPT_PAIRS_KERNEL(micro_pairs, void, int64_t units, const float* a, const float* b, const GemmTile& tile);
+
 // Whether bfloat16 elements are multiplied as they are, in pairs.
-inline bool multiplies_pairs(const Kernels& kernels, const Gemm& g) {
-  return kernels.micro_pairs != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
+inline bool multiplies_pairs(Level level, const Gemm& g) {
+  return micro_pairs[level] != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
 }
 
 // Packs `lanes` rows of the operand and `depth` steps along its columns, from (row, step) on, as pairs or as float32.
-inline void pack_panels(const Kernels& kernels, bool pairs, float* packed, int64_t panel, const Operand& rows, int64_t row,
+inline void pack_panels(Level level, bool pairs, float* packed, int64_t panel, const Operand& rows, int64_t row,
                         int64_t lanes, int64_t step, int64_t depth) {
   const void* data = rows.at(row, step);
   if (pairs) {
-    kernels.pack_pairs(packed, panel, data, rows.row_stride, rows.column_stride, lanes, depth);
+    pack_pairs[level](packed, panel, data, rows.row_stride, rows.column_stride, lanes, depth);
   } else {
-    kernels.pack(packed, panel, data, rows.dtype, rows.row_stride, rows.column_stride, lanes, depth);
+    pack[level](packed, panel, data, rows.dtype, rows.row_stride, rows.column_stride, lanes, depth);
   }
 }
 
-void gemm(ThreadPool& pool, const Kernels& kernels, const Gemm& g);
+void gemm(ThreadPool& pool, Level level, const Gemm& g);
+
+// The scratch memory that it takes at most, in bytes. The addresses in `g` are not looked at.
+size_t gemm_scratch(Level level, int threads, const Gemm& g);
 
 }  // namespace sparsegpt::cpu

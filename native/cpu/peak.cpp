@@ -1,6 +1,5 @@
 #include "cpu/peak.h"
 
-#include <string>
 #include <vector>
 
 #if defined(SPARSEGPT_X86_64)
@@ -8,7 +7,6 @@
 #endif
 
 #include "cpu/dispatch.h"
-#include "cpu/kernels/kernels.h"
 
 namespace sparsegpt::cpu {
 
@@ -61,10 +59,12 @@ using Chains = double (*)(int64_t);
 // The widest multiply-add that the selected level has for this element type.
 Chains chains_of(DType dtype) {
 #if defined(SPARSEGPT_X86_64)
-  const std::string level = selected_kernels().name;
-  if (level == "avx512bf16") return dtype == DType::bf16 ? chains_bf16 : chains_avx512;
-  if (level == "avx512") return chains_avx512;
-  if (level == "avx2") return chains_avx2;
+  switch (selected_level()) {
+    case Level::avx512bf16: return dtype == DType::bf16 ? chains_bf16 : chains_avx512;
+    case Level::avx512: return chains_avx512;
+    case Level::avx2: return chains_avx2;
+    case Level::baseline: break;
+  }
 #endif
   (void)dtype;
   return chains_plain;

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "core/error.h"
+#include "cuda/cuda_backend.h"
 #include "cuda/element.cuh"
 
 namespace sparsegpt::cuda {
@@ -19,7 +19,8 @@ struct Arguments {
   const void *q, *k, *v;
   void* out;
   int64_t q_stride, k_stride, v_stride, out_stride;
-  int64_t sequence;
+  int64_t queries, keys;  // of a sequence
+  int64_t start;  // the key at which the first query stands
   int group;  // query heads that share a key head
   int head_dim;
   float scale, softcap;
@@ -30,15 +31,16 @@ struct Arguments {
 
 constexpr int threads = 128;
 
-__device__ float adjusted(const Arguments& a, float score, float slope, int64_t query, int64_t key) {
-  if (key > query || (a.window > 0 && key <= query - a.window)) return -INFINITY;
+// `place` is where the query stands among the keys.
+__device__ float adjusted(const Arguments& a, float score, float slope, int64_t place, int64_t key) {
+  if (key > place || (a.window > 0 && key <= place - a.window)) return -INFINITY;
   score *= a.scale;
   if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-  return score + slope * static_cast<float>(key - query);
+  return score + slope * static_cast<float>(key - place);
 }
 
-// `rows` rows of one head to shared memory, `pitch` elements apart; zeros beyond the head and the sequence. Chunk is what a thread
-// reads at a time.
+// `rows` rows of one head to shared memory, `pitch` elements apart; zeros beyond the head and what any query
+// sees. Chunk is what a thread reads at a time.
 template <typename Chunk, typename T, int padded, int rows>
 __device__ void load_chunks(T* out, int pitch, const T* in, int64_t stride, int64_t available, int head_dim) {
   constexpr int length = sizeof(Chunk) / sizeof(T), chunks = padded / length;
@@ -62,8 +64,11 @@ __device__ void load_rows(T* out, int pitch, const T* in, int64_t stride, int64_
 // The first key that the queries from q0 on see, at the start of a tile.
 template <int tile>
 __device__ int64_t first_key(const Arguments& a, int64_t q0) {
-  return a.window > 0 && q0 >= a.window ? (q0 - a.window + 1) / tile * tile : 0;
+  const int64_t place = a.start + q0;
+  return a.window > 0 && place >= a.window ? (place - a.window + 1) / tile * tile : 0;
 }
+// Behind the last key that some query before q1 sees.
+__device__ int64_t end_of_keys(const Arguments& a, int64_t q1) { return a.start + min(a.queries, q1); }
 
 // --- bfloat16 and float16 ---------------------------------------------------------------------------------------------
 
@@ -101,23 +106,24 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
   const int g = lane / 4, t = lane % 4;
   // The last queries see the most keys: they go first.
   const int64_t q0 = (gridDim.x - 1 - blockIdx.x) * int64_t{half_queries};
-  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.sequence;
+  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.queries;
+  const int64_t first_of_keys = blockIdx.z * a.keys;
   const auto* q = static_cast<const uint16_t*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
-  const auto* k = static_cast<const uint16_t*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
-  const auto* v = static_cast<const uint16_t*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
+  const auto* k = static_cast<const uint16_t*>(a.k) + first_of_keys * a.k_stride + kv_head * a.head_dim;
+  const auto* v = static_cast<const uint16_t*>(a.v) + first_of_keys * a.v_stride + kv_head * a.head_dim;
   const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
 
-  load_rows<uint16_t, padded, half_queries>(q_tile, pitch, q, a.q_stride, a.sequence - q0, a);
-  // This thread's two rows of the warp's 16: g and g + 8.
-  const int64_t query[2] = {q0 + warp * 16 + g, q0 + warp * 16 + g + 8};
+  load_rows<uint16_t, padded, half_queries>(q_tile, pitch, q, a.q_stride, a.queries - q0, a);
+  // Where this thread's two rows of the warp's 16 stand: g and g + 8.
+  const int64_t place[2] = {a.start + q0 + warp * 16 + g, a.start + q0 + warp * 16 + g + 8};
   float out[padded / 8][4] = {};
   float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-  const int64_t end = min(a.sequence, q0 + half_queries);
+  const int64_t end = end_of_keys(a, q0 + half_queries);
   for (int64_t k0 = first_key<keys>(a, q0); k0 < end; k0 += keys) {
     __syncthreads();  // the tiles of the last round have been read
-    load_rows<uint16_t, padded, keys>(k_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.sequence - k0, a);
-    load_rows<uint16_t, padded, keys>(v_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.sequence - k0, a);
+    load_rows<uint16_t, padded, keys>(k_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.start + a.queries - k0, a);
+    load_rows<uint16_t, padded, keys>(v_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.start + a.queries - k0, a);
     __syncthreads();
 
     float score[keys / 8][4] = {};
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& x = score[n][2 * r + e];
-          x = adjusted(a, x, slope, query[r], k0 + n * 8 + 2 * t + e);
+          x = adjusted(a, x, slope, place[r], k0 + n * 8 + 2 * t + e);
           top = fmaxf(top, x);
         }
       }
@@ -190,9 +196,10 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(whole_warp, sum[r], 1);
     sum[r] += __shfl_xor_sync(whole_warp, sum[r], 2);
-    if (query[r] >= a.sequence) continue;
+    const int64_t query = place[r] - a.start;
+    if (query >= a.queries) continue;
     const float inverse = 1.0f / sum[r];
-    auto* row = static_cast<uint16_t*>(a.out) + (first + query[r]) * a.out_stride + head * a.head_dim;
+    auto* row = static_cast<uint16_t*>(a.out) + (first + query) * a.out_stride + head * a.head_dim;
 #pragma unroll
     for (int n = 0; n < padded / 8; ++n) {
 #pragma unroll
@@ -224,13 +231,14 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
 
   const int across = static_cast<int>(threadIdx.x) % 8, down = static_cast<int>(threadIdx.x) / 8;
   const int64_t q0 = (gridDim.x - 1 - blockIdx.x) * int64_t{queries};
-  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.sequence;
+  const int64_t head = blockIdx.y, kv_head = head / a.group, first = blockIdx.z * a.queries;
+  const int64_t first_of_keys = blockIdx.z * a.keys;
   const auto* q = static_cast<const float*>(a.q) + (first + q0) * a.q_stride + head * a.head_dim;
-  const auto* k = static_cast<const float*>(a.k) + first * a.k_stride + kv_head * a.head_dim;
-  const auto* v = static_cast<const float*>(a.v) + first * a.v_stride + kv_head * a.head_dim;
+  const auto* k = static_cast<const float*>(a.k) + first_of_keys * a.k_stride + kv_head * a.head_dim;
+  const auto* v = static_cast<const float*>(a.v) + first_of_keys * a.v_stride + kv_head * a.head_dim;
   const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
 
-  load_rows<float, padded, queries>(q_tile, pitch, q, a.q_stride, a.sequence - q0, a);
+  load_rows<float, padded, queries>(q_tile, pitch, q, a.q_stride, a.queries - q0, a);
   float4 out[mine][padded / 32];
   float largest[mine], sum[mine];
 #pragma unroll
@@ -241,10 +249,10 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     for (int c = 0; c < padded / 32; ++c) out[r][c] = make_float4(0, 0, 0, 0);
   }
 
-  const int64_t end = min(a.sequence, q0 + queries);
+  const int64_t end = end_of_keys(a, q0 + queries);
   for (int64_t k0 = first_key<float_keys>(a, q0); k0 < end; k0 += float_keys) {
     __syncthreads();  // the values of the last round have been read
-    load_rows<float, padded, float_keys>(kv_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.sequence - k0, a);
+    load_rows<float, padded, float_keys>(kv_tile, pitch, k + k0 * a.k_stride, a.k_stride, a.start + a.queries - k0, a);
     __syncthreads();
 
     float score[mine][4] = {};
@@ -272,7 +280,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
       float top = -INFINITY;
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        score[r][c] = adjusted(a, score[r][c], slope, query, k0 + across + 8 * c);
+        score[r][c] = adjusted(a, score[r][c], slope, a.start + query, k0 + across + 8 * c);
         top = fmaxf(top, score[r][c]);
       }
       // Eight neighbouring threads hold one row.
@@ -298,7 +306,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
       }
     }
     __syncthreads();  // the keys have been read
-    load_rows<float, padded, float_keys>(kv_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.sequence - k0, a);
+    load_rows<float, padded, float_keys>(kv_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.start + a.queries - k0, a);
     __syncthreads();
 
 #pragma unroll 4
@@ -325,7 +333,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     const int64_t query = q0 + down * mine + r;
 #pragma unroll
     for (int step = 1; step < 8; step *= 2) sum[r] += __shfl_xor_sync(whole_warp, sum[r], step);
-    if (query >= a.sequence) continue;
+    if (query >= a.queries) continue;
     const float inverse = 1.0f / sum[r];
     float* row = static_cast<float*>(a.out) + (first + query) * a.out_stride + head * a.head_dim;
 #pragma unroll
@@ -348,33 +356,34 @@ __global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dty
   auto* weights = reinterpret_cast<float*>(dynamic_shared());  // of `threads` keys
   float* query_row = weights + threads;  // [head_dim]
   float* sums = query_row + head_dim;  // [head_dim]
-  const auto rows_of_head = [&](const void* data, int64_t stride, int64_t head) {
+  const auto rows_of_head = [&](const void* data, int64_t stride, int64_t rows, int64_t head) {
     const View all{const_cast<void*>(data), dtype, 0, 0, stride};
-    return [all, first = blockIdx.z * a.sequence, column = head * head_dim](int64_t row, int d) {
+    return [all, first = blockIdx.z * rows, column = head * head_dim](int64_t row, int d) {
       return read(all, first + row, column + d);
     };
   };
-  const int64_t query = gridDim.x - 1 - blockIdx.x, head = blockIdx.y;
-  const auto q = rows_of_head(a.q, a.q_stride, head);
-  const auto k = rows_of_head(a.k, a.k_stride, head / a.group), v = rows_of_head(a.v, a.v_stride, head / a.group);
+  const int64_t query = gridDim.x - 1 - blockIdx.x, place = a.start + query, head = blockIdx.y;
+  const auto q = rows_of_head(a.q, a.q_stride, a.queries, head);
+  const auto k = rows_of_head(a.k, a.k_stride, a.keys, head / a.group);
+  const auto v = rows_of_head(a.v, a.v_stride, a.keys, head / a.group);
   const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
   for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
     query_row[d] = q(query, d);
     sums[d] = 0;
   }
   float largest = -INFINITY, sum = 0;
-  for (int64_t k0 = first_key<1>(a, query); k0 <= query; k0 += threads) {
+  for (int64_t k0 = first_key<1>(a, query); k0 <= place; k0 += threads) {
     __syncthreads();  // the query is there, the weights of the last round have been read
     const int64_t key = k0 + threadIdx.x;
     float score = 0;
-    for (int d = 0; key <= query && d < head_dim; ++d) score += query_row[d] * k(key, d);
-    score = adjusted(a, score, slope, query, key);
+    for (int d = 0; key <= place && d < head_dim; ++d) score += query_row[d] * k(key, d);
+    score = adjusted(a, score, slope, place, key);
     const float top = fmaxf(combine_block(score, Largest()), largest);
     const float shrink = expf(largest - top), weight = expf(score - top);
     largest = top;
     weights[threadIdx.x] = weight;
     sum = sum * shrink + combine_block(weight, Sum());  // whose barriers make the weights visible
-    const int count = static_cast<int>(min(int64_t{threads}, query + 1 - k0));
+    const int count = static_cast<int>(min(int64_t{threads}, place + 1 - k0));
     for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
       float value = sums[d] * shrink;
       for (int i = 0; i < count; ++i) value += weights[i] * v(k0 + i, d);
@@ -383,7 +392,7 @@ __global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dty
   }
   const View out{a.out, dtype, 0, 0, a.out_stride};
   for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads)
-    write(out, blockIdx.z * a.sequence + query, head * head_dim + d, sums[d] / sum);
+    write(out, blockIdx.z * a.queries + query, head * head_dim + d, sums[d] / sum);
 }
 
 bool aligned(const void* data, int64_t stride, size_t size) {
@@ -391,9 +400,9 @@ bool aligned(const void* data, int64_t stride, size_t size) {
 }
 
 template <int padded>
-void run(cudaStream_t stream, DType dtype, const Arguments& a, int64_t heads, int64_t sequences) {
+void launch_tiles(cudaStream_t stream, DType dtype, const Arguments& a, int64_t heads, int64_t sequences) {
   const int queries = dtype == DType::f32 ? float_queries<padded> : half_queries;
-  const dim3 grid(static_cast<unsigned>((a.sequence + queries - 1) / queries), static_cast<unsigned>(heads),
+  const dim3 grid(static_cast<unsigned>((a.queries + queries - 1) / queries), static_cast<unsigned>(heads),
                   static_cast<unsigned>(sequences));
   if (dtype == DType::f32) {
     launch("attention", attention_float<padded>, grid, dim3(threads), float_shared<padded>, stream, a);
@@ -406,46 +415,47 @@ void run(cudaStream_t stream, DType dtype, const Arguments& a, int64_t heads, in
 
 }  // namespace
 
-void attention(cudaStream_t stream, const View& out, const View& q, const View& k, const View& v,
-               const AttentionShape& shape, const float* slopes) {
+void CudaBackend::enqueue(const Attention& o) {
+  if (o.q.rows == 0) return;
+  const Tensor q = local(o.q), k = local(o.k), v = local(o.v), slopes = local(o.slopes);
   const size_t size = dtype_size(q.dtype);
   // A launch's third dimension has this limit; the second one has it too, and no model that many heads.
   constexpr int64_t most_sequences = 65535;
-  const int64_t sequences = q.rows / shape.sequence;
-  for (int64_t s = 0; s < sequences; s += most_sequences) {
-    const auto from = [&](const View& x) {
-      return static_cast<char*>(x.data) + s * shape.sequence * x.stride * static_cast<int64_t>(size);
+  for (int64_t s = 0; s < o.sequences; s += most_sequences) {
+    const auto from = [&](const Tensor& x, int64_t rows) {
+      return x.bytes() + s * rows * x.stride * static_cast<int64_t>(size);
     };
     Arguments a{};
-    a.q = from(q);
-    a.k = from(k);
-    a.v = from(v);
-    a.out = from(out);
+    a.queries = o.queries();
+    a.keys = o.keys();
+    a.start = o.start;
+    a.q = from(q, a.queries);
+    a.k = from(k, a.keys);
+    a.v = from(v, a.keys);
+    a.out = from(o.out, a.queries);
     a.q_stride = q.stride;
     a.k_stride = k.stride;
     a.v_stride = v.stride;
-    a.out_stride = out.stride;
-    a.sequence = shape.sequence;
-    a.group = static_cast<int>(shape.heads / shape.kv_heads);
-    a.head_dim = static_cast<int>(shape.head_dim);
-    a.scale = shape.scale;
-    a.softcap = shape.softcap;
-    a.window = shape.window;
-    a.slopes = slopes;
-    a.vector = shape.head_dim * static_cast<int64_t>(size) % 16 == 0 && aligned(a.q, q.stride, size) &&
+    a.out_stride = o.out.stride;
+    a.group = static_cast<int>(o.heads / o.kv_heads);
+    a.head_dim = static_cast<int>(o.head_dim);
+    a.scale = o.scale;
+    a.softcap = o.softcap;
+    a.window = o.window;
+    a.slopes = slopes ? slopes.data<float>() : nullptr;
+    a.vector = o.head_dim * static_cast<int64_t>(size) % 16 == 0 && aligned(a.q, q.stride, size) &&
                aligned(a.k, k.stride, size) && aligned(a.v, v.stride, size);
-    const int64_t count = std::min(most_sequences, sequences - s);
-    if (shape.head_dim <= 64) {
-      run<64>(stream, q.dtype, a, shape.heads, count);
-    } else if (shape.head_dim <= 128) {
-      run<128>(stream, q.dtype, a, shape.heads, count);
-    } else if (shape.head_dim <= 256) {
-      run<256>(stream, q.dtype, a, shape.heads, count);
+    const int64_t count = std::min(most_sequences, o.sequences - s);
+    if (o.head_dim <= 64) {
+      launch_tiles<64>(stream_, q.dtype, a, o.heads, count);
+    } else if (o.head_dim <= 128) {
+      launch_tiles<128>(stream_, q.dtype, a, o.heads, count);
+    } else if (o.head_dim <= 256) {
+      launch_tiles<256>(stream_, q.dtype, a, o.heads, count);
     } else {
-      const dim3 grid(static_cast<unsigned>(shape.sequence), static_cast<unsigned>(shape.heads),
-                      static_cast<unsigned>(count));
-      const size_t shared = (threads + 2 * static_cast<size_t>(shape.head_dim)) * sizeof(float);
-      launch("attention", attention_wide, grid, dim3(threads), shared, stream, a, q.dtype);
+      const dim3 grid(static_cast<unsigned>(a.queries), static_cast<unsigned>(o.heads), static_cast<unsigned>(count));
+      const size_t shared = (threads + 2 * static_cast<size_t>(o.head_dim)) * sizeof(float);
+      launch("attention", attention_wide, grid, dim3(threads), shared, stream_, a, q.dtype);
     }
   }
 }

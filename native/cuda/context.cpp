@@ -16,32 +16,43 @@ namespace {
 constexpr int nothing_byte = 0x7f;
 constexpr int64_t nothing = 0x7f7f7f7f7f7f7f7f;
 
-}  // namespace
+struct Gpus {
+  std::vector<int> numbers;  // CUDA's
+  Availability availability;
+};
 
-CudaDevice probe() {
-  CudaDevice device;
+Gpus find_gpus() {
+  Gpus gpus;
+  std::string& reason = gpus.availability.reason;
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorInsufficientDriver) {
-    device.reason = "the NVIDIA driver is missing or older than the CUDA version of this build; install a newer driver";
+    reason = "the NVIDIA driver is missing or older than the CUDA version of this build; install a newer driver";
   } else if (status == cudaErrorNoDevice || (status == cudaSuccess && count == 0)) {
-    device.reason = "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it";
+    reason = "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it";
   } else if (status != cudaSuccess) {
-    device.reason = std::string("CUDA does not start: ") + cudaGetErrorString(status);
+    reason = std::string("CUDA does not start: ") + cudaGetErrorString(status);
   }
-  if (!device.reason.empty()) return device;
-  cudaDeviceProp properties{};
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) {
-    device.reason = "the GPU does not answer";
-  } else if (properties.major < 8) {
-    device.reason = std::string(properties.name) + " has compute capability " + std::to_string(properties.major) + "." +
-                    std::to_string(properties.minor) + "; 8.0 (Ampere) or later is needed";
-  } else {
-    device.name = properties.name;
-    device.memory = properties.totalGlobalMem;
+  if (!reason.empty()) return gpus;
+  for (int number = 0; number < count; ++number) {
+    cudaDeviceProp properties{};
+    if (cudaGetDeviceProperties(&properties, number) != cudaSuccess) {
+      reason = "the GPU does not answer";
+    } else if (properties.major < 8) {
+      reason = std::string(properties.name) + " has compute capability " + std::to_string(properties.major) + "." +
+               std::to_string(properties.minor) + "; 8.0 (Ampere) or later is needed";
+    } else {
+      gpus.numbers.push_back(number);
+      gpus.availability.devices.push_back({properties.name, properties.totalGlobalMem});
+    }
   }
-  return device;
+  if (!gpus.numbers.empty()) reason.clear();
+  return gpus;
 }
+
+}  // namespace
+
+Availability probe() { return find_gpus().availability; }
 
 // Device memory in the order of a stream. It is taken by the thread that works on the stream and given back by whichever drops
 // the last reference; by then every kernel that uses it is in the stream.
@@ -50,6 +61,7 @@ class Context::Memory : public Storage {
   Memory(std::shared_ptr<Context> context, size_t bytes, cudaStream_t stream)
       : context_(std::move(context)), bytes_(bytes), stream_(stream) {}
   ~Memory() override {
+    if (memory_ != nullptr || pinned_ != nullptr || load_) cudaSetDevice(context_->device_);
     if (memory_ != nullptr) {
       if (load_) cudaStreamWaitEvent(stream_, load_->event, 0);
       cudaFreeAsync(memory_, stream_);
@@ -59,6 +71,7 @@ class Context::Memory : public Storage {
   }
   std::byte* data() override {
     if (memory_ == nullptr) {
+      context_->select();
       std::byte* memory = context_->take(bytes_, stream_);
       try {
         bring_back(memory);
@@ -82,6 +95,7 @@ class Context::Memory : public Storage {
 
   void offload(const std::shared_ptr<SpillFile>& file) override {
     if (memory_ == nullptr) return;
+    context_->select();
     data();
     if (file) {
       std::vector<std::byte> bytes(bytes_);
@@ -119,20 +133,26 @@ class Context::Memory : public Storage {
   int64_t place_ = 0;
 };
 
-Context::Context() {
-  const CudaDevice device = probe();
-  if (!device.reason.empty()) throw Error("DEVICE_UNAVAILABLE", device.reason);
-  name_ = device.name;
-  memory_ = device.memory;
+Context::Context(int index) {
+  const Gpus gpus = find_gpus();
+  const auto& [devices, reason] = gpus.availability;
+  if (!reason.empty()) throw Error("DEVICE_UNAVAILABLE", reason);
+  if (index < 0 || index >= static_cast<int>(devices.size()))
+    throw Error("DEVICE_UNAVAILABLE", "there is no GPU " + std::to_string(index) + "; there are " +
+                                          std::to_string(devices.size()) + ", counted from 0");
+  device_ = gpus.numbers[static_cast<size_t>(index)];
+  info_ = devices[static_cast<size_t>(index)];
+  one_of_several_ = devices.size() > 1;
+  index_ = index;
   try {
-    check(cudaSetDevice(0), "choosing the device");
+    select();
     lane_ = std::make_unique<Lane>();
     loader_ = std::make_unique<Loader>(*this);
     pinned_ = std::make_unique<PinnedPool>(stream());
     // What is freed stays with the process for reuse. Reuse must not make one stream wait for the other, or loads would no
     // longer overlap kernels.
     cudaMemPool_t pool = nullptr;
-    check(cudaDeviceGetDefaultMemPool(&pool, 0), "finding the memory pool");
+    check(cudaDeviceGetDefaultMemPool(&pool, device_), "finding the memory pool");
     uint64_t keep = UINT64_MAX;
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "setting up the memory pool");
     int off = 0;
@@ -156,7 +176,13 @@ Context::Context() {
 
 Context::~Context() { close(); }
 
+void Context::stop_loading() {
+  cudaSetDevice(device_);
+  loader_->stop();
+}
+
 void Context::close() {
+  cudaSetDevice(device_);
   if (loader_) loader_->stop();
   cudaDeviceSynchronize();
   loader_.reset();
@@ -172,9 +198,9 @@ std::string Context::description() const {
   int driver = 0, blas = 0;
   cudaDriverGetVersion(&driver);
   cublasGetVersion(blas_, &blas);
-  return name_ + ", " + in_mib(memory_) + ", CUDA driver " + std::to_string(driver / 1000) + "." +
-         std::to_string(driver % 1000 / 10) + ", cuBLAS " + std::to_string(blas / 10000) + "." +
-         std::to_string(blas / 100 % 100);
+  return info_.name + (one_of_several_ ? " (GPU " + std::to_string(index_) + ")" : "") + ", " + in_mib(info_.memory) +
+         ", CUDA driver " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) + ", cuBLAS " +
+         std::to_string(blas / 10000) + "." + std::to_string(blas / 100 % 100);
 }
 
 std::shared_ptr<Storage> Context::storage(size_t bytes) {
@@ -195,7 +221,7 @@ std::byte* Context::take(size_t bytes, cudaStream_t stream) {
     cudaGetLastError();
     check(cudaDeviceSynchronize(), "waiting for the device");
     cudaMemPool_t pool = nullptr;
-    check(cudaDeviceGetDefaultMemPool(&pool, 0), "finding the memory pool");
+    check(cudaDeviceGetDefaultMemPool(&pool, device_), "finding the memory pool");
     check(cudaMemPoolTrimTo(pool, 0), "shrinking the memory pool");
     status = cudaMallocAsync(&memory, bytes, stream);
   }

@@ -8,13 +8,12 @@
 #include <cuda_runtime.h>
 #include <cusolverDn.h>
 
-#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "core/cuda_library.h"
+#include "core/registry.h"
 #include "core/tensor.h"
 #include "cuda/lane.h"
 #include "cuda/loader.h"
@@ -23,23 +22,22 @@
 
 namespace sparsegpt::cuda {
 
-// Of a matrix that passes through the device piece by piece.
-inline int64_t rows_per_tile(int64_t columns) {
-  constexpr int64_t tile_bytes = int64_t{64} << 20;
-  return std::max<int64_t>(1, tile_bytes / (std::max<int64_t>(columns, 1) * static_cast<int64_t>(sizeof(float))));
-}
-
-CudaDevice probe();
+// The GPUs that the backend can use, in the order of CUDA, or the reason why there is none.
+Availability probe();
 
 class Context : public std::enable_shared_from_this<Context> {
  public:
-  // Throws DEVICE_UNAVAILABLE.
-  Context();
+  // On one of the devices that probe() lists. Throws DEVICE_UNAVAILABLE.
+  explicit Context(int index);
   ~Context();
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
   std::string description() const;
+
+  // Makes this thread's calls go to the device. Every thread that makes some selects it first: the one that runs operations, the
+  // loader's, and any that frees memory.
+  void select() const { check(cudaSetDevice(device_), "choosing the device"); }
 
   cudaStream_t stream() const { return lane_->stream(); }
   cublasHandle_t blas() const { return blas_; }
@@ -57,7 +55,7 @@ class Context : public std::enable_shared_from_this<Context> {
   // show when `out` is used and in synchronize().
   void load(const char* operation, const Tensor& out, const Tensor& in, PlaceRows place);
   // Drops the loads that have not begun; called before the last use of the device.
-  void stop_loading() { loader_->stop(); }
+  void stop_loading();
 
   void to_device(const Tensor& out, const void* host);
   // Waits for the device.
@@ -65,7 +63,7 @@ class Context : public std::enable_shared_from_this<Context> {
   Lane& lane() { return *lane_; }
 
   // What a kernel may find wrong without the host waiting for it: a place on the device for the smallest number (of a row,
-  // say) that is wrong, which fault() in kernels.h writes. synchronize() throws Error(code, message(number)).
+  // say) that is wrong, which report() in element.cuh writes. synchronize() throws Error(code, message(number)).
   int64_t* watch(const char* code, std::function<std::string(int64_t)> message);
   // Waits for the device and throws what was found since the last time.
   void synchronize();
@@ -83,8 +81,10 @@ class Context : public std::enable_shared_from_this<Context> {
 
   static constexpr int64_t most_watches = 256;
 
-  std::string name_;
-  size_t memory_ = 0;
+  int device_ = 0;  // CUDA's number
+  int index_ = 0;  // among those that probe() lists
+  DeviceInfo info_;
+  bool one_of_several_ = false;
   std::unique_ptr<Lane> lane_;
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<PinnedPool> pinned_;

@@ -40,6 +40,11 @@ __device__ inline void report(int64_t* place, int64_t number) {
   atomicMin(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(number));
 }
 
+// Position and id of what is no row of a table, in one number that grows with the position; see CudaBackend::watch_ids.
+__device__ inline int64_t position_and_id(int64_t position, int32_t id) {
+  return position << 32 | static_cast<int64_t>(static_cast<uint32_t>(id));
+}
+
 constexpr unsigned whole_warp = 0xffffffffu;
 
 struct Sum {

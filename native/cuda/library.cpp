@@ -1,9 +1,15 @@
 // The library's only export.
-#include "core/cuda_library.h"
+#include "core/backend_library.h"
 #include "cuda/context.h"
 #include "cuda/cuda_backend.h"
 
-extern "C" __attribute__((visibility("default"))) const sparsegpt::CudaLibrary* sparsegpt_cuda_library() {
-  static const sparsegpt::CudaLibrary library{SPARSEGPT_INTERFACE, sparsegpt::cuda::probe, sparsegpt::cuda::create_backend};
+namespace {
+
+sparsegpt::Backend* create(int index) { return new sparsegpt::cuda::CudaBackend(index); }
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) const sparsegpt::BackendLibrary* sparsegpt_backend_library() {
+  static const sparsegpt::BackendLibrary library{SPARSEGPT_INTERFACE, sparsegpt::cuda::probe, create};
   return &library;
 }

@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "cuda/context.h"
+#include "cuda/sizes.h"
 #include "cuda/status.h"
 
 namespace sparsegpt::cuda {
@@ -82,6 +83,7 @@ void Loader::work() {
     }
     std::exception_ptr failure;
     try {
+      context_.select();
       check(cudaStreamWaitEvent(lane_.stream(), load->event, 0), "ordering the streams");
       const bool wanted = load->out.use_count() > 1;
       if (wanted) run(*load, lane_);

@@ -1,16 +1,16 @@
-// Choosing the smallest scores: a radix select. Scores are formed where they are needed and never stored. Three passes over
-// them find the threshold, 11, 10 and 10 bits at a time: each counts how the scores that agree with the bits found so far fall
+// Scores and masks. The smallest scores are chosen by a radix select: three passes over them find the threshold, 11, 10 and 10 bits at a time: each counts how the scores that agree with the bits found so far fall
 // on the values of the next ones. A fourth pass counts the scores that equal the threshold in every tile of rows, so that of
 // these the first ones can be taken. All counts are integers, so the outcome does not depend on the order of the threads.
 #include <algorithm>
 
+#include "cuda/cuda_backend.h"
+#include "cuda/each.cuh"
 #include "cuda/threshold.cuh"
 
 namespace sparsegpt::cuda {
 
 namespace {
 
-constexpr int block_threads = 256;
 constexpr int passes = 3;
 
 __device__ int pass_shift(int pass) { return pass == 0 ? 20 : pass == 1 ? 10 : 0; }
@@ -72,12 +72,12 @@ __device__ bool last_block(uint32_t* ticket) {
 
 // The score of element e of a tile that starts at row `first`; a tile has far fewer elements than 2^32, and 32-bit division is
 // the faster one.
-__device__ uint32_t tile_key(const Scores& scores, int64_t first, unsigned e) {
+__device__ uint32_t tile_key(const Ranking& scores, int64_t first, unsigned e) {
   const auto columns = static_cast<unsigned>(scores.columns);
   return key_of(score_of(scores, first + e / columns, e % columns));
 }
 
-__global__ void count_buckets(Scores scores, int64_t tile_rows, int pass, unsigned long long count, SelectionState* state) {
+__global__ void count_buckets(Ranking scores, int64_t tile_rows, int pass, unsigned long long count, SelectionState* state) {
   __shared__ unsigned histogram[selection_buckets];
   const int buckets = pass_buckets(pass);
   for (int b = static_cast<int>(threadIdx.x); b < buckets; b += blockDim.x) histogram[b] = 0;
@@ -118,7 +118,7 @@ __global__ void count_buckets(Scores scores, int64_t tile_rows, int pass, unsign
   if (threadIdx.x == 0) state->ticket = 0;
 }
 
-__global__ void set_quotas(Scores scores, int64_t tile_rows, SelectionState* state, unsigned long long* quota) {
+__global__ void set_quotas(Ranking scores, int64_t tile_rows, SelectionState* state, unsigned long long* quota) {
   const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
   const uint32_t threshold = state->threshold.key;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -161,7 +161,7 @@ __device__ void write_chosen(unsigned count, const Threshold& threshold, unsigne
   take_ties(count, quota, [&](unsigned e) { return key(e) == threshold.key; }, [&](unsigned e) { set(e, true); });
 }
 
-__global__ void mask_tiles(Scores scores, int64_t tile_rows, const SelectionState* state, const unsigned long long* quota,
+__global__ void mask_tiles(Ranking scores, int64_t tile_rows, const SelectionState* state, const unsigned long long* quota,
                            uint8_t* mask, int64_t mask_stride) {
   const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
   const Threshold threshold = state->threshold;
@@ -178,7 +178,7 @@ __global__ void mask_tiles(Scores scores, int64_t tile_rows, const SelectionStat
 }
 
 // All passes for one row after another, each by one block of threads.
-__global__ void mask_rows(Scores scores, unsigned long long count, uint8_t* mask, int64_t mask_stride) {
+__global__ void mask_rows(Ranking scores, unsigned long long count, uint8_t* mask, int64_t mask_stride) {
   __shared__ unsigned histogram[selection_buckets];
   __shared__ uint32_t prefix;
   __shared__ unsigned long long remaining;
@@ -217,7 +217,7 @@ __global__ void mask_rows(Scores scores, unsigned long long count, uint8_t* mask
 }
 
 // One thread for each group.
-__global__ void mask_groups_kernel(Scores scores, int n, int m, uint8_t* mask, int64_t mask_stride) {
+__global__ void mask_groups_kernel(Ranking scores, int n, int m, uint8_t* mask, int64_t mask_stride) {
   const int64_t groups = scores.columns / m;
   for (int64_t row = blockIdx.y; row < scores.rows; row += gridDim.y) {
     for (int64_t g = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; g < groups; g += int64_t{gridDim.x} * blockDim.x) {
@@ -237,38 +237,114 @@ __global__ void mask_groups_kernel(Scores scores, int n, int m, uint8_t* mask, i
 // Enough blocks to fill a large GPU a few times over.
 dim3 grid_of(int64_t tasks) { return dim3(static_cast<unsigned>(std::min<int64_t>(tasks, 2048))); }
 
+// --- operations -------------------------------------------------------------------------------------------------------
+
+struct ScoreElement {
+  View out, weight;
+  const float* squares;
+  __device__ void operator()(int64_t i, int64_t j) const {
+    row_of<float>(out, i)[j] = fabsf(row_of<float>(weight, i)[j]) * sqrtf(squares[j]);
+  }
+};
+
+struct ApplyElement {
+  float* weight;
+  const uint8_t* mask;
+  __device__ void operator()(int64_t i) const {
+    if (mask[i]) weight[i] = 0;
+  }
+};
+
 }  // namespace
 
-void find_threshold(cudaStream_t stream, const Scores& scores, unsigned long long count, int64_t tile_rows,
-                    SelectionState* state) {
-  const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
+Chooser::Chooser(Context& context, int64_t rows, int64_t tile_rows)
+    : stream_(context.stream()),
+      tile_rows_(tile_rows),
+      state_(context.scratch(DType::u8, 1, sizeof(SelectionState))),
+      quota_(context.scratch(DType::f64, 1, (rows + tile_rows - 1) / tile_rows)) {
+  check(cudaMemsetAsync(state_.bytes(), 0, byte_size(state_), stream_), "clearing memory");
+}
+
+void Chooser::find_threshold(const Ranking& scores, int64_t count) const {
+  const int64_t tiles = quota_.columns;
   for (int pass = 0; pass < passes; ++pass)
-    launch("select", count_buckets, grid_of(tiles), dim3(block_threads), 0, stream, scores, tile_rows, pass, count, state);
+    launch("select", count_buckets, grid_of(tiles), dim3(block_threads), 0, stream_, scores, tile_rows_, pass,
+           static_cast<unsigned long long>(count), state());
 }
 
-void share_ties(cudaStream_t stream, const Scores& scores, int64_t tile_rows, SelectionState* state,
-                unsigned long long* quota) {
-  const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
-  launch("select", set_quotas, grid_of(tiles), dim3(block_threads), 0, stream, scores, tile_rows, state, quota);
+void Chooser::choose(const Ranking& scores, double sparsity) const {
+  const int64_t total = scores.rows * scores.columns;
+  const auto count = static_cast<int64_t>(static_cast<double>(total) * sparsity);
+  if (count > 0 && count < total) {
+    find_threshold(scores, count);
+    launch("select", set_quotas, grid_of(quota_.columns), dim3(block_threads), 0, stream_, scores, tile_rows_, state(),
+           quota());
+    return;
+  }
+  // Every score's bits are below a key of ones, none below zero.
+  check(cudaMemsetAsync(&state()->threshold, count > 0 ? 0xff : 0, sizeof(Threshold), stream_), "clearing memory");
+  check(cudaMemsetAsync(quota(), 0, byte_size(quota_), stream_), "clearing memory");
 }
 
-void mask_smallest(cudaStream_t stream, const Scores& scores, int64_t tile_rows, const SelectionState* state,
-                   const unsigned long long* quota, uint8_t* mask, int64_t mask_stride) {
-  const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
-  launch("select", mask_tiles, grid_of(tiles), dim3(block_threads), 0, stream, scores, tile_rows, state, quota, mask,
-         mask_stride);
+void Chooser::choose_inclusive(const Ranking& scores, int64_t count) const {
+  find_threshold(scores, count);
+  check(cudaMemsetAsync(quota(), 0xff, byte_size(quota_), stream_), "setting memory");
 }
 
-void mask_row_smallest(cudaStream_t stream, const Scores& scores, unsigned long long count, uint8_t* mask,
-                       int64_t mask_stride) {
-  launch("select", mask_rows, grid_of(scores.rows), dim3(block_threads), 0, stream, scores, count, mask, mask_stride);
+void Chooser::write_mask(const Ranking& scores, uint8_t* mask, int64_t mask_stride) const {
+  launch("select", mask_tiles, grid_of(quota_.columns), dim3(block_threads), 0, stream_, scores, tile_rows_, state(),
+         quota(), mask, mask_stride);
 }
 
-void mask_groups(cudaStream_t stream, const Scores& scores, int n, int m, uint8_t* mask, int64_t mask_stride) {
+void mask_groups(cudaStream_t stream, const Ranking& scores, int n, int m, uint8_t* mask, int64_t mask_stride) {
   const int64_t groups = scores.columns / m;
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>((groups + block_threads - 1) / block_threads, 65535)),
                   static_cast<unsigned>(std::min<int64_t>(scores.rows, 65535)));
   launch("select", mask_groups_kernel, grid, dim3(block_threads), 0, stream, scores, n, m, mask, mask_stride);
+}
+
+void CudaBackend::enqueue(const Scores& o) {
+  const Tensor weight = local(o.weight), squares = local(o.squares);
+  for_elements("scores", stream_, weight.rows, weight.columns,
+               ScoreElement{view(o.out), view(weight), squares.data<float>()});
+}
+
+void CudaBackend::enqueue(const SelectMask& o) {
+  const Tensor values = local(o.scores);
+  const int64_t rows = values.rows, columns = values.columns;
+  const Ranking scores{Ranking::magnitude, values.data<float>(), rows, columns, columns, nullptr};
+  auto* mask = o.mask.data<uint8_t>();
+  // How many go of `total`; a mask of all or none needs no scores.
+  const auto number_of = [&](int64_t total) { return static_cast<int64_t>(static_cast<double>(total) * o.sparsity); };
+  const auto set_all = [&](bool chosen) {
+    check(cudaMemsetAsync(mask, chosen ? 1 : 0, byte_size(o.mask), stream_), "setting memory");
+  };
+  if (o.m > 0) {
+    mask_groups(stream_, scores, o.n, o.m, mask, columns);
+  } else if (o.by_row) {
+    const int64_t count = number_of(columns);
+    if (count <= 0 || count >= columns) {
+      set_all(count > 0);
+    } else {
+      launch("select", mask_rows, grid_of(rows), dim3(block_threads), 0, stream_, scores,
+             static_cast<unsigned long long>(count), mask, columns);
+    }
+  } else if (o.inclusive ? o.sparsity <= 0 : number_of(values.size()) <= 0) {
+    set_all(false);
+  } else {
+    const Chooser chooser(*context_, rows, selection_tile_rows(columns));
+    if (o.inclusive) {
+      chooser.choose_inclusive(scores, std::min(number_of(values.size()) + 1, values.size()));
+    } else {
+      chooser.choose(scores, o.sparsity);
+    }
+    chooser.write_mask(scores, mask, columns);
+  }
+}
+
+void CudaBackend::enqueue(const ApplyMask& o) {
+  const Tensor mask = local(o.mask);
+  for_indices("apply_mask", stream_, o.weight.size(), ApplyElement{o.weight.data<float>(), mask.data<uint8_t>()});
 }
 
 }  // namespace sparsegpt::cuda

@@ -2,16 +2,16 @@
 #pragma once
 
 #include "cuda/element.cuh"
+#include "cuda/select.h"
 
 namespace sparsegpt::cuda {
 
 // The bits of a non-negative float order as the float does.
 __device__ inline uint32_t key_of(float score) { return __float_as_uint(score) & 0x7fffffffu; }
 
-__device__ inline float score_of(const Scores& s, int64_t row, int64_t column) {
+__device__ inline float score_of(const Ranking& s, int64_t row, int64_t column) {
   const float w = s.weight[row * s.stride + column];
-  if (s.kind == Scores::magnitude) return fabsf(w);
-  if (s.kind == Scores::wanda) return fabsf(w) * s.factor[column];
+  if (s.kind == Ranking::magnitude) return fabsf(w);
   const float ratio = w / s.factor[column];
   return ratio * ratio;
 }

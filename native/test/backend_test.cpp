@@ -1,5 +1,4 @@
-// The CPU backend through a device, as the addon uses it: types, views, error messages, the simple pruning
-// methods.
+// The CPU backend through a device, as the addon uses it: types, views, error messages.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -49,10 +48,10 @@ TEST("backend: cast and transpose between all float types, of views too") {
       describe_case(dtype_name(from), " to ", dtype_name(to), ", ", rows, " x ", columns);
       const auto values = rounded(random.uniforms(rows * columns), from);
       const Tensor in = bench.floats(from, rows, columns, values), out = bench.output(to, rows, columns);
-      bench.run([&](Backend& b) { b.cast(out, in); });
+      bench.run(Cast{out, in});
       CHECK(bench.read(out) == rounded(values, to));
       const Tensor view = in.column_range(1, columns - 1), turned = bench.output(to, columns - 1, rows);
-      bench.run([&](Backend& b) { b.transpose(turned, view); });
+      bench.run(Transpose{turned, view});
       const auto actual = bench.read(turned), expected = rounded(values, to);
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 1; j < columns; ++j)
@@ -61,9 +60,9 @@ TEST("backend: cast and transpose between all float types, of views too") {
   }
   const std::vector<uint8_t> mask = {1, 2, 3, 4, 5, 6};
   const Tensor in = bench.upload(DType::u8, 2, 3, mask.data()), out = bench.empty(DType::u8, 3, 2);
-  bench.run([&](Backend& b) { b.transpose(out, in); });
+  bench.run(Transpose{out, in});
   CHECK(bench.read_as<uint8_t>(out) == (std::vector<uint8_t>{1, 4, 2, 5, 3, 6}));
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cast(out, in); }), "INTERNAL", "uint8 [2, 3]");
+  CHECK_THROWS_CODE(bench.run(Cast{out, in}), "INTERNAL", "uint8 [2, 3]");
 }
 
 TEST("backend: embedding, and ids outside the table") {
@@ -73,14 +72,14 @@ TEST("backend: embedding, and ids outside the table") {
   const Tensor t = bench.floats(DType::bf16, 11, 7, table);
   std::vector<int32_t> ids = {0, 10, 3, 3, 7};
   const Tensor i = bench.upload(DType::i32, 1, 5, ids.data()), out = bench.output(DType::f32, 5, 7);
-  bench.run([&](Backend& b) { b.embedding(out, t, i); });
+  bench.run(Embedding{out, t, i});
   const auto actual = bench.read(out);
   for (size_t k = 0; k < ids.size(); ++k)
     for (size_t j = 0; j < 7; ++j) CHECK_EQUAL(actual[k * 7 + j], table[static_cast<size_t>(ids[k]) * 7 + j]);
   for (int32_t bad : {-1, 11}) {
     ids[3] = bad;
     const Tensor wrong = bench.upload(DType::i32, 1, 5, ids.data());
-    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.embedding(out, t, wrong); }), "INVALID_OPTION",
+    CHECK_THROWS_CODE(bench.run(Embedding{out, t, wrong}), "INVALID_OPTION",
                       "token id " + std::to_string(bad) + " at position 3");
   }
 }
@@ -101,7 +100,7 @@ TEST("backend: linear layers with and without bias, in every type") {
         const Tensor bt = with_bias ? bench.floats(type, 1, outs, bias) : Tensor{};
         // A window of a wider tensor, as q, k and v of one product are.
         const Tensor wide = bench.output(out_type, tokens, outs + 5), window = wide.column_range(3, outs);
-        bench.run([&](Backend& b) { b.linear(window, xt, wt, bt); });
+        bench.run(Linear{window, xt, wt, bt});
         const auto actual = bench.read(wide);
         for (int64_t t = 0; t < tokens; ++t) {
           const auto at = [&](int64_t j) { return actual[static_cast<size_t>(t * (outs + 5) + j)]; };
@@ -117,7 +116,7 @@ TEST("backend: linear layers with and without bias, in every type") {
     }
   }
   const Tensor x = bench.output(DType::f32, 3, 4), w = bench.output(DType::f32, 6, 5), out = bench.output(DType::f32, 3, 6);
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.linear(out, x, w, {}); }), "INTERNAL",
+  CHECK_THROWS_CODE(bench.run(Linear{out, x, w, {}}), "INTERNAL",
                     "x float32 [3, 4] does not fit weight float32 [6, 5] (in operation)");
 }
 
@@ -130,7 +129,7 @@ TEST("backend: attention over several sequences with shared key heads") {
   const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
                kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
   const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
-  bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f}); });
+  bench.run(Attention{out, qt, kt, vt, {}, batch, 0, heads, kv_heads, dim, 0.4f, 0, 0});
   const auto actual = bench.read(out);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -163,7 +162,7 @@ TEST("backend: every query head has its own ALiBi slope; windows and soft caps r
                kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
   const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
   const Tensor st = bench.floats(DType::f32, 1, heads, slopes);
-  bench.run([&](Backend& b) { b.attention(out, qt, kt, vt, {sequence, heads, kv_heads, dim, 0.4f, window, 2.5f, st}); });
+  bench.run(Attention{out, qt, kt, vt, st, batch, 0, heads, kv_heads, dim, 0.4f, window, 2.5f});
   const auto actual = bench.read(out);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -187,26 +186,66 @@ TEST("backend: every query head has its own ALiBi slope; windows and soft caps r
   }
 }
 
-TEST("backend: rotary in both layouts of pairs, of part of every head") {
+TEST("backend: queries that stand behind earlier keys, in several sequences, with keys and values of one projection") {
+  Bench bench;
+  Random random(21);
+  constexpr int64_t length = 23, start = 14, unused = 3, batch = 3, heads = 4, kv_heads = 2, dim = 6, width = kv_heads * dim;
+  constexpr int64_t later = length - start;
+  for (DType type : float_types) {
+    describe_case(dtype_name(type));
+    const Tensor q = bench.floats(type, batch * length, heads * dim, random.uniforms(batch * length * heads * dim, -3, 3));
+    const Tensor kv =
+        bench.floats(type, batch * length, 2 * width + 5, random.uniforms(batch * length * (2 * width + 5), -3, 3));
+    const Tensor k = kv.column_range(0, width), v = kv.column_range(width + 5, width);
+    const Tensor whole = bench.output(type, batch * length, heads * dim);
+    bench.run(Attention{whole, q, k, v, {}, batch, 0, heads, kv_heads, dim, 0.4f, 7, 0});
+    const auto expected = bench.read(whole);
+
+    // The later queries of each sequence, after keys in a buffer that has room for more.
+    const Tensor few = bench.empty(type, batch * later, heads * dim), out = bench.output(type, batch * later, heads * dim);
+    const Tensor keys = bench.output(type, batch * (length + unused), width);
+    const Tensor values = bench.output(type, batch * (length + unused), width + 1);
+    for (int64_t s = 0; s < batch; ++s) {
+      bench.run(Cast{few.row_range(s * later, later), q.row_range(s * length + start, later)});
+      bench.run(Cast{keys.row_range(s * (length + unused), length), k.row_range(s * length, length)});
+      bench.run(
+          Cast{values.column_range(1, width).row_range(s * (length + unused), length), v.row_range(s * length, length)});
+    }
+    bench.run(Attention{out, few, keys, values.column_range(1, width), {}, batch, start, heads, kv_heads, dim, 0.4f, 7, 0});
+    const auto actual = bench.read(out);
+    for (int64_t s = 0; s < batch; ++s)
+      for (int64_t i = 0; i < later * heads * dim; ++i)
+        CHECK_EQUAL(actual[static_cast<size_t>(s * later * heads * dim + i)],
+                    expected[static_cast<size_t>((s * length + start) * heads * dim + i)]);
+    CHECK_THROWS_CODE(
+        bench.run(Attention{
+            out, few, keys, values.column_range(1, width), {}, batch, start + unused + 1, heads, kv_heads, dim, 0.4f, 7, 0}),
+        "INTERNAL", "the last query has no key");
+  }
+}
+
+TEST("backend: rotary at any positions, in both layouts of pairs, of part of every head") {
   Bench bench;
   Random random(15);
-  constexpr int64_t sequence = 5, batch = 2, heads = 3, dim = 10, half = 3, tokens = sequence * batch;
+  constexpr int64_t angles = 5, heads = 3, dim = 10, half = 3, tokens = 10;
+  std::vector<int32_t> positions(tokens);
   for (DType type : float_types) {
     for (bool interleaved : {false, true}) {
       describe_case(dtype_name(type), interleaved ? ", interleaved" : ", halves");
       const auto x = rounded(random.uniforms(tokens * heads * dim), type);
-      const auto cosine = random.uniforms(sequence * half), sine = random.uniforms(sequence * half);
+      const auto cosine = random.uniforms(angles * half), sine = random.uniforms(angles * half);
+      for (int32_t& position : positions) position = static_cast<int32_t>(random.integer(0, angles - 1));
       const Tensor xt = bench.floats(type, tokens, heads * dim, x);
-      const Tensor ct = bench.floats(DType::f32, sequence, half, cosine),
-                   st = bench.floats(DType::f32, sequence, half, sine);
-      bench.run([&](Backend& b) { b.rotary(xt, ct, st, dim, interleaved); });
+      const Tensor ct = bench.floats(DType::f32, angles, half, cosine), st = bench.floats(DType::f32, angles, half, sine);
+      const Tensor pt = bench.upload(DType::i32, 1, tokens, positions.data());
+      bench.run(Rotary{xt, ct, st, pt, dim, interleaved});
       const auto actual = bench.read(xt);
       auto expected = x;
       for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t h = 0; h < heads; ++h) {
           for (int64_t i = 0; i < half; ++i) {
             const auto head = static_cast<size_t>((t * heads + h) * dim),
-                       angle = static_cast<size_t>(t % sequence * half + i);
+                       angle = static_cast<size_t>(positions[static_cast<size_t>(t)] * half + i);
             const size_t first = head + static_cast<size_t>(interleaved ? 2 * i : i);
             const size_t second = head + static_cast<size_t>(interleaved ? 2 * i + 1 : i + half);
             expected[first] = x[first] * cosine[angle] - x[second] * sine[angle];
@@ -215,6 +254,13 @@ TEST("backend: rotary in both layouts of pairs, of part of every head") {
         }
       }
       for (size_t i = 0; i < x.size(); ++i) CHECK_CLOSE(actual[i], expected[i], tolerance_of(type));
+      for (int32_t bad : {-1, 5}) {
+        auto wrong = positions;
+        wrong[4] = bad;
+        const Tensor wt = bench.upload(DType::i32, 1, tokens, wrong.data());
+        CHECK_THROWS_CODE(bench.run(Rotary{xt, ct, st, wt, dim, interleaved}), "INTERNAL",
+                          "position " + std::to_string(bad) + " has no row");
+      }
     }
   }
 }
@@ -231,8 +277,8 @@ TEST("backend: norms of every head, in place") {
     const Tensor layer = bench.floats(type, tokens, heads * dim, x), rms = bench.floats(type, tokens, heads * dim, x);
     const Tensor layer_heads = layer.reshaped(tokens * heads, dim), rms_heads = rms.reshaped(tokens * heads, dim);
     bench.run([&](Backend& b) {
-      b.layer_norm(layer_heads, layer_heads, wt, bt, 1e-5f);
-      b.rms_norm(rms_heads, rms_heads, wt, 1e-5f);
+      b.run(LayerNorm{layer_heads, layer_heads, wt, bt, 1e-5f});
+      b.run(RmsNorm{rms_heads, rms_heads, wt, 1e-5f});
     });
     const auto l = bench.read(layer), r = bench.read(rms);
     for (size_t head = 0; head < x.size(); head += dim) {
@@ -258,8 +304,8 @@ TEST("backend: scale and soft cap in every type") {
     const auto x = rounded(random.uniforms(7 * 33, -50, 50), type);
     const Tensor scaled = bench.floats(type, 7, 33, x), capped = bench.floats(type, 7, 33, x);
     bench.run([&](Backend& b) {
-      b.scale(scaled, 5.75f);
-      b.softcap(capped, 30);
+      b.run(Scale{scaled, 5.75f});
+      b.run(Softcap{capped, 30});
     });
     const auto s = bench.read(scaled), c = bench.read(capped);
     for (size_t i = 0; i < x.size(); ++i) {
@@ -277,14 +323,14 @@ TEST("backend: the parts of a fused projection") {
     describe_case(dtype_name(type));
     const auto x = rounded(random.uniforms(tokens * columns), type);
     const Tensor xt = bench.floats(type, tokens, columns, x), out = bench.output(type, tokens, groups * count);
-    bench.run([&](Backend& b) { b.take_columns(out, xt, first, count, stride); });
+    bench.run(TakeColumns{out, xt, first, count, stride});
     const auto actual = bench.read(out);
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t g = 0; g < groups; ++g)
         for (int64_t j = 0; j < count; ++j)
           CHECK_EQUAL(actual[static_cast<size_t>((t * groups + g) * count + j)],
                       x[static_cast<size_t>(t * columns + g * stride + first + j)]);
-    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.take_columns(out, xt, first + 1, count, stride); }), "INTERNAL",
+    CHECK_THROWS_CODE(bench.run(TakeColumns{out, xt, first + 1, count, stride}), "INTERNAL",
                       "does not hold the columns of output");
   }
 }
@@ -299,7 +345,7 @@ TEST("backend: rows are scattered with their factors") {
     std::vector<int32_t> ids = {8, 0, 3, 7};
     const Tensor out = bench.floats(type, 9, 21, before), xt = bench.floats(type, 4, 21, x);
     const Tensor it = bench.upload(DType::i32, 1, 4, ids.data()), ft = bench.floats(DType::f32, 1, 4, factors);
-    bench.run([&](Backend& b) { b.scatter_add(out, xt, it, ft); });
+    bench.run(ScatterAdd{out, xt, it, ft});
     std::vector<double> expected(before.begin(), before.end());
     for (size_t t = 0; t < 4; ++t)
       for (size_t j = 0; j < 21; ++j)
@@ -308,7 +354,7 @@ TEST("backend: rows are scattered with their factors") {
     for (size_t i = 0; i < expected.size(); ++i) CHECK_CLOSE(actual[i], expected[i], tolerance_of(type));
     ids[2] = 9;
     const Tensor wrong = bench.upload(DType::i32, 1, 4, ids.data());
-    CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.scatter_add(out, xt, wrong, ft); }), "INTERNAL", "row 9 is outside");
+    CHECK_THROWS_CODE(bench.run(ScatterAdd{out, xt, wrong, ft}), "INTERNAL", "row 9 is outside");
   }
 }
 
@@ -325,13 +371,13 @@ TEST("backend: operations on no tokens do nothing") {
     const Tensor squares = bench.floats(DType::f32, 1, 8, std::vector<float>(8, 2.0f));
     const Tensor x = bench.empty(type, 0, 8), up = bench.empty(type, 0, 5), gate = bench.empty(type, 0, 5);
     bench.run([&](Backend& b) {
-      b.embedding(x, table, ids);
-      b.linear(gate, x, table, {});
-      b.linear(up, x, table, {});
-      b.gate(gate, up, Activation::silu);
-      b.accumulate_gram(gram, x, 1);
-      b.accumulate_squares(squares, x, 1);
-      b.scatter_add(table, x, ids, factors);
+      b.run(Embedding{x, table, ids});
+      b.run(Linear{gate, x, table, {}});
+      b.run(Linear{up, x, table, {}});
+      b.run(Gate{gate, up, Activation::silu});
+      b.run(AccumulateGram{gram, x, 1});
+      b.run(AccumulateSquares{squares, x, 1});
+      b.run(ScatterAdd{table, x, ids, factors});
     });
     CHECK(bench.read(table) == values);
     CHECK(bench.read(gram) == std::vector<float>(64, 2.0f));
@@ -356,7 +402,7 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
         const auto bias = rounded(random.uniforms(words), type);
         const Tensor bt = with_bias ? bench.floats(type, 1, words, bias) : Tensor{};
         const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
-        bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, bt, cap, tt); });
+        bench.run(CrossEntropy{losses, xt, ht, bt, tt, cap});
         const auto actual = bench.read(losses);
         for (size_t t = 0; t < targets.size(); ++t) {
           std::vector<double> logits(words);
@@ -371,8 +417,7 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
         }
         targets[2] = words;
         const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());
-        CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.cross_entropy(losses, xt, ht, bt, cap, wrong); }), "INVALID_OPTION",
-                          "5000");
+        CHECK_THROWS_CODE(bench.run(CrossEntropy{losses, xt, ht, bt, wrong, cap}), "INVALID_OPTION", "5000");
       }
 }
 
@@ -384,16 +429,16 @@ TEST("backend: Gram matrix and squares accumulate over calls") {
     std::vector<double> expected(static_cast<size_t>(columns * columns));
     const Tensor gram = bench.output(DType::f32, columns, columns), squares = bench.output(DType::f32, 1, columns);
     bench.run([&](Backend& b) {
-      b.fill(gram, 0);
-      b.fill(squares, 0);
+      b.run(Fill{gram, 0});
+      b.run(Fill{squares, 0});
     });
     for (int call = 0; call < 3; ++call) {
       const int64_t tokens = random.integer(1, 300);
       const auto x = rounded(random.uniforms(tokens * columns), type);
       const Tensor xt = bench.floats(type, tokens, columns, x);
       bench.run([&](Backend& b) {
-        b.accumulate_gram(gram, xt, 0.25f);
-        b.accumulate_squares(squares, xt, 0.25f);
+        b.run(AccumulateGram{gram, xt, 0.25f});
+        b.run(AccumulateSquares{squares, xt, 0.25f});
       });
       for (int64_t t = 0; t < tokens; ++t)
         for (int64_t i = 0; i < columns; ++i)
@@ -423,7 +468,7 @@ TEST("backend: zeros and patterns are counted") {
     //                            groups of 3
     const std::vector<float> x = {0, 0, 1, 2, -0.0f, 3, 0, 4, 0, 1, 0, 1, 1, 0, 1, 0};
     const Tensor t = bench.floats(type, 2, 8, x);
-    bench.run([&](Backend& b) { b.count_zeros(stats, t, patterns); });
+    bench.run(CountZeros{stats, t, patterns});
     CHECK(bench.read_as<double>(stats) == (std::vector<double>{8, 1, 0, 1, 0}));
   }
 }
@@ -435,104 +480,62 @@ TEST("backend: a file is written at its position; a full disk is reported") {
   const Tensor t = bench.floats(DType::f32, 3, 50, values);
   char path[] = "/tmp/sparsegpt-test-XXXXXX";
   const int fd = mkstemp(path);
-  bench.run([&](Backend& b) { b.write_file(fd, 100, t); });
+  bench.run(WriteFile{t, fd, 100});
   std::vector<float> back(values.size());
   CHECK_EQUAL(pread(fd, back.data(), 4 * back.size(), 100), static_cast<ssize_t>(4 * back.size()));
   CHECK(back == values);
   close(fd);
   unlink(path);
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(fd, 0, t); }), "WRITE_FAILED", "write: Bad file descriptor");
+  CHECK_THROWS_CODE(bench.run(WriteFile{t, fd, 0}), "WRITE_FAILED", "write: Bad file descriptor");
 
   const int full = open("/dev/full", O_WRONLY);
   if (full < 0) return;  // not Linux
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.write_file(full, 0, t); }), "WRITE_FAILED", "the disk is full");
+  CHECK_THROWS_CODE(bench.run(WriteFile{t, full, 0}), "WRITE_FAILED", "the disk is full");
   close(full);
 }
 
-TEST("backend: magnitude pruning removes the smallest of the matrix, Wanda those of each row") {
+TEST("backend: timestamps rise; a tensor of a mapped file is not written") {
   Bench bench;
-  for (uint64_t seed = 1; seed <= 8; ++seed) {
-    Random random(seed);
-    const int64_t rows = random.integer(1, 80), columns = 4 * random.integer(1, 30);
-    auto w = random.uniforms(rows * columns);
-    for (float& value : w) value = std::nearbyint(value * 50) / 50 + 0.001f;  // with ties, without zeros
-    const auto squares = random.uniforms(columns, 0.1, 4);
-    const bool wanda = seed % 2 == 0;
-    for (int kind = 0; kind < 3; ++kind) {
-      describe_case("seed ", seed, ", kind ", kind, ", ", rows, " x ", columns);
-      Selection selection;
-      selection.sparsity = 0.37;
-      if (kind == 1) selection.n = 2, selection.m = 4;
-      std::vector<uint8_t> given(w.size());
-      for (uint8_t& m : given) m = random.flip() ? 2 : 0;
-      if (kind == 2) selection.mask = bench.upload(DType::u8, rows, columns, given.data());
-      const Tensor wt = bench.floats(DType::f32, rows, columns, w), mask = bench.empty(DType::u8, rows, columns);
-      const Tensor st = bench.floats(DType::f32, 1, columns, squares);
-      const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
-      bench.run([&](Backend& b) {
-        wanda ? b.prune_wanda(wt, mask, st, selection, stats) : b.prune_magnitude(wt, mask, selection, stats);
-      });
-      const auto pruned = bench.read(wt);
-      const auto chosen = bench.read_as<uint8_t>(mask);
+  const Tensor before = bench.empty(DType::f64, 1, 1), after = bench.empty(DType::f64, 1, 1);
+  bench.run([&](Backend& b) {
+    b.run(Timestamp{before});
+    const double seconds = b.time([] { usleep(3000); });
+    CHECK(seconds >= 0.003 && seconds < 1);
+    b.run(Timestamp{after});
+  });
+  CHECK(bench.read_as<double>(after)[0] - bench.read_as<double>(before)[0] >= 0.003);
 
-      // Magnitude prunes all up to the threshold, Wanda exactly the count; of equal ones in n:m groups either
-      // may go.
-      const int64_t group = kind == 1 ? 4 : wanda ? columns : rows * columns;
-      const auto count = kind == 1 ? 2 : static_cast<int64_t>(static_cast<double>(group) * 0.37);
-      std::vector<uint8_t> expected(w.size());
-      for (size_t begin = 0; begin < w.size(); begin += static_cast<size_t>(group)) {
-        std::vector<size_t> order(static_cast<size_t>(group));
-        std::iota(order.begin(), order.end(), begin);
-        const auto score = [&](size_t i) {
-          return wanda ? std::fabs(w[i]) * std::sqrt(squares[i % static_cast<size_t>(columns)]) : std::fabs(w[i]);
-        };
-        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return score(a) < score(b); });
-        const float threshold = score(order[static_cast<size_t>(kind == 1 ? count - 1 : count)]);
-        for (int64_t i = 0; i < group; ++i) {
-          const size_t at = order[static_cast<size_t>(i)];
-          expected[at] = kind == 0 && !wanda ? score(at) <= threshold : i < count;
-          if (kind == 1 && score(at) == threshold) expected[at] = chosen[at];
-        }
-        if (kind == 1)
-          CHECK_EQUAL(
-              ones({chosen.begin() + static_cast<ptrdiff_t>(begin), chosen.begin() + static_cast<ptrdiff_t>(begin) + 4}), 2);
-      }
-      if (kind == 2)
-        for (size_t i = 0; i < given.size(); ++i) expected[i] = given[i] != 0;
-      CHECK(chosen == expected);
-      for (size_t i = 0; i < w.size(); ++i) CHECK_EQUAL(pruned[i], chosen[i] != 0 ? 0.0f : w[i]);
-      const auto reported = bench.read_as<double>(stats);
-      CHECK_EQUAL(reported[solve_stats::zeros], static_cast<double>(ones(chosen)));
-      CHECK(std::isnan(reported[solve_stats::loss]) && reported[solve_stats::seconds] >= 0);
-    }
-  }
-  const Tensor w = bench.output(DType::f32, 3, 8), mask = bench.empty(DType::u8, 3, 8);
-  const Tensor stats = bench.empty(DType::f64, 1, solve_stats::count);
-  CHECK_THROWS_CODE(bench.run([&](Backend& b) { b.prune_magnitude(w, mask, {}, stats); }), "NON_FINITE", "row ");
+  class ReadOnly : public Storage {
+   public:
+    std::byte* data() override { return reinterpret_cast<std::byte*>(&value_); }
+    size_t size() const override { return sizeof value_; }
+    bool read_only() const override { return true; }
+
+   private:
+    double value_ = 1;
+  };
+  const Tensor file{std::make_shared<ReadOnly>(), DType::f64, 1, 1, 1, 0};
+  CHECK_THROWS_CODE(bench.run(Fill{file, 0}), "INTERNAL", "must be in the device's memory");
 }
 
-TEST("backend: SparseGPT end to end, from activations to statistics") {
+TEST("backend: SparseGPT end to end, from activations to the loss") {
   Bench bench;
   Random random(9);
   const Tensor x = bench.floats(DType::f32, 200, 48, random.uniforms(200 * 48));
   const Tensor w = bench.floats(DType::f32, 30, 48, random.uniforms(30 * 48)), mask = bench.empty(DType::u8, 30, 48);
   const Tensor gram = bench.empty(DType::f32, 48, 48), dead = bench.empty(DType::u8, 1, 48);
-  const Tensor factored = bench.empty(DType::f64, 1, factor_stats::count),
-               solved = bench.empty(DType::f64, 1, solve_stats::count);
-  Selection selection;
-  selection.n = 2;
-  selection.m = 4;
+  const Tensor report = bench.empty(DType::f64, 1, factor_report::count), loss = bench.empty(DType::f64, 1, 1);
   bench.run([&](Backend& b) {
-    b.fill(gram, 0);
-    b.accumulate_gram(gram, x, 2.0f / 200);
-    b.factor_hessian(gram, dead, 0.01, factored);
-    b.prune_sparsegpt(w, mask, gram, dead, selection, 128, 0, solved);
+    b.run(Fill{gram, 0});
+    b.run(AccumulateGram{gram, x, 2.0f / 200});
+    b.run(FactorHessian{gram, dead, report, 0.01});
+    b.run(PruneSparsegpt{w, mask, loss, gram, dead, {}, 0, 2, 4, 128, 0});
   });
-  const auto factor = bench.read_as<double>(factored), solve = bench.read_as<double>(solved);
-  CHECK_EQUAL(factor[factor_stats::dampening], 0.01);
-  CHECK_EQUAL(factor[factor_stats::retries], 0.0);
-  CHECK_EQUAL(factor[factor_stats::dead_columns], 0.0);
-  CHECK_EQUAL(solve[solve_stats::zeros], 30.0 * 24);
+  CHECK(bench.read_as<double>(report) == (std::vector<double>{0.01, 0, 0}));
   CHECK_EQUAL(ones(bench.read_as<uint8_t>(mask)), int64_t{30 * 24});
-  CHECK(solve[solve_stats::loss] > 0 && std::isfinite(solve[solve_stats::loss]));
+  const auto pruned = bench.read(w);
+  CHECK_EQUAL(std::count(pruned.begin(), pruned.end(), 0.0f), std::ptrdiff_t{30 * 24});
+  const double total = bench.read_as<double>(loss)[0];
+  CHECK(total > 0 && std::isfinite(total));
+  CHECK_THROWS_CODE(bench.run(PruneSparsegpt{w, mask, loss, gram, dead, {}, 0, 3, 7, 128, 0}), "INVALID_OPTION", "3:7");
 }

@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cpu/dispatch.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/spans.h"
 #include "test/check.h"
 
 using namespace sparsegpt;
@@ -60,13 +60,13 @@ std::vector<uint16_t> all_halves() {
 
 TEST("conversion: all 65536 bfloat16 and float16 values become the right float and come back") {
   const auto halves = all_halves();
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (const Format& format : formats) {
-      describe_case(level->name, ", ", dtype_name(format.dtype));
+      describe_case(cpu::level_name(level), ", ", dtype_name(format.dtype));
       std::vector<float> floats(65536, -1.0f);
-      level->to_float(floats.data(), halves.data(), format.dtype, 65536);
+      cpu::to_float[level](floats.data(), halves.data(), format.dtype, 65536);
       std::vector<uint16_t> back(65536, 0x1234);
-      level->from_float(back.data(), format.dtype, floats.data(), 65536);
+      cpu::from_float[level](back.data(), format.dtype, floats.data(), 65536);
       for (size_t i = 0; i < halves.size(); ++i) {
         if (format.is_nan(halves[i])) {
           CHECK(std::isnan(floats[i]) && format.is_nan(back[i]));
@@ -103,15 +103,15 @@ TEST("conversion: floats round to the nearest half, ties to even") {
     }
     for (float x : {INFINITY, -INFINITY, NAN, 3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 65504.0f, 65519.0f, 65520.0f})
       floats.push_back(x);
-    for (const auto* level : cpu::available_kernels()) {
-      describe_case(level->name, ", ", dtype_name(format.dtype));
+    for (cpu::Level level : cpu::available_levels()) {
+      describe_case(cpu::level_name(level), ", ", dtype_name(format.dtype));
       std::vector<uint16_t> halves(floats.size(), 0x1234);
-      level->from_float(halves.data(), format.dtype, floats.data(), static_cast<int64_t>(floats.size()));
+      cpu::from_float[level](halves.data(), format.dtype, floats.data(), static_cast<int64_t>(floats.size()));
       for (size_t i = 0; i < floats.size(); ++i) {
         if (std::isnan(floats[i])) {
           CHECK(format.is_nan(halves[i]));
         } else if (halves[i] != format.encode(floats[i])) {
-          describe_case(level->name, ", ", dtype_name(format.dtype), ", ", floats[i]);
+          describe_case(cpu::level_name(level), ", ", dtype_name(format.dtype), ", ", floats[i]);
           CHECK_EQUAL(halves[i], format.encode(floats[i]));
         }
       }
@@ -121,15 +121,15 @@ TEST("conversion: floats round to the nearest half, ties to even") {
 
 TEST("conversion: short spans of any length, and nothing behind them is written") {
   Random random(4);
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (const Format& format : formats) {
       for (int64_t count = 0; count <= 40; ++count) {
-        describe_case(level->name, ", ", dtype_name(format.dtype), ", count ", count);
+        describe_case(cpu::level_name(level), ", ", dtype_name(format.dtype), ", count ", count);
         const auto x = random.uniforms(count);
         std::vector<uint16_t> halves(static_cast<size_t>(count) + 20, 0x1234);
-        level->from_float(halves.data(), format.dtype, x.data(), count);
+        cpu::from_float[level](halves.data(), format.dtype, x.data(), count);
         std::vector<float> back(static_cast<size_t>(count) + 20, 99.0f);
-        level->to_float(back.data(), halves.data(), format.dtype, count);
+        cpu::to_float[level](back.data(), halves.data(), format.dtype, count);
         for (size_t i = 0; i < back.size(); ++i) {
           if (i < static_cast<size_t>(count)) {
             CHECK_EQUAL(halves[i], format.encode(x[i]));

@@ -9,7 +9,7 @@ using namespace sparsegpt::test;
 
 namespace {
 
-const cpu::Kernels& widest() { return *cpu::available_kernels().back(); }
+cpu::Level widest() { return cpu::available_levels().back(); }
 
 // The largest deviation of R Rᵀ from the damped Hessian, relative to its largest entry.
 double factor_error(const Problem& p, const std::vector<float>& r, double dampening) {

@@ -31,7 +31,7 @@ Case random_case(Random& random, int64_t m, int64_t n, int64_t k) {
 }
 
 // C as bytes, with gaps between its rows.
-std::vector<char> multiply(const cpu::Kernels& level, int threads, const Case& c, const Matrix& a, const Matrix& b,
+std::vector<char> multiply(cpu::Level level, int threads, const Case& c, const Matrix& a, const Matrix& b,
                            const std::vector<float>& bias, const std::vector<char>& before, int64_t stride) {
   ThreadPool pool(threads);
   std::vector<char> out = before;
@@ -45,7 +45,7 @@ std::vector<char> multiply(const cpu::Kernels& level, int threads, const Case& c
   return out;
 }
 
-void check_product(const cpu::Kernels& level, Random& random, const Case& c, const std::vector<int>& other_threads = {}) {
+void check_product(cpu::Level level, Random& random, const Case& c, const std::vector<int>& other_threads = {}) {
   const Matrix a(random, c.a_type, c.m, c.k, c.a_layout, random.integer(0, 5));
   const Matrix b(random, c.b_type, c.k, c.n, c.b_layout, random.integer(0, 5));
   const auto bias = random.uniforms(c.n);
@@ -77,37 +77,38 @@ void check_product(const cpu::Kernels& level, Random& random, const Case& c, con
   }
 }
 
-std::string text(const cpu::Kernels& level, const Case& c) {
+std::string text(cpu::Level level, const Case& c) {
   const auto layout = [](Layout l) { return l == Layout::rows ? " rows" : l == Layout::transposed ? " transposed" : ""; };
-  return std::string(level.name) + ", " + std::to_string(c.m) + " x " + std::to_string(c.k) + " x " + std::to_string(c.n) +
-         ", " + dtype_name(c.a_type) + layout(c.a_layout) + ", " + dtype_name(c.b_type) + layout(c.b_layout) + ", " +
-         dtype_name(c.c_type) + (c.accumulate ? ", accumulate" : "") + (c.bias ? ", bias" : "") + (c.upper ? ", upper" : "");
+  return std::string(cpu::level_name(level)) + ", " + std::to_string(c.m) + " x " + std::to_string(c.k) + " x " +
+         std::to_string(c.n) + ", " + dtype_name(c.a_type) + layout(c.a_layout) + ", " + dtype_name(c.b_type) +
+         layout(c.b_layout) + ", " + dtype_name(c.c_type) + (c.accumulate ? ", accumulate" : "") + (c.bias ? ", bias" : "") +
+         (c.upper ? ", upper" : "");
 }
 
 }  // namespace
 
 TEST("GEMM: random shapes, types, layouts, factors, biases, triangles") {
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (uint64_t seed = 1; seed <= 200; ++seed) {
       Random random(seed);
       const int64_t m = random.integer(1, 70), n = random.integer(1, 70), k = random.integer(0, 70);
       const Case c = random_case(random, m, n, k);
-      describe_case("seed ", seed, ", ", text(*level, c));
-      check_product(*level, random, c);
+      describe_case("seed ", seed, ", ", text(level, c));
+      check_product(level, random, c);
     }
   }
 }
 
 TEST("GEMM: two bfloat16 operands in every layout, of even and odd depth") {
   uint64_t seed = 0;
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (int64_t k : {1, 2, 31, 32, 33, 130}) {
       for (Layout a : layouts) {
         for (Layout b : layouts) {
           Random random(++seed);
           const Case c{61, 47, k, DType::bf16, DType::bf16, DType::f32, a, b, 0.3712345f};
-          describe_case(text(*level, c));
-          check_product(*level, random, c);
+          describe_case(text(level, c));
+          check_product(level, random, c);
         }
       }
     }
@@ -133,12 +134,12 @@ TEST("GEMM: large shapes, the same on any number of threads") {
       {33, 65, 0, f32, f32, f32, rows, rows, 1, false, true},
       {33, 65, 0, f32, f32, f32, rows, rows, 1, true},
   };
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     uint64_t seed = 1000;
     for (const Case& c : cases) {
       Random random(++seed);
-      describe_case(text(*level, c));
-      check_product(*level, random, c, {1, 3});
+      describe_case(text(level, c));
+      check_product(level, random, c, {1, 3});
     }
   }
 }
@@ -150,8 +151,8 @@ TEST("GEMM: a result of half precision is not added to, nor one with a bias") {
   cpu::Gemm g{1, 1, 1, cpu::operand(&x, 1), cpu::operand(&x, 1), &c, 1};
   g.accumulate = true;
   g.dtype = DType::bf16;
-  CHECK_THROWS_CODE(cpu::gemm(pool, *cpu::available_kernels().back(), g), "INTERNAL", "a product is added");
+  CHECK_THROWS_CODE(cpu::gemm(pool, cpu::available_levels().back(), g), "INTERNAL", "a product is added");
   g.dtype = DType::f32;
   g.bias = &x;
-  CHECK_THROWS_CODE(cpu::gemm(pool, *cpu::available_kernels().back(), g), "INTERNAL", "a product is added");
+  CHECK_THROWS_CODE(cpu::gemm(pool, cpu::available_levels().back(), g), "INTERNAL", "a product is added");
 }

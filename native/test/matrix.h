@@ -6,7 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/gemm.h"
-#include "cpu/kernels/kernels.h"
+#include "cpu/spans.h"
 #include "test/check.h"
 
 namespace sparsegpt::test {
@@ -14,12 +14,12 @@ namespace sparsegpt::test {
 // The nearest value of a float type.
 inline std::vector<char> encode(const std::vector<float>& values, DType dtype) {
   std::vector<char> bytes(values.size() * dtype_size(dtype));
-  cpu::available_kernels().front()->from_float(bytes.data(), dtype, values.data(), static_cast<int64_t>(values.size()));
+  cpu::from_float[cpu::Level::baseline](bytes.data(), dtype, values.data(), static_cast<int64_t>(values.size()));
   return bytes;
 }
 inline std::vector<float> decode(const std::vector<char>& bytes, DType dtype) {
   std::vector<float> values(bytes.size() / dtype_size(dtype));
-  cpu::available_kernels().front()->to_float(values.data(), bytes.data(), dtype, static_cast<int64_t>(values.size()));
+  cpu::to_float[cpu::Level::baseline](values.data(), bytes.data(), dtype, static_cast<int64_t>(values.size()));
   return values;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "core/device.h"
@@ -13,9 +14,14 @@ class OnDevice {
  public:
   explicit OnDevice(std::shared_ptr<Backend> backend) : device_(std::move(backend)) {}
 
+  // An operation, or what a function does with the backend.
   template <typename Run>
   void run(const Run& operation) {
-    device_.enqueue("operation", operation);
+    if constexpr (std::is_invocable_v<Run, Backend&>) {
+      device_.enqueue("operation", operation);
+    } else {
+      device_.enqueue("operation", [operation](Backend& b) { b.run(operation); });
+    }
     device_.synchronize();
   }
 

@@ -86,7 +86,7 @@ std::vector<double> damped_hessian(const Problem& p, double dampening) {
   return h;
 }
 
-Pruned solve(const Problem& p, const Method& method, ThreadPool& pool, const cpu::Kernels& level) {
+Pruned solve(const Problem& p, const Method& method, ThreadPool& pool, cpu::Level level) {
   Pruned out;
   auto factor = p.hessian;
   std::vector<uint8_t> dead(static_cast<size_t>(p.columns), 7);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cpu/factor.h"
-#include "cpu/prune.h"
+#include "cpu/sparsegpt.h"
 #include "test/check.h"
 
 namespace sparsegpt::test {
@@ -37,7 +37,7 @@ struct Pruned {
 };
 
 // Our solver.
-Pruned solve(const Problem& problem, const Method& method, ThreadPool& pool, const cpu::Kernels& level);
+Pruned solve(const Problem& problem, const Method& method, ThreadPool& pool, cpu::Level level);
 // The plain one. For n:m the block size must be a multiple of m.
 Pruned solve_plainly(const Problem& problem, const Method& method);
 

@@ -37,7 +37,8 @@ std::vector<float> random_scores(Random& random, int64_t total) {
 
 void check_choice(const std::vector<float>& scores, int64_t count) {
   std::vector<uint8_t> mask(scores.size(), 9);
-  cpu::select_smallest(scores.data(), static_cast<int64_t>(scores.size()), count, mask.data());
+  std::vector<uint32_t> keys(scores.size());
+  cpu::select_smallest(scores.data(), static_cast<int64_t>(scores.size()), count, mask.data(), keys.data());
   CHECK(mask == sorted_choice(scores, count));
 }
 
@@ -48,7 +49,7 @@ void check_rank(cpu::RankSearch& search, ThreadPool& pool, const std::vector<flo
     return std::pair<const float*, int64_t>(scores.data() + p * part_size, std::min(part_size, total - p * part_size));
   };
   pool.parallel_for(parts, [&](int64_t p, int thread) { search.count(thread, part(p).first, part(p).second); });
-  const auto found = search.find(pool, parts, rank, part);
+  const auto found = search.find(parts, rank, part);
   auto sorted = scores;
   std::sort(sorted.begin(), sorted.end());
   const float expected = sorted[static_cast<size_t>(rank)];
@@ -74,7 +75,7 @@ TEST("selection: exactly the smallest, of equal scores the first") {
 TEST("selection: the score of a rank, in parts, again and again") {
   for (int threads : {1, 3}) {
     ThreadPool pool(threads);
-    cpu::RankSearch search(threads, *cpu::available_kernels().back());
+    cpu::RankSearch search(pool, cpu::available_levels().back());
     for (uint64_t seed = 1; seed <= 60; ++seed) {
       Random random(seed);
       const int64_t total = seed % 20 == 0 ? random.integer(200000, 300000) : random.integer(1, 3000);

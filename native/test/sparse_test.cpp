@@ -38,13 +38,13 @@ void remove_some(Random& random, Matrix& b, int64_t n, int64_t k, Zeros zeros) {
   }
 }
 
-std::string text(const cpu::Kernels& level, const Case& c) {
-  return std::string(level.name) + ", " + std::to_string(c.m) + " x " + std::to_string(c.k) + " x " + std::to_string(c.n) +
-         ", zeros " + std::to_string(static_cast<int>(c.zeros)) + ", " + dtype_name(c.a_type) + ", " + dtype_name(c.b_type) +
-         ", " + dtype_name(c.c_type);
+std::string text(cpu::Level level, const Case& c) {
+  return std::string(cpu::level_name(level)) + ", " + std::to_string(c.m) + " x " + std::to_string(c.k) + " x " +
+         std::to_string(c.n) + ", zeros " + std::to_string(static_cast<int>(c.zeros)) + ", " + dtype_name(c.a_type) + ", " +
+         dtype_name(c.b_type) + ", " + dtype_name(c.c_type);
 }
 
-void check_product(const cpu::Kernels& level, uint64_t seed, const Case& c) {
+void check_product(cpu::Level level, uint64_t seed, const Case& c) {
   Random random(seed);
   describe_case("seed ", seed, ", ", text(level, c));
   const Matrix a(random, c.a_type, c.m, c.k, c.a_layout, random.integer(0, 5));
@@ -94,11 +94,12 @@ TEST("sparse product: random shapes, types, layouts, patterns") {
   constexpr Layout layouts[] = {Layout::rows, Layout::transposed, Layout::scattered};
   constexpr Zeros zeros[] = {Zeros::two_of_four, Zeros::scattered, Zeros::most, Zeros::all};
   uint64_t seed = 0;
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (int round = 0; round < 12; ++round) {
       Random random(++seed);
       const auto pick = [&](const auto& choices) { return choices[random.integer(0, 2)]; };
-      Case c{level->sparse_rows + random.integer(0, 150), 64 + random.integer(0, 80), 64 + random.integer(0, 80)};
+      Case c{cpu::sparse_panel_rows[level]() + random.integer(0, 150), 64 + random.integer(0, 80),
+             64 + random.integer(0, 80)};
       c.zeros = zeros[random.integer(0, 3)];
       c.a_type = pick(types);
       c.b_type = random.flip() ? c.a_type : pick(types);
@@ -108,7 +109,7 @@ TEST("sparse product: random shapes, types, layouts, patterns") {
       c.alpha = random.flip() ? 1.0f : -0.3712345f;
       c.accumulate = c.c_type == DType::f32 && random.flip();
       c.bias = !c.accumulate && random.flip();
-      check_product(*level, seed, c);
+      check_product(level, seed, c);
     }
   }
 }
@@ -117,35 +118,35 @@ TEST("sparse product: random shapes, types, layouts, patterns") {
 TEST("sparse product: wide and deep") {
   const DType f32 = DType::f32, bf16 = DType::bf16;
   uint64_t seed = 1000;
-  for (const auto* level : cpu::available_kernels()) {
-    check_product(*level, ++seed, {level->sparse_rows + 3, 850, 70});
-    check_product(*level, ++seed, {level->sparse_rows, 850, 70, Zeros::scattered, bf16, bf16, bf16});
-    check_product(*level, ++seed, {level->sparse_rows, 65, 4500, Zeros::most, f32, bf16, f32});
-    check_product(*level, ++seed, {level->sparse_rows, 65, 4501, Zeros::scattered, bf16, bf16, f32});
+  for (cpu::Level level : cpu::available_levels()) {
+    check_product(level, ++seed, {cpu::sparse_panel_rows[level]() + 3, 850, 70});
+    check_product(level, ++seed, {cpu::sparse_panel_rows[level](), 850, 70, Zeros::scattered, bf16, bf16, bf16});
+    check_product(level, ++seed, {cpu::sparse_panel_rows[level](), 65, 4500, Zeros::most, f32, bf16, f32});
+    check_product(level, ++seed, {cpu::sparse_panel_rows[level](), 65, 4501, Zeros::scattered, bf16, bf16, f32});
   }
-  const auto& level = *cpu::available_kernels().back();
-  check_product(level, ++seed, {level.sparse_rows, 130, 35000, Zeros::most});
+  const cpu::Level level = cpu::available_levels().back();
+  check_product(level, ++seed, {cpu::sparse_panel_rows[level](), 130, 35000, Zeros::most});
 }
 
 TEST("sparse product: left to the dense one where few elements are zero, or there are few rows") {
   ThreadPool pool(1);
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (DType dtype : {DType::f32, DType::bf16}) {
       Random random(1);
-      const int64_t m = level->sparse_rows;
+      const int64_t m = cpu::sparse_panel_rows[level]();
       const Matrix a(random, dtype, m, 64, Layout::rows, 0), b(random, dtype, 64, 64, Layout::transposed, 0);
       const std::vector<float> before(static_cast<size_t>(m * 64), 1);
       std::vector<float> c = before;
       cpu::Gemm g{m, 64, 64, a.operand(), b.operand(), c.data(), 64};
-      CHECK(!cpu::multiply_sparse(pool, *level, g));
+      CHECK(!cpu::multiply_sparse(pool, level, g));
       Matrix sparse(random, dtype, 64, 64, Layout::transposed, 0);
       remove_some(random, sparse, 64, 64, Zeros::two_of_four);
       g.b = sparse.operand();
       g.m = m - 1;
-      CHECK(!cpu::multiply_sparse(pool, *level, g));
+      CHECK(!cpu::multiply_sparse(pool, level, g));
       CHECK(c == before);
       g.m = m;
-      CHECK(cpu::multiply_sparse(pool, *level, g));
+      CHECK(cpu::multiply_sparse(pool, level, g));
     }
   }
 }
@@ -153,17 +154,17 @@ TEST("sparse product: left to the dense one where few elements are zero, or ther
 // A zero of a dense product would hide neither.
 TEST("sparse product: NaN and infinity come through") {
   ThreadPool pool(1);
-  for (const auto* level : cpu::available_kernels()) {
+  for (cpu::Level level : cpu::available_levels()) {
     for (DType dtype : {DType::f32, DType::bf16}) {
       Random random(1);
-      const int64_t m = level->sparse_rows;
+      const int64_t m = cpu::sparse_panel_rows[level]();
       Matrix a(random, dtype, m, 64, Layout::rows, 0), b(random, dtype, 64, 64, Layout::transposed, 0);
       remove_some(random, b, 64, 64, Zeros::scattered);
       b.set(5, 7, NAN);
       for (int64_t j = 0; j < 64; ++j) b.set(9, j, 1);
       a.set(3, 9, INFINITY);
       std::vector<float> c(static_cast<size_t>(m * 64));
-      CHECK(cpu::multiply_sparse(pool, *level, {m, 64, 64, a.operand(), b.operand(), c.data(), 64}));
+      CHECK(cpu::multiply_sparse(pool, level, {m, 64, 64, a.operand(), b.operand(), c.data(), 64}));
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < 64; ++j) {
           const float value = c[static_cast<size_t>(i * 64 + j)];

@@ -1,63 +1,98 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
-import { datasetNames, type DatasetName } from '../calibration/dataset.js'
+import type { DeviceName } from '../native/device.js'
+import {
+  defaultMethod,
+  methodNames,
+  methodOptions,
+  type MethodOptions,
+  type PruningMethod,
+} from '../pruning/methods/methods.js'
+import { datasetNames, type DatasetName } from '../text/dataset.js'
 
-/** A number as typed; what numbers are allowed is the SDK's business. */
+/**
+ * The number that was typed; which ones are allowed is the SDK's business. Throws InvalidArgumentError for any other
+ * text.
+ */
 export function number(text: string): number {
   const value = Number(text)
   if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('It must be a number.')
   return value
 }
 
+/** The description of the argument `<model>`. */
+/** Of an option whose kind the SDK knows. */
+const numberOrText = (text: string) => (Number.isFinite(Number(text)) ? Number(text) : text)
+
 export const modelArgument = 'folder in Hugging Face layout, or a hub id such as facebook/opt-125m'
 
+/** The flags that deviceOptions() adds. */
 export interface DeviceFlags {
-  device: 'auto' | 'cpu' | 'cuda'
+  /** The device that computes. */
+  device: DeviceName
+  /** The element type of activations. */
   dtype: 'float32' | 'bfloat16'
+  /** The number of CPU threads; 0 for one per core. */
   threads: number
 }
 
+/** The option `--dtype`, which means something else in every command. */
 export const dtypeOption = (description: string) =>
   new Option('--dtype <dtype>', description).choices(['float32', 'bfloat16'])
 
-/** Where and how the model runs: loadModel's options. */
+/** Adds the options that say where and how the model runs, which are loadModel's; returns the command. */
 export function deviceOptions(
   command: Command,
   dtype = dtypeOption('element type of activations').default('float32'),
 ): Command {
   return command
-    .addOption(
-      new Option('--device <device>', 'where to compute').choices(['auto', 'cpu', 'cuda']).default('auto'),
-    )
+    .option('--device <device>', 'where to compute: auto, cpu, cuda, or cuda:1 for the second GPU', 'auto')
     .addOption(dtype)
     .option('--threads <n>', 'CPU threads; 0 for one per core', number, 0)
 }
 
-/** What is pruned and how, as far as it needs no file: options of `prune` that `plan` has as well. */
-export interface PruningFlags {
-  method: 'sparsegpt' | 'magnitude' | 'wanda'
+/** The flags that pruningOptions() adds; undefined ones are left to the SDK. */
+export interface PruningFlags extends MethodOptions {
+  /** The method that chooses what is pruned. */
+  method: PruningMethod
+  /** The share of the weights to prune, in [0, 1). */
   sparsity?: number
+  /** The n:m pattern, such as '2:4'. */
   pattern?: string
+  /** The number of calibration windows. */
   samples?: number
+  /** The number of tokens of a window. */
   seqlen?: number
-  blockSize?: number
+  /** The number of bits that the kept weights are rounded to. */
   bits?: number
+  /** The unit that sees already pruned inputs. */
   sequential: 'block' | 'layer'
+  /** The regular expression that names of layers must match to be pruned. */
   include?: string
+  /** The regular expression of the names of layers that stay dense. */
   exclude?: string
+  /** The first block to prune, from 0. */
   minBlock?: number
+  /** The block to stop before. */
   maxBlock?: number
 }
 
+/**
+ * Adds the options that say what is pruned and how, as far as no file is needed: those that `plan` has too; returns the
+ * command.
+ */
 export function pruningOptions(command: Command): Command {
+  for (const [name, { description = '' }] of Object.entries(methodOptions.shape)) {
+    const flag = name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+    command.option(`--${flag} <value>`, description, numberOrText)
+  }
   return command
     .addOption(
-      new Option('--method <method>').choices(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
+      new Option('--method <method>', 'what chooses the weights').choices(methodNames).default(defaultMethod),
     )
     .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
     .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
     .option('--samples <n>', 'calibration windows (default: 128)', number)
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
-    .option('--block-size <n>', 'columns whose mask is chosen together (default: 128)', number)
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
     .addOption(
       new Option(
@@ -73,15 +108,16 @@ export function pruningOptions(command: Command): Command {
     .option('--max-block <j>', 'block to stop before', number)
 }
 
-/** What a text may be given as; './c4' is a file of that name. */
+/** The placeholder for a text in the help: a data set, or a file ('./c4' is a file of that name). */
 export const textArgument = `<${datasetNames.join('|')}|FILE>`
 
+/** The source of text that was typed: a data set where it is the name of one, else a file. */
 export function textSource(text: string): { dataset: DatasetName } | { file: string } {
   const dataset = datasetNames.find((name) => name === text)
   return dataset === undefined ? { file: text } : { dataset }
 }
 
-/** Leaves out what was not given, so that the SDK's defaults hold. */
+/** The options without those that were not given, so that the SDK's defaults hold. */
 export function given<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as never
 }

@@ -1,14 +1,15 @@
 import Table from 'cli-table3'
 import { Argument, Command } from 'commander'
-import { benchmark, type BenchReport } from '../benchmark/benchmark.js'
-import { tables, type BenchDType, type BenchTable } from '../benchmark/case.js'
-import type { DeviceKind } from '../native/device.js'
+import { benchmark, type BenchReport } from '../sdk/benchmark/benchmark.js'
+import { tables, type BenchDType, type BenchTable } from '../sdk/benchmark/case.js'
+import type { DeviceName } from '../native/device.js'
 import { deviceOptions, dtypeOption, given, number } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { withProgress } from './progress.js'
 
+/** The command's flags as commander parses them; the options below say what each is. */
 interface Flags {
-  device: DeviceKind
+  device: DeviceName
   threads: number
   dtype?: BenchDType
   sizes?: string[]
@@ -17,6 +18,7 @@ interface Flags {
   json?: true
 }
 
+/** The command `sparsegpt bench`, which measures this machine. */
 export function benchCommand(): Command {
   const command = new Command('bench')
     .description("Measure this machine: times, and their share of the processor's and the GPU's own peak.")

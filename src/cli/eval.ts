@@ -1,5 +1,5 @@
 import { Command } from 'commander'
-import { perplexity } from '../evaluation/perplexity.js'
+import { perplexity } from '../sdk/perplexity.js'
 import {
   deviceOptions,
   given,
@@ -13,6 +13,7 @@ import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 
+/** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags {
   dataset: string
   textField?: string
@@ -21,6 +22,7 @@ interface Flags extends DeviceFlags {
   json?: true
 }
 
+/** The command `sparsegpt eval`, which measures a model's perplexity. */
 export function evalCommand(): Command {
   const command = new Command('eval')
     .description("Measure a model's perplexity on a text.")

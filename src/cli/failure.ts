@@ -1,9 +1,14 @@
 import { SparseGptError } from '../errors.js'
 
+/** The exit codes of the command line. */
 export const exitCodes = {
+  /** The code of a command that did its job. */
   done: 0,
+  /** The code of a job that failed. */
   failed: 1,
+  /** The code of a command that was called wrongly. */
   badUsage: 2,
+  /** The code for what a command has thrown. */
   of: (error: unknown) =>
     error instanceof SparseGptError && error.code === 'INVALID_OPTION'
       ? exitCodes.badUsage
@@ -21,7 +26,9 @@ const flags: Record<string, string> = {
   'calibration.saveTokens': '--save-tokens',
 }
 
-/** What to print for a failed command: options are called by their flags. Defects come with their stack. */
+/**
+ * The text to print for a failed command, in which options are called by their flags. Defects come with their stack.
+ */
 export function failureText(error: unknown): string {
   if (!(error instanceof SparseGptError))
     return error instanceof Error ? (error.stack ?? error.message) : String(error)

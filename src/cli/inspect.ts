@@ -1,11 +1,12 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
-import { inspect, type Inspection } from '../evaluation/inspect.js'
+import { inspect, type Inspection } from '../sdk/inspect.js'
 import { modelArgument } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
 import { withProgress } from './progress.js'
 
+/** The command `sparsegpt inspect`, which shows the tensors of a model. */
 export function inspectCommand(): Command {
   return new Command('inspect')
     .description("Show every tensor's shape, dtype, share of zeros, and whether it conforms to 2:4 or 4:8.")

@@ -13,7 +13,7 @@ const { version } = JSON.parse(readFileSync(new URL('../../package.json', import
 }
 
 const program = new Command('sparsegpt')
-  .description('Prunes GPT-family language models in one shot (SparseGPT, Wanda, magnitude).')
+  .description('Prunes GPT-family language models in one shot.')
   .version(version)
   .addCommand(pruneCommand())
   .addCommand(planCommand())

@@ -1,4 +1,4 @@
-import { loadModel, type Model } from '../models/model.js'
+import { loadModel, type Model } from '../sdk/model.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { DeviceFlags } from './arguments.js'
 import { withProgress, type Progress } from './progress.js'
@@ -20,7 +20,7 @@ export async function withModel<T>(
   }
 }
 
-/** Shows a download, if there is one to be shown. */
+/** The function to be called while something is downloaded, which shows it as `progress`. */
 export const showDownload =
   (progress: Progress) =>
   ({ file, bytes, totalBytes }: DownloadProgress) =>

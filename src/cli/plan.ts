@@ -1,24 +1,27 @@
 import Table from 'cli-table3'
-import { Command, Option } from 'commander'
-import { plan, type Plan } from '../planning/plan.js'
+import { Command } from 'commander'
+import type { DeviceName } from '../native/device.js'
+import { plan, type Plan } from '../sdk/plan.js'
 import { dtypeOption, given, modelArgument, pruningOptions, type PruningFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
 import { withProgress } from './progress.js'
 
+/** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends PruningFlags {
-  device: 'cpu' | 'cuda'
+  device: Exclude<DeviceName, 'auto'>
   dtype: 'float32' | 'bfloat16'
   offload?: true
   json?: true
 }
 
+/** The command `sparsegpt plan`, which says what pruning would take. */
 export function planCommand(): Command {
   const command = new Command('plan')
     .description('Say from config.json alone what pruning a model would take: memory, disk, arithmetic.')
     .argument('<model>', modelArgument)
     .option('--offload', 'with activations in a file while they wait')
-    .addOption(new Option('--device <device>', 'whose memory').choices(['cpu', 'cuda']).default('cpu'))
+    .option('--device <device>', 'whose memory: cpu or cuda', 'cpu')
     .addOption(dtypeOption('element type of activations').default('float32'))
     .option('--json', 'print one JSON object on stdout')
   return pruningOptions(command).action(async (model: string, { json, seqlen, ...flags }: Flags) => {
@@ -31,15 +34,18 @@ export function planCommand(): Command {
         }),
       ),
     )
-    process.stdout.write(json ? `${JSON.stringify(result)}\n` : tables(result, flags.device))
+    process.stdout.write(json ? `${JSON.stringify(result)}\n` : tables(result))
   })
 }
 
-function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan, device: 'cpu' | 'cuda'): string {
+function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan): string {
   const bytes = (value: number) => `${(value / 1e9).toFixed(value < 1e9 ? 3 : 1)} GB`
   const { parts } = memory
   const rows: [string, string][] = [
-    [`peak memory${device === 'cuda' ? ' of the GPU' : ''}`, bytes(memory.peak)],
+    [
+      `peak memory${parts.process > 0 ? ', without encoding the text' : ' of the GPU, without its context and libraries'}`,
+      bytes(memory.peak),
+    ],
     ['  process', bytes(parts.process)],
     ['  weights of a block, one of them in float32', bytes(parts.weights)],
     ['  hidden states of all windows', bytes(parts.hiddenStates)],

@@ -2,7 +2,7 @@ import { SingleBar } from 'cli-progress'
 
 const secondsBetweenLines = 5
 
-/** Progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
+/** The display of progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
 export class Progress {
   private bar: SingleBar | undefined
   private lastLine = performance.now()
@@ -12,7 +12,7 @@ export class Progress {
 
   constructor(private readonly title: string) {}
 
-  /** fraction: share of the work done, in [0, 1]. */
+  /** Shows that the share `fraction` of the work is done, in [0, 1], and what `note` says of the work under way. */
   update(fraction: number, note = ''): void {
     const now = performance.now()
     if (fraction < this.last) this.first = undefined // another part of the work begins, such as after a download
@@ -62,6 +62,7 @@ export async function withProgress<T>(title: string, body: (progress: Progress) 
   }
 }
 
+/** A time for people, such as '3 min 5 s'. */
 export function duration(seconds: number): string {
   if (seconds < 60) return `${seconds.toFixed(0)} s`
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`

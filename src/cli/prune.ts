@@ -1,6 +1,7 @@
-import { Command } from 'commander'
-import { perplexity } from '../evaluation/perplexity.js'
-import { prune } from '../pruning/prune.js'
+import { Command, Option } from 'commander'
+import { encodings, type EncodingName } from '../files/encodings/registry.js'
+import { perplexity } from '../sdk/perplexity.js'
+import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
 import {
@@ -18,6 +19,7 @@ import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
 
+/** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags {
   out: string
   calibration?: string
@@ -25,7 +27,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   mask?: string
   seed?: number
   saveTokens?: string
-  dampening?: number
+  encoding: EncodingName
   offload?: string
   memory?: string
   eval?: string
@@ -34,6 +36,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   force?: true
 }
 
+/** The command `sparsegpt prune`, which prunes a model. */
 export function pruneCommand(): Command {
   const command = new Command('prune')
     .description('Prune a model and write it to a new folder.')
@@ -44,10 +47,10 @@ export function pruneCommand(): Command {
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
     .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
-    .option(
-      '--dampening <share>',
-      "added to the Hessian's diagonal, as a share of its mean (default: 0.01)",
-      number,
+    .addOption(
+      new Option('--encoding <name>', 'form of the pruned weights')
+        .choices(Object.keys(encodings))
+        .default('dense'),
     )
     .option('--offload <dir>', 'folder for activations while they wait, for models beyond memory')
     .option('--memory <size>', 'what the job may take, such as 16GB; --offload is then used only if needed')

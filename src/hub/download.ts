@@ -3,24 +3,25 @@ import { constants } from 'node:fs'
 import { open, rm, type FileHandle } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { abortable } from '../abort.js'
-import { writeFully } from '../checkpoint/copy-range.js'
-import { reason } from '../checkpoint/read-error.js'
+import { writeFully } from '../files/copy-range.js'
+import { reason } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { isTransient } from './failure.js'
 
-/** Tries without a single new byte before giving up. */
+/** The number of tries without a single new byte before giving up. */
 const maxTries = 5
 const firstPause = 500 // milliseconds; doubles with every try
 
-/** Bytes of a file from a position on, as a response's body. */
-export type ByteSource = (start: number) => Promise<AsyncIterable<Uint8Array>>
+/** Gives the bytes of a file from the byte `start` on, as a response's body. */
+type ByteSource = (start: number) => Promise<AsyncIterable<Uint8Array>>
 
 /**
  * Downloads into `file`, going on where an earlier attempt, of this or another process, has stopped. Two processes may
  * do so at once: both write the same bytes at the same places.
  *
- * `onBytes` is called with the bytes that are there so far. Throws what `source` throws if trying again does not help,
- * DOWNLOAD_FAILED when the contents are not what was announced (the file is removed then), WRITE_FAILED, ABORTED.
+ * `expected` are the size in bytes and the hash that the hub names; `onBytes` is called with the number of bytes that
+ * are there so far. Throws what `source` throws if trying again does not help, DOWNLOAD_FAILED when the contents are
+ * not what was announced (the file is removed then), WRITE_FAILED, ABORTED.
  */
 export async function download(
   file: string,
@@ -93,8 +94,8 @@ async function transfer(
 }
 
 /**
- * Of a file in the hub's storage: SHA-256 of large files, git's blob id (SHA-1) of small ones. By its handle, because
- * another process that was faster has moved the file.
+ * The id of a file in the hub's storage: SHA-256 of large files, git's blob id (SHA-1) of small ones. It is read by its
+ * handle, because another process that was faster has moved the file.
  */
 async function objectId(handle: FileHandle, { oid, size }: { oid: string; size: number }): Promise<string> {
   const git = oid.length === 40

@@ -1,5 +1,5 @@
 import { HubApiError } from '@huggingface/hub'
-import { reason } from '../checkpoint/read-error.js'
+import { reason } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import type { HubSettings } from './settings.js'
 
@@ -9,7 +9,10 @@ export function isTransient(error: unknown): boolean {
   return !(error instanceof HubApiError) || error.statusCode === 429 || error.statusCode >= 500
 }
 
-/** DOWNLOAD_FAILED that says what was asked for, what came back and what to do. */
+/**
+ * The error DOWNLOAD_FAILED that says what was asked for, what came back and what to do; an error of this package is
+ * passed on as it is.
+ */
 export function downloadFailed(
   what: string,
   page: string,
@@ -42,7 +45,7 @@ function advice(status: number, page: string, { token, endpoint }: HubSettings):
   }
 }
 
-/** fetch hides the reason in its cause. */
+/** The reason why fetch failed, which it hides in its cause. */
 function networkReason(error: unknown): string {
   const cause: unknown =
     typeof error === 'object' && error !== null && 'cause' in error ? error.cause : undefined

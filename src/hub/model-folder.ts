@@ -1,18 +1,18 @@
 import { stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { readWeightMap, safetensors, torch } from '../checkpoint/checkpoint.js'
+import { readWeightMap, safetensors, torch } from '../files/checkpoint.js'
 import { SparseGptError } from '../errors.js'
 import { Snapshot, type DownloadOptions } from './snapshot.js'
 
 /** Where a model is, and what it is called. */
-export interface ModelFolder {
-  /** Absolute path. */
+interface ModelFolder {
+  /** The absolute path of the folder. */
   folder: string
-  /** The hub id, or the folder's name. */
+  /** The hub id as it was given, or the folder's name. */
   name: string
 }
 
-/** What belongs to a model beside its weights. */
+/** The names of the files that belong to a model beside its weights. */
 const companions =
   /^((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|merges\.txt|chat_template\.jinja|.*\.model|(LICENSE|NOTICE|USE_POLICY)(\.(txt|md))?)$/i
 
@@ -75,7 +75,9 @@ export async function resolveModel(
   return { folder: snapshot.folder, name: pathOrHubId }
 }
 
-/** One slash, as the hub's ids have; no dots that lead elsewhere, and no `--`, which stands for the slash in the cache. */
+/**
+ * One slash, as the hub's ids have; no dots that lead elsewhere, and no `--`, which stands for the slash in the cache.
+ */
 const isRepositoryName = (name: string) =>
   /^[A-Za-z0-9_][\w.-]*\/[A-Za-z0-9_][\w.-]*$/.test(name) && !/--|\.\./.test(name)
 

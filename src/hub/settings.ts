@@ -6,19 +6,19 @@ import { SparseGptError } from '../errors.js'
 
 /** How the hub is reached: the environment variables that Hugging Face's own tools read. */
 export interface HubSettings {
-  /** HF_ENDPOINT; without a slash at its end. */
+  /** The address of the hub, without a slash at its end: HF_ENDPOINT, or https://huggingface.co. */
   endpoint: string
-  /** HF_TOKEN, or the file that `hf auth login` writes. */
+  /** The access token: HF_TOKEN, or what `hf auth login` wrote; undefined where there is none. */
   token: string | undefined
-  /** HF_HUB_CACHE, or `hub` in HF_HOME. */
+  /** The path of the folder of downloaded files: HF_HUB_CACHE, or `hub` in HF_HOME. */
   cache: string
-  /** HF_HUB_OFFLINE: use only what the cache has. */
+  /** Whether only what the cache has is used: HF_HUB_OFFLINE. */
   offline: boolean
 }
 
-/** Throws INVALID_OPTION for a variable that cannot be used. */
-export async function hubSettings(environment: NodeJS.ProcessEnv = process.env): Promise<HubSettings> {
-  const { HF_ENDPOINT, HF_HUB_OFFLINE = '' } = environment
+/** The settings of this process. Throws INVALID_OPTION for a variable that cannot be used. */
+export async function hubSettings(): Promise<HubSettings> {
+  const { HF_ENDPOINT, HF_HUB_OFFLINE = '' } = process.env
   const endpoint = (HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '')
   if (!URL.canParse(endpoint)) {
     throw new SparseGptError(
@@ -26,7 +26,7 @@ export async function hubSettings(environment: NodeJS.ProcessEnv = process.env):
       `HF_ENDPOINT: ${endpoint} is not a URL such as https://huggingface.co`,
     )
   }
-  const token = await readToken(environment)
+  const token = await readToken()
   if (token !== undefined && !token.startsWith('hf_')) {
     throw new SparseGptError('INVALID_OPTION', 'HF_TOKEN: an access token of the hub begins with "hf_"')
   }
@@ -34,8 +34,8 @@ export async function hubSettings(environment: NodeJS.ProcessEnv = process.env):
   return { endpoint, token, cache: getHFHubCachePath(), offline }
 }
 
-async function readToken(environment: NodeJS.ProcessEnv): Promise<string | undefined> {
-  const { HF_TOKEN, HF_TOKEN_PATH, HF_HOME, XDG_CACHE_HOME } = environment
+async function readToken(): Promise<string | undefined> {
+  const { HF_TOKEN, HF_TOKEN_PATH, HF_HOME, XDG_CACHE_HOME } = process.env
   if (HF_TOKEN?.trim()) return HF_TOKEN.trim()
   const home = HF_HOME || join(XDG_CACHE_HOME || join(homedir(), '.cache'), 'huggingface')
   const text = await readFile(HF_TOKEN_PATH || join(home, 'token'), 'utf8').catch(() => '')

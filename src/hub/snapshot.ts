@@ -9,7 +9,7 @@ import {
   pathsInfo,
 } from '@huggingface/hub'
 import { abortable } from '../abort.js'
-import { reason, systemCode } from '../checkpoint/read-error.js'
+import { reason, systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { download } from './download.js'
 import { downloadFailed, isTransient } from './failure.js'
@@ -17,24 +17,31 @@ import { hubSettings, type HubSettings } from './settings.js'
 
 /** A repository of the hub at a revision. */
 export interface Repository {
+  /** The kind of its contents. */
   type: 'model' | 'dataset'
-  /** Such as 'facebook/opt-125m'. */
+  /** The id of the repository, such as 'facebook/opt-125m'. */
   name: string
-  /** A branch, tag or commit. */
+  /** The branch, tag or commit. */
   revision: string
 }
 
+/** How far a download has come. */
 export interface DownloadProgress {
+  /** The id of the repository, such as 'facebook/opt-125m'. */
   repository: string
-  /** The file being downloaded. */
+  /** The path, in the repository, of the file that is being downloaded. */
   file: string
-  /** Bytes that are here, of `totalBytes` of all files that are being downloaded together. */
+  /** The number of bytes that have come, of all files that are downloaded together. */
   bytes: number
+  /** The size of all files that are downloaded together, in bytes. */
   totalBytes: number
 }
 
+/** What a caller may ask of a download. */
 export interface DownloadOptions {
+  /** The function that is called as bytes come, and once for each file that is done. */
   onDownload?: ((progress: DownloadProgress) => void) | undefined
+  /** The signal that stops the download. */
   signal?: AbortSignal | undefined
 }
 
@@ -51,12 +58,12 @@ const objectPattern = /^([0-9a-f]{40}|[0-9a-f]{64})$/
  */
 export class Snapshot {
   private constructor(
-    readonly repository: Repository,
+    private readonly repository: Repository,
     private readonly settings: HubSettings,
     private readonly options: DownloadOptions,
     private readonly storage: string,
-    readonly commit: string,
-    /** Nothing may, or can, be downloaded. */
+    private readonly commit: string,
+    /** Whether nothing may, or can, be downloaded. */
     private readonly local: boolean,
   ) {}
 
@@ -90,12 +97,15 @@ export class Snapshot {
     }
   }
 
-  /** Absolute; holds what has been fetched, by this or any other tool. */
+  /** The path of the folder that holds what has been fetched, by this or any other tool. */
   get folder(): string {
     return join(this.storage, 'snapshots', this.commit)
   }
 
-  /** The files directly in the repository's root: all of them, or those in the cache when the hub cannot be asked. */
+  /**
+   * The names of the files directly in the repository's root: of all, or of those in the cache when the hub cannot be
+   * asked. Throws DOWNLOAD_FAILED, ABORTED.
+   */
   async rootFiles(): Promise<string[]> {
     const cached = await readdir(this.folder).catch(() => [])
     if (this.local) return cached

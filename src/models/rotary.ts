@@ -3,9 +3,9 @@ import { SparseGptError } from '../errors.js'
 
 /** Rotary position embedding: pair i of a head turns by position · frequency i. */
 export interface Rotary {
-  /** Angular frequency of each pair, float32 [pairs], when sequences of this many tokens are run. */
+  /** The angular frequency of each pair, float32 [pairs], when sequences of this many tokens are run; always the same arrays. */
   frequencies(sequence: number): Float32Array
-  /** cos and sin are multiplied with it. */
+  /** The factor of cos and sin. */
   scale: number
 }
 
@@ -122,17 +122,16 @@ function fixed(frequencies: Float32Array): Rotary {
   return { frequencies: () => frequencies, scale: 1 }
 }
 
-/** cos and sin of position · frequency, times the scale, each float32 [sequence, pairs]. */
-export function rotaryAngles(rotary: Rotary, sequence: number) {
-  const list = rotary.frequencies(sequence)
+/** Tabulates cos and sin of position · frequency, times the scale, each float32 [sequence, pairs]. `list`: the frequencies. */
+export function rotaryAngles(list: Float32Array, scale: number, sequence: number) {
   const shape = [sequence, list.length]
   const cosine = new Float32Array(sequence * list.length)
   const sine = new Float32Array(sequence * list.length)
   for (let t = 0; t < sequence; t++) {
     list.forEach((frequency, i) => {
       const angle = Math.fround(t * frequency)
-      cosine[t * list.length + i] = rotary.scale * Math.cos(angle)
-      sine[t * list.length + i] = rotary.scale * Math.sin(angle)
+      cosine[t * list.length + i] = scale * Math.cos(angle)
+      sine[t * list.length + i] = scale * Math.sin(angle)
     })
   }
   return { cosine, sine, shape }

@@ -1,52 +1,11 @@
-import type { Checkpoint } from '../checkpoint/checkpoint.js'
-import { storedBytes, type StoredTensor } from '../checkpoint/safetensors.js'
-import { gather } from '../checkpoint/strided.js'
+import type { Checkpoint } from '../files/checkpoint.js'
+import { storedBytes, type StoredTensor } from '../files/safetensors.js'
+import { gather } from '../files/strided.js'
 import { SparseGptError } from '../errors.js'
 import type { DType, FileHandle } from '../native/addon.js'
 import type { Device, Tensor } from '../native/device.js'
-import type { BlockSpec, LinearSpec } from './architecture.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
-
-/** A block's parameters on the device, by name below the block's prefix. Matrices are [out, in] in the compute type. */
-export class BlockWeights {
-  private readonly tensors = new Map<string, Tensor>()
-
-  constructor(
-    private readonly device: Device,
-    readonly spec: BlockSpec,
-    readonly linears: ReadonlyMap<string, LinearSpec>,
-    /** Stored tensors whose pages are given back with the block. */
-    private readonly read: readonly Tensor[] = [],
-  ) {}
-
-  get(name: string): Tensor {
-    const tensor = this.tensors.get(name)
-    if (!tensor) throw new SparseGptError('INTERNAL', `the block ${this.spec.prefix} has no weight ${name}`)
-    return tensor
-  }
-
-  find(name: string): Tensor | undefined {
-    return this.tensors.get(name)
-  }
-
-  set(name: string, tensor: Tensor): void {
-    this.tensors.get(name)?.dispose()
-    this.tensors.set(name, tensor)
-  }
-
-  dispose(): void {
-    for (const tensor of this.tensors.values()) tensor.dispose()
-    giveBack(this.device, this.read)
-  }
-}
-
-function giveBack(device: Device, read: readonly Tensor[]): void {
-  for (const tensor of read) {
-    device.releasePages(tensor)
-    tensor.dispose()
-  }
-}
 
 /** The weights of a checkpoint as device tensors: mapped from the files, or replaced by pruned ones. */
 export class Weights {
@@ -56,7 +15,7 @@ export class Weights {
   private read: Tensor[] | undefined
 
   constructor(
-    private readonly device: Device,
+    protected readonly device: Device,
     private checkpoint: Checkpoint,
     /** The element type of activations and of the matrices they are multiplied with. */
     readonly dtype: 'float32' | 'bfloat16',
@@ -75,7 +34,10 @@ export class Weights {
   require(name: string, shape: readonly number[]): StoredTensor {
     const stored = this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
     if (!stored) {
-      throw new SparseGptError('INVALID_CHECKPOINT', `${this.checkpoint.folder}: the tensor ${name} is missing`)
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${this.checkpoint.folder}: the tensor ${name} is missing`,
+      )
     }
     if (stored.shape.length !== shape.length || stored.shape.some((size, i) => size !== shape[i])) {
       const message = `${stored.file}: the tensor ${name} is [${stored.shape.join(', ')}], but config.json implies [${shape.join(', ')}]`
@@ -91,9 +53,15 @@ export class Weights {
     return this.checkpoint.tensors.get('lm_head.weight')
   }
 
-  /** The tensor as stored: float32, bfloat16 or float16. */
+  /** The tensor as stored: float32, bfloat16 or float16. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
   stored(name: string, shape: readonly number[]): Tensor {
     const info = this.require(name, shape)
+    const tensor = this.open(name, info, shape)
+    this.read?.push(tensor)
+    return tensor
+  }
+
+  private open(name: string, info: StoredTensor, shape: readonly number[]): Tensor {
     const replaced = this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
@@ -111,9 +79,7 @@ export class Weights {
       file = this.device.mapFile(info.file)
       this.files.set(info.file, file)
     }
-    const tensor = this.device.mapTensor(file, info.offset, dtype, shape)
-    this.read?.push(tensor)
-    return tensor
+    return this.device.mapTensor(file, info.offset, dtype, shape)
   }
 
   /** Gives the pages of all tensors that `body` gets from stored() back once what it enqueues has run. */
@@ -122,12 +88,20 @@ export class Weights {
     try {
       return this.recording(read, body)
     } finally {
-      giveBack(this.device, read)
+      this.giveBack(read)
     }
   }
 
-  /** Puts all mapped tensors that `body` gets from stored() into `read`. */
-  private recording<T>(read: Tensor[], body: () => T): T {
+  /** Gives the pages of tensors from stored() back once what is enqueued so far has run, and disposes of them. */
+  giveBack(read: readonly Tensor[]): void {
+    for (const tensor of read) {
+      this.device.releasePages(tensor)
+      tensor.dispose()
+    }
+  }
+
+  /** Puts all tensors that `body` gets from stored() into `read`; they are given back with giveBack(). */
+  recording<T>(read: Tensor[], body: () => T): T {
     this.read = read
     try {
       return body()
@@ -146,66 +120,8 @@ export class Weights {
     return tensor
   }
 
-  /** The matrix of a linear layer, [out, in] in the compute type, from its stored form; may share its memory on the CPU. */
-  matrix(stored: Tensor, linear: LinearSpec): Tensor {
-    return this.shares(stored, linear) ? stored.rowRange(0, stored.rows) : this.copy(stored, linear, this.dtype)
-  }
-
-  /** Whether `matrix` shares the memory of the stored form. */
-  shares(stored: Tensor, linear: LinearSpec): boolean {
-    return this.device.kind === 'cpu' && stored.dtype === this.dtype && linear.layout !== 'in-out'
-  }
-
-  /** As `matrix`, in memory of its own, or that of `out`. */
-  copy(stored: Tensor, linear: LinearSpec, dtype: DType, out?: Tensor): Tensor {
-    return linear.layout === 'in-out'
-      ? this.device.transpose(stored, dtype, out)
-      : this.device.cast(stored, dtype, out)
-  }
-
-  /** Whether the matrix of a block has every value of its stored form, in `dtype`: then the file need not be read again. */
-  isExact(stored: Tensor): boolean {
-    return this.dtype === 'float32' || this.dtype === stored.dtype
-  }
-
-  /** The stored form of a matrix [out, in], in the element type of the checkpoint; shares its memory where they are the same. */
-  toStored(matrix: Tensor, linear: LinearSpec, dtype: DType): Tensor {
-    if (linear.layout === 'in-out') return this.device.transpose(matrix, dtype)
-    return matrix.dtype === dtype ? matrix.rowRange(0, matrix.rows) : this.device.cast(matrix, dtype)
-  }
-
-  storedLinear(spec: BlockSpec, linear: LinearSpec): Tensor {
-    return this.stored(`${spec.prefix}${linear.name}.weight`, storedShape(linear))
-  }
-
-  requireLinear(spec: BlockSpec, linear: LinearSpec): StoredTensor {
-    return this.require(`${spec.prefix}${linear.name}.weight`, storedShape(linear))
-  }
-
-  /** Loads a block; the caller disposes of it. */
-  block(spec: BlockSpec): BlockWeights {
-    const read: Tensor[] = []
-    const linears = new Map(spec.linears.map((linear) => [linear.name, linear]))
-    const block = new BlockWeights(this.device, spec, linears, read)
-    const load = () => {
-      for (const linear of spec.linears) {
-        const stored = this.storedLinear(spec, linear)
-        block.set(`${linear.name}.weight`, this.matrix(stored, linear))
-        // A mapped matrix of which a converted copy was made need not stay in memory beside it.
-        if (!this.shares(stored, linear)) this.device.releasePages(stored)
-        if (!linear.bias) continue
-        const bias = this.stored(`${spec.prefix}${linear.name}.bias`, [linear.rows])
-        block.set(`${linear.name}.bias`, this.device.cast(bias, 'float32'))
-      }
-      for (const { name, shape, offset } of spec.parameters) {
-        block.set(name, this.float32(spec.prefix + name, shape, offset))
-      }
-    }
-    this.recording(read, () => this.device.within([], load))
-    return block
-  }
-
-  private float32(name: string, shape: readonly number[], offset = 0): Tensor {
+  /** A parameter in float32. */
+  float32(name: string, shape: readonly number[], offset = 0): Tensor {
     const tensor = this.device.cast(this.stored(name, shape), 'float32')
     if (offset !== 0) {
       const constant = this.device.upload(new Float32Array(tensor.rows * tensor.width).fill(offset), shape)
@@ -215,13 +131,13 @@ export class Weights {
     return tensor
   }
 
-  /** From now on `name` is `tensor`, in its stored form; the weights own it. */
+  /** Puts `tensor`, in its stored form, in the place of the weight `name`; the weights own it. */
   replace(name: string, tensor: Tensor): void {
     this.replaced.get(name)?.dispose()
     this.replaced.set(name, tensor)
   }
 
-  /** From now on all weights come from `checkpoint`, which has the same tensors. */
+  /** Takes all weights from `checkpoint` from then on, which has the same tensors. */
   reopen(checkpoint: Checkpoint): void {
     this.checkpoint = checkpoint
     this.files.clear()
@@ -235,8 +151,4 @@ export class Weights {
     this.parameters.clear()
     this.files.clear()
   }
-}
-
-export function storedShape({ rows, columns, layout }: LinearSpec): number[] {
-  return layout === 'in-out' ? [columns, rows] : [rows, columns]
 }

@@ -3,9 +3,10 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { SparseGptError } from '../errors.js'
 
-/** Element types of device tensors. */
+/** The element type of a device tensor. */
 export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'int32' | 'uint8'
 
+/** An activation function. */
 export type Activation = 'relu' | 'gelu' | 'gelu_tanh' | 'silu'
 
 declare const brand: unique symbol
@@ -24,40 +25,34 @@ export interface SpillFileHandle {
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
-export interface AttentionArguments {
-  sequence: number
-  heads: number
-  kvHeads: number
-  headDim: number
-  scale: number
-  window: number
-  softcap: number
-  slopes: TensorHandle | undefined
+/** An operation's operands and settings by the names of native/core/operations.h; undefined stands for "no tensor". */
+export type Fields = Record<string, TensorHandle | number | boolean | string | undefined>
+
+/** What distinguishes a kind of backend from others: native/core/registry.h. */
+export interface BackendTraits {
+  /** The kind as users name it: 'cpu', 'cuda'. */
+  kind: string
+  /** Whether its memory is the host's: then mapped files are operands as they are. */
+  inHostMemory: boolean
+  /** Whether weights arrive from files while other operations run, so that it pays to ask for them early. */
+  loadsAhead: boolean
 }
 
-/** A mask decides; else, with m > 0, n of every m; else trunc(count · sparsity). */
-export interface SelectionArguments {
-  sparsity: number
-  n: number
-  m: number
-  mask: TensorHandle | undefined
-}
-
-/**
- * What the native addon exports: one function per operation of `Backend` (native/core/backend.h, which documents them), each
- * enqueued on the device it is given, and a few for devices, tensors and files. Not public: device.ts wraps it.
- */
+/** What the native addon exports. It is not public: device.ts wraps it. */
 export interface Addon {
-  openDevice(threads: number): DeviceHandle
-  openCudaDevice(): DeviceHandle
-  /** memory in bytes; reason says why there is no device, and is empty when there is one. */
-  probeCudaDevice(): { name: string; memory: number; reason: string }
+  /** Lists the kinds of backends, in the order in which 'auto' tries them. */
+  backends(): BackendTraits[]
+  /** Looks for the devices of a kind; `memory` is in bytes, 0 for the process's; `reason` says why there is none. */
+  probe(kind: string): { devices: { name: string; memory: number }[]; reason: string }
+  /** Opens device `index` of a kind. Throws DEVICE_UNAVAILABLE. */
+  openDevice(kind: string, index: number, threads: number): DeviceHandle
   closeDevice(device: DeviceHandle): void
   describeDevice(device: DeviceHandle): string
-  cpuLevels(): string[]
-  /** FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. Some ten milliseconds. */
+  /** Adds a folder in which the libraries of backends are looked for. */
+  addLibraryFolder(path: string): void
+  /** Measures FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. */
   cpuPeak(dtype: DType, threads: number): number
-  /** Seconds by operation since the last call; the first call starts the measuring: native/core/device.h. */
+  /** Returns seconds by operation since the last call; the first call starts the measuring: native/core/device.h. */
   profile(device: DeviceHandle): Record<string, number>
   synchronize(device: DeviceHandle): Promise<void>
 
@@ -79,116 +74,13 @@ export interface Addon {
   createSpillFile(folder: string): SpillFileHandle
   offload(device: DeviceHandle, tensor: TensorHandle, file: SpillFileHandle | undefined): void
 
-  cast(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
-  transpose(device: DeviceHandle, out: TensorHandle, input: TensorHandle): void
-  fill(device: DeviceHandle, out: TensorHandle, value: number): void
-  writeFile(device: DeviceHandle, fd: number, position: number, tensor: TensorHandle): void
+  /** Enqueues an operation of the table (operations.ts). */
+  run(device: DeviceHandle, operation: string, fields: Fields): void
 
-  embedding(device: DeviceHandle, out: TensorHandle, table: TensorHandle, ids: TensorHandle): void
-  linear(
-    device: DeviceHandle,
-    out: TensorHandle,
-    x: TensorHandle,
-    weight: TensorHandle,
-    bias: TensorHandle | undefined,
-  ): void
-  layerNorm(
-    device: DeviceHandle,
-    out: TensorHandle,
-    x: TensorHandle,
-    weight: TensorHandle,
-    bias: TensorHandle,
-    epsilon: number,
-  ): void
-  rmsNorm(
-    device: DeviceHandle,
-    out: TensorHandle,
-    x: TensorHandle,
-    weight: TensorHandle,
-    epsilon: number,
-  ): void
-  rotary(
-    device: DeviceHandle,
-    x: TensorHandle,
-    cosine: TensorHandle,
-    sine: TensorHandle,
-    headDim: number,
-    interleaved: boolean,
-  ): void
-  attention(
-    device: DeviceHandle,
-    out: TensorHandle,
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    shape: AttentionArguments,
-  ): void
-  activation(device: DeviceHandle, x: TensorHandle, kind: Activation): void
-  gate(device: DeviceHandle, x: TensorHandle, up: TensorHandle, kind: Activation): void
-  add(device: DeviceHandle, x: TensorHandle, y: TensorHandle): void
-  scale(device: DeviceHandle, x: TensorHandle, factor: number): void
-  softcap(device: DeviceHandle, x: TensorHandle, cap: number): void
-  takeColumns(
-    device: DeviceHandle,
-    out: TensorHandle,
-    x: TensorHandle,
-    first: number,
-    count: number,
-    stride: number,
-  ): void
-  scatterAdd(
-    device: DeviceHandle,
-    out: TensorHandle,
-    x: TensorHandle,
-    ids: TensorHandle,
-    factors: TensorHandle,
-  ): void
-  crossEntropy(
-    device: DeviceHandle,
-    losses: TensorHandle,
-    x: TensorHandle,
-    head: TensorHandle,
-    bias: TensorHandle | undefined,
-    softcap: number,
-    targets: TensorHandle,
-  ): void
-
-  accumulateGram(device: DeviceHandle, gram: TensorHandle, x: TensorHandle, scale: number): void
-  accumulateSquares(device: DeviceHandle, sums: TensorHandle, x: TensorHandle, scale: number): void
-  factorHessian(
-    device: DeviceHandle,
-    hessian: TensorHandle,
-    dead: TensorHandle,
-    dampening: number,
-    stats: TensorHandle,
-  ): void
-  pruneSparsegpt(
-    device: DeviceHandle,
-    weight: TensorHandle,
-    mask: TensorHandle,
-    factor: TensorHandle,
-    dead: TensorHandle,
-    selection: SelectionArguments,
-    blockSize: number,
-    bits: number,
-    stats: TensorHandle,
-  ): void
-  pruneMagnitude(
-    device: DeviceHandle,
-    weight: TensorHandle,
-    mask: TensorHandle,
-    selection: SelectionArguments,
-    stats: TensorHandle,
-  ): void
-  pruneWanda(
-    device: DeviceHandle,
-    weight: TensorHandle,
-    mask: TensorHandle,
-    squares: TensorHandle,
-    selection: SelectionArguments,
-    stats: TensorHandle,
-  ): void
-  countZeros(device: DeviceHandle, stats: TensorHandle, tensor: TensorHandle, patterns: TensorHandle): void
+  /** Makes a tensor that has a shape and no memory, for scratchBytes. `mapped`: as if in a file. */
+  shapeTensor(dtype: DType, rows: number, columns: number, mapped: boolean): TensorHandle
+  /** Checks an operation's operands and returns what a kind of backend takes for it beyond them, in bytes. */
+  scratchBytes(kind: string, operation: string, fields: Fields): number
 }
 
 /** The package's own folder; this file lies two levels below it, in src/ as in dist/. */
@@ -197,7 +89,7 @@ const packageFolder = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 let loaded: Addon | undefined
 
 /**
- * The native addon: a prebuilt one that fits this system, or the one compiled at installation.
+ * Loads the native addon: a prebuilt one that fits this system, or the one compiled at installation.
  * Throws DEVICE_UNAVAILABLE with what to do when there is none.
  */
 export function nativeAddon(): Addon {
@@ -220,5 +112,7 @@ export function nativeAddon(): Addon {
       { cause },
     )
   }
+  // A prebuilt addon lies elsewhere than what build:cuda makes.
+  loaded.addLibraryFolder(join(packageFolder, 'build', 'Release'))
   return loaded
 }

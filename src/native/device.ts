@@ -1,224 +1,216 @@
-import { SparseGptError, type ErrorCode } from '../errors.js'
+import { AsyncLocalStorage } from 'node:async_hooks'
+import { SparseGptError } from '../errors.js'
 import {
   nativeAddon,
-  type Activation,
   type Addon,
+  type BackendTraits,
   type DeviceHandle,
   type DType,
+  type Fields,
   type FileHandle,
   type HostArray,
   type SpillFileHandle,
-  type TensorHandle,
 } from './addon.js'
+import { awaitNative, native } from './failure.js'
+import {
+  bytesMoved,
+  operations,
+  type Arithmetic,
+  type Call,
+  type Operation,
+  type OperationMethods,
+  type OperationName,
+} from './operations.js'
+import { matrixShape, Tensor } from './tensor.js'
 
-export type { Activation, DType } from './addon.js'
-
-/** Causal self-attention; see AttentionShape in native/core/backend.h. */
-export interface AttentionShape {
-  /** Tokens of each of the independent sequences that lie one after another. */
-  sequence: number
-  heads: number
-  /** Divides `heads`: query head h reads key/value head h / (heads / kvHeads). */
-  kvHeads: number
-  headDim: number
-  /** Of the scores q · k. */
-  scale: number
-  /** A query sees its latest `window` keys only, its own among them. Default: all before it. */
-  window?: number | undefined
-  /** A scaled score s becomes softcap · tanh(s / softcap). */
-  softcap?: number | undefined
-  /** ALiBi, float32 [heads]: slope · (key position - query position) is added to the score. */
-  slopes?: Tensor | undefined
-}
-
-/** Which weights a pruning operation removes: those of the mask; else n of every m; else trunc(count · sparsity). */
-export interface Selection {
-  sparsity?: number
-  pattern?: { n: number; m: number }
-  /** uint8 [rows, columns], 1 = prune. */
-  mask?: Tensor
-}
+export type { Activation, DType, SpillFileHandle } from './addon.js'
+export type { AttentionShape, Choice } from './operations.js'
+export { Tensor } from './tensor.js'
 
 /**
- * A tensor in device memory or in a mapped file. It owns native memory: dispose of it (`dispose()`, `using`, or the scope it
- * was made in); a finalizer is the safety net. Operations already enqueued keep what they need.
+ * The name of a device in options: 'cpu'; 'cuda' for the first NVIDIA GPU, 'cuda:1' for the second; 'auto' for a GPU where
+ * there is one, else the CPU.
  */
-export class Tensor {
-  constructor(
-    readonly handle: TensorHandle,
-    readonly dtype: DType,
-    /** Row-major; a vector has one dimension, everything else two. */
-    readonly shape: readonly number[],
-    private readonly addon: Addon,
-  ) {}
+export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 
-  /** Columns [first, first + count) of every row; shares the memory. */
-  columns(first: number, count: number): Tensor {
-    const handle = this.addon.view(this.handle, 0, this.rows, first, count)
-    return new Tensor(handle, this.dtype, [this.rows, count], this.addon)
-  }
+/** What carries a device's calls out: the native addon, or something that only counts. It may look at the call, too. */
+export interface Executor extends Omit<Addon, 'run'> {
+  run(device: DeviceHandle, operation: OperationName, fields: Fields, call: Call): void
+}
 
-  /** Rows [first, first + count); shares the memory. */
-  rowRange(first: number, count: number): Tensor {
-    const handle = this.addon.view(this.handle, first, count, 0, this.width)
-    return new Tensor(handle, this.dtype, [count, this.width], this.addon)
-  }
+/** The work that a device has been handed. */
+export interface Work {
+  /** The floating-point operations by kind; a multiply-add is two. */
+  flop: Record<Arithmetic, number>
+  /** The bytes that operations read and write. */
+  bytes: number
+}
 
-  /** The elements in another shape; shares the memory. Of tensors whose rows lie one after another (not of `columns()`). */
-  reshape(shape: readonly number[]): Tensor {
-    const [rows, columns] = matrixShape(shape)
-    const handle = native(() => this.addon.reshape(this.handle, rows, columns))
-    return new Tensor(handle, this.dtype, shape, this.addon)
+/** The methods that follow from the operation table. */
+// eslint-disable-next-line @typescript-eslint/no-extraneous-class -- the table fills it
+const Methods = class {} as new () => OperationMethods
+for (const name of Object.keys(operations) as OperationName[]) {
+  const { call } = operations[name] as unknown as { call: (...args: unknown[]) => Call }
+  const method = function (this: Device, ...args: unknown[]) {
+    return this.perform(name, call(...args))
   }
-
-  get rows(): number {
-    return matrixShape(this.shape)[0]
-  }
-
-  get width(): number {
-    return matrixShape(this.shape)[1]
-  }
-
-  dispose(): void {
-    this.addon.release(this.handle)
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose()
-  }
+  Object.defineProperty(Methods.prototype, name, { value: method })
 }
 
 /**
  * A device with its queue. Operations return at once and run in order on native threads; `synchronize` and `read` wait and
  * report the first failure since the last wait. Operations that make a tensor put it into the innermost open scope.
- *
- * Operands and meanings are those of `Backend` in native/core/backend.h.
  */
-export class Device {
-  readonly kind: 'cpu' | 'cuda'
+export class Device extends Methods {
+  /** The name that opens this device again: 'cpu', 'cuda', 'cuda:1'. */
+  readonly name: Exclude<DeviceName, 'auto'>
+  /** What distinguishes it from devices of other kinds. */
+  readonly traits: BackendTraits
+  /** The work handed over so far. */
+  readonly work: Work = { flop: { linear: 0, attention: 0, gram: 0, factor: 0, solve: 0 }, bytes: 0 }
   private readonly handle: DeviceHandle
-  private scope: Tensor[] | undefined
+  private readonly index: number
+  private readonly scope = new AsyncLocalStorage<Tensor[] | undefined>()
 
   /**
-   * kind: 'cpu', 'cuda', or 'auto' for CUDA where it is available, else the CPU. threads: of the CPU, 0 for one per core.
+   * `threads`: of the CPU, 0 for one per core. `executor`: what carries the operations out.
    * Throws DEVICE_UNAVAILABLE.
    */
   constructor(
-    kind: DeviceKind = 'cpu',
-    threads = 0,
-    /** What carries the operations out. */
-    private readonly addon: Addon = nativeAddon(),
+    name: DeviceName = 'cpu',
+    private readonly threads = 0,
+    private readonly executor: Executor = nativeAddon(),
   ) {
-    this.kind = kind === 'auto' ? (this.addon.probeCudaDevice().reason ? 'cpu' : 'cuda') : kind
-    this.handle = native(() => (this.kind === 'cuda' ? openCuda(this.addon) : this.addon.openDevice(threads)))
+    super()
+    const { traits, index } = findBackend(name, executor)
+    this.traits = traits
+    this.index = index
+    this.name = (index === 0 ? traits.kind : `${traits.kind}:${index}`) as Exclude<DeviceName, 'auto'>
+    this.handle = this.open()
   }
 
-  /** For people: instruction set, threads; or the GPU. */
+  private open(): DeviceHandle {
+    try {
+      return native(() => this.executor.openDevice(this.traits.kind, this.index, this.threads))
+    } catch (error) {
+      if (!(error instanceof SparseGptError) || error.code !== 'DEVICE_UNAVAILABLE') throw error
+      const message = `device "${this.name}" is not available: ${error.message}. Use device "cpu", or "auto" to fall back to it`
+      throw new SparseGptError('DEVICE_UNAVAILABLE', message, { cause: error })
+    }
+  }
+
+  /** A description for people: instruction set and threads, or the GPU. */
   get description(): string {
-    return this.addon.describeDevice(this.handle)
+    return this.executor.describeDevice(this.handle)
   }
 
-  /** Of a GPU, in bytes; undefined for the CPU. */
+  /** The size of the device's own memory, in bytes; undefined for a device that works in the process's. */
   get memory(): number | undefined {
-    return this.kind === 'cuda' ? this.addon.probeCudaDevice().memory : undefined
+    if (this.traits.inHostMemory) return undefined
+    return this.executor.probe(this.traits.kind).devices[this.index]?.memory
+  }
+
+  /** Measures FLOP/s of multiply-adds in registers, in some ten milliseconds; undefined for a device that cannot. */
+  registerPeak(dtype: DType): number | undefined {
+    return this.traits.inHostMemory ? native(() => this.executor.cpuPeak(dtype, this.threads)) : undefined
   }
 
   /**
-   * Seconds that the device spent since the last call, by operation; waits for the queue as `synchronize` does. The first call
-   * starts the measuring: from then on a GPU finishes each operation before the next begins.
+   * The seconds that the device spent since the last call, by operation; waits for the queue as `synchronize` does. The first
+   * call starts the measuring: from then on a GPU finishes each operation before the next begins.
    */
   async profile(): Promise<Record<string, number>> {
     await this.synchronize()
-    return this.addon.profile(this.handle)
+    return this.executor.profile(this.handle)
   }
 
   /** Waits until everything enqueued so far has run; rejects with the first failure as SparseGptError. */
   async synchronize(): Promise<void> {
-    await awaitNative(this.addon.synchronize(this.handle))
+    await awaitNative(this.executor.synchronize(this.handle))
   }
 
   /** Waits for the queue and frees the device. Failures of what was still queued are not reported. */
   async close(): Promise<void> {
     await this.synchronize().catch(() => undefined)
-    this.addon.closeDevice(this.handle)
+    this.executor.closeDevice(this.handle)
   }
 
   /** Disposes of every tensor made while `body` runs, except the returned one(s). */
   tidy<T extends Tensor | Tensor[] | undefined>(body: () => T): T {
-    const outer = this.scope
     const mine: Tensor[] = []
-    this.scope = mine
     try {
-      const result = body()
+      const result = this.within(mine, body)
       const kept = new Set<Tensor>(result === undefined ? [] : Array.isArray(result) ? result : [result])
       for (const tensor of mine) if (!kept.has(tensor)) tensor.dispose()
-      if (outer) outer.push(...kept)
+      this.scope.getStore()?.push(...kept)
       return result
     } catch (error) {
       for (const tensor of mine) tensor.dispose()
       throw error
-    } finally {
-      this.scope = outer
     }
   }
 
-  /** Runs `body` with `tensors` as the scope; the caller disposes of them. For work that is interrupted and resumed. */
+  /** Runs `body`, until its promise settles if it returns one, with `tensors` as the scope; the caller disposes of them. */
   within<T>(tensors: Tensor[], body: () => T): T {
-    const outer = this.scope
-    this.scope = tensors
-    try {
-      return body()
-    } finally {
-      this.scope = outer
-    }
+    return this.scope.run(tensors, body)
+  }
+
+  /** Enqueues a call of an operation; the methods of the table's names are the usual way to do so. */
+  perform(name: OperationName, call: Call): Tensor | Record<string, Tensor> | undefined {
+    const { arithmetic } = operations[name] as Operation
+    const made = Object.entries(call.make ?? {}).map(([key, goal]): [string, Tensor] => [
+      key,
+      goal instanceof Tensor ? goal : this.empty(goal.dtype, goal.shape),
+    ])
+    const operands = [...made, ...Object.entries({ ...call.change, ...call.read })]
+    const fields = Object.fromEntries(operands.map(([key, tensor]) => [key, tensor?.handle]))
+    this.executor.run(this.handle, name, { ...fields, ...call.settings }, call)
+    if (arithmetic) this.work.flop[arithmetic] += call.flop ?? 0
+    this.work.bytes += bytesMoved(
+      call,
+      made.map(([, tensor]) => tensor),
+    )
+    return made.length > 1 ? Object.fromEntries(made) : made[0]?.[1]
   }
 
   // --- tensors ---
 
-  /** Uninitialised. */
+  /** Makes a tensor whose elements are not initialised. */
   empty(dtype: DType, shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
-    const tensor = new Tensor(
-      this.addon.allocate(this.handle, dtype, rows, columns),
-      dtype,
-      shape,
-      this.addon,
-    )
-    this.scope?.push(tensor)
+    const handle = this.executor.allocate(this.handle, dtype, rows, columns)
+    const tensor = new Tensor(handle, dtype, shape, this.executor)
+    this.scope.getStore()?.push(tensor)
     return tensor
   }
 
   zeros(dtype: 'float32' | 'float64', shape: readonly number[]): Tensor {
-    const tensor = this.empty(dtype, shape)
-    this.addon.fill(this.handle, tensor.handle, 0)
-    return tensor
+    return this.fill(this.empty(dtype, shape), 0)
   }
 
   mapFile(path: string): FileHandle {
-    return native(() => this.addon.mapFile(path))
+    return native(() => this.executor.mapFile(path))
   }
 
   /** A tensor whose elements lie in a mapped file, `offset` bytes from its start. Throws INVALID_CHECKPOINT. */
   mapTensor(file: FileHandle, offset: number, dtype: DType, shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
-    const handle = native(() => this.addon.mapTensor(file, offset, dtype, rows, columns))
-    return new Tensor(handle, dtype, shape, this.addon)
+    const handle = native(() => this.executor.mapTensor(file, offset, dtype, rows, columns))
+    return new Tensor(handle, dtype, shape, this.executor)
   }
 
   /** Copies on the queue: `array` must not change before the next synchronisation. */
   upload(array: Float32Array | Int32Array | Uint8Array, shape: readonly number[], as?: DType): Tensor {
     const own = array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : 'uint8'
-    const dtype = as ?? own
-    const tensor = this.empty(dtype, shape)
-    this.addon.upload(this.handle, tensor.handle, array)
+    const tensor = this.empty(as ?? own, shape)
+    this.executor.upload(this.handle, tensor.handle, array)
     return tensor
   }
 
-  /** The tensor's elements; float32, float64, int32 and uint8 tensors only. Waits for the queue. */
+  /** Resolves to the tensor's elements, of float32, float64, int32 and uint8 tensors only. Waits for the queue. */
   async read(tensor: Tensor): Promise<HostArray> {
-    const size = tensor.shape.reduce((a, b) => a * b, 1)
-    const array = allocateHost(tensor.dtype, size)
-    await awaitNative(this.addon.download(this.handle, tensor.handle, array))
+    const array = allocateHost(tensor.dtype, tensor.rows * tensor.width)
+    await awaitNative(this.executor.download(this.handle, tensor.handle, array))
     return array
   }
 
@@ -226,29 +218,19 @@ export class Device {
     return (await this.read(tensor)) as Float32Array
   }
 
-  cast(input: Tensor, dtype: DType, out = this.empty(dtype, input.shape)): Tensor {
-    this.addon.cast(this.handle, out.handle, input.handle)
-    return out
-  }
-
-  /** The tensor in memory that the device computes in: a copy of a mapped one on a GPU, else itself. */
+  /** The tensor in memory that the device computes in, to be disposed of: a copy of a mapped one on a GPU, else itself. */
   resident(tensor: Tensor): Tensor {
-    return this.kind === 'cuda' ? this.cast(tensor, tensor.dtype) : tensor
-  }
-
-  transpose(input: Tensor, dtype: DType, out = this.empty(dtype, [input.width, input.rows])): Tensor {
-    this.addon.transpose(this.handle, out.handle, input.handle)
-    return out
+    return this.traits.inHostMemory ? tensor.share() : this.cast(tensor, tensor.dtype)
   }
 
   /** Gives a mapped tensor's pages back to the system once what is enqueued so far has run. */
   releasePages(tensor: Tensor): void {
-    this.addon.releasePages(this.handle, tensor.handle)
+    this.executor.releasePages(this.handle, tensor.handle)
   }
 
-  /** A nameless file in an existing folder for `offload`. Throws WRITE_FAILED. */
+  /** Makes a nameless file in an existing folder for `offload`. Throws WRITE_FAILED. */
   createSpillFile(folder: string): SpillFileHandle {
-    return native(() => this.addon.createSpillFile(folder))
+    return native(() => this.executor.createSpillFile(folder))
   }
 
   /**
@@ -256,255 +238,25 @@ export class Device {
    * without one from a GPU to the host's memory. A failure (WRITE_FAILED) shows at the next synchronisation.
    */
   offload(tensor: Tensor, file?: SpillFileHandle): void {
-    this.addon.offload(this.handle, tensor.handle, file)
-  }
-
-  /** Writes the tensor's bytes to an open file; a failure (WRITE_FAILED) shows at the next synchronisation. */
-  writeFile(fd: number, position: number, tensor: Tensor): void {
-    this.addon.writeFile(this.handle, fd, position, tensor.handle)
-  }
-
-  // --- forward ---
-
-  /** [tokens, columns of table]: the rows of `table` that `ids` names. */
-  embedding(table: Tensor, ids: Tensor, dtype: DType): Tensor {
-    const out = this.empty(dtype, [ids.width, table.width])
-    this.addon.embedding(this.handle, out.handle, table.handle, ids.handle)
-    return out
-  }
-
-  /** x Wᵀ + b: x [tokens, in], weight [out, in], bias [out]. */
-  linear(x: Tensor, weight: Tensor, bias?: Tensor, dtype: DType = x.dtype): Tensor {
-    const out = this.empty(dtype, [x.rows, weight.rows])
-    this.addon.linear(this.handle, out.handle, x.handle, weight.handle, bias?.handle)
-    return out
-  }
-
-  /** `out` may be x. */
-  layerNorm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: number,
-    out = this.empty(x.dtype, x.shape),
-  ): Tensor {
-    this.addon.layerNorm(this.handle, out.handle, x.handle, weight.handle, bias.handle, epsilon)
-    return out
-  }
-
-  /** `out` may be x. */
-  rmsNorm(x: Tensor, weight: Tensor, epsilon: number, out = this.empty(x.dtype, x.shape)): Tensor {
-    this.addon.rmsNorm(this.handle, out.handle, x.handle, weight.handle, epsilon)
-    return out
-  }
-
-  /** In place. cosine, sine: float32 [sequence, pairs]; pairs are (i, i + pairs), or (2i, 2i + 1) when interleaved. */
-  rotary(x: Tensor, cosine: Tensor, sine: Tensor, headDim: number, interleaved = false): void {
-    this.addon.rotary(this.handle, x.handle, cosine.handle, sine.handle, headDim, interleaved)
-  }
-
-  /** Causal self-attention: q [tokens, heads · headDim], k and v [tokens, kvHeads · headDim]. */
-  attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape): Tensor {
-    const out = this.empty(q.dtype, [q.rows, q.width])
-    this.addon.attention(this.handle, out.handle, q.handle, k.handle, v.handle, {
-      ...shape,
-      window: shape.window ?? 0,
-      softcap: shape.softcap ?? 0,
-      slopes: shape.slopes?.handle,
-    })
-    return out
-  }
-
-  /** x = f(x). */
-  activation(x: Tensor, kind: Activation): void {
-    this.addon.activation(this.handle, x.handle, kind)
-  }
-
-  /** x = f(x) · up. */
-  gate(x: Tensor, up: Tensor, kind: Activation): void {
-    this.addon.gate(this.handle, x.handle, up.handle, kind)
-  }
-
-  /** x += y. */
-  add(x: Tensor, y: Tensor): void {
-    this.addon.add(this.handle, x.handle, y.handle)
-  }
-
-  /** x *= factor. */
-  scale(x: Tensor, factor: number): void {
-    this.addon.scale(this.handle, x.handle, factor)
-  }
-
-  /** x = cap · tanh(x / cap). */
-  softcap(x: Tensor, cap: number): void {
-    this.addon.softcap(this.handle, x.handle, cap)
-  }
-
-  /**
-   * One part of a fused projection, [tokens, groups · count]: columns [g · stride + first, g · stride + first + count) of x
-   * for each group g.
-   */
-  takeColumns(x: Tensor, part: { groups: number; first: number; count: number; stride: number }): Tensor {
-    const out = this.empty(x.dtype, [x.rows, part.groups * part.count])
-    this.addon.takeColumns(this.handle, out.handle, x.handle, part.first, part.count, part.stride)
-    return out
-  }
-
-  /** out[ids[t]] += factors[t] · x[t]; no id occurs twice. ids int32, factors float32, [rows of x]. */
-  scatterAdd(out: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
-    this.addon.scatterAdd(this.handle, out.handle, x.handle, ids.handle, factors.handle)
-  }
-
-  /**
-   * float32 [tokens]: the loss of predicting targets[t] from x[t]. The logits are those of `head`, [vocabulary, columns of x],
-   * and its bias, [vocabulary], then capped as softcap() does.
-   */
-  crossEntropy(
-    x: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    { bias, softcap = 0 }: { bias?: Tensor | undefined; softcap?: number | undefined } = {},
-  ): Tensor {
-    const losses = this.empty('float32', [x.rows])
-    const [device, out] = [this.handle, losses.handle]
-    this.addon.crossEntropy(device, out, x.handle, head.handle, bias?.handle, softcap, targets.handle)
-    return losses
-  }
-
-  // --- calibration ---
-
-  /** gram += scale · xᵀ x (upper triangle). */
-  accumulateGram(gram: Tensor, x: Tensor, scale: number): void {
-    this.addon.accumulateGram(this.handle, gram.handle, x.handle, scale)
-  }
-
-  /** sums += scale · Σ_t x[t]². */
-  accumulateSquares(sums: Tensor, x: Tensor, scale: number): void {
-    this.addon.accumulateSquares(this.handle, sums.handle, x.handle, scale)
-  }
-
-  // --- pruning ---
-
-  /** Factors the Hessian in place. */
-  factorHessian(hessian: Tensor, dampening: number): Factor {
-    const dead = this.empty('uint8', [hessian.width])
-    const stats = this.empty('float64', [4])
-    this.addon.factorHessian(this.handle, hessian.handle, dead.handle, dampening, stats.handle)
-    return { matrix: hessian, dead, stats }
-  }
-
-  pruneSparsegpt(
-    weight: Tensor,
-    factor: Factor,
-    selection: Selection,
-    options: { blockSize: number; bits: number },
-  ): Pruned {
-    const { mask, stats } = this.pruned(weight)
-    this.addon.pruneSparsegpt(
-      this.handle,
-      weight.handle,
-      mask.handle,
-      factor.matrix.handle,
-      factor.dead.handle,
-      selectionArguments(selection),
-      options.blockSize,
-      options.bits,
-      stats.handle,
-    )
-    return { mask, stats }
-  }
-
-  pruneMagnitude(weight: Tensor, selection: Selection): Pruned {
-    const { mask, stats } = this.pruned(weight)
-    const arguments_ = selectionArguments(selection)
-    this.addon.pruneMagnitude(this.handle, weight.handle, mask.handle, arguments_, stats.handle)
-    return { mask, stats }
-  }
-
-  /** squares: float32 [columns], Σ x² of each input. */
-  pruneWanda(weight: Tensor, squares: Tensor, selection: Selection): Pruned {
-    const { mask, stats } = this.pruned(weight)
-    const arguments_ = selectionArguments(selection)
-    this.addon.pruneWanda(this.handle, weight.handle, mask.handle, squares.handle, arguments_, stats.handle)
-    return { mask, stats }
-  }
-
-  // --- inspection ---
-
-  /** float64 [1 + patterns]: zeros, then 1 for each pattern [n, m] that every group of m neighbours keeps. */
-  countZeros(tensor: Tensor, patterns: readonly (readonly [number, number])[]): Tensor {
-    const stats = this.empty('float64', [1 + patterns.length])
-    const uploaded = this.upload(Int32Array.from(patterns.flat()), [patterns.length, 2])
-    this.addon.countZeros(this.handle, stats.handle, tensor.handle, uploaded.handle)
-    return stats
-  }
-
-  private pruned(weight: Tensor): Pruned {
-    return { mask: this.empty('uint8', [weight.rows, weight.width]), stats: this.empty('float64', [3]) }
+    this.executor.offload(this.handle, tensor.handle, file)
   }
 }
 
-export type DeviceKind = 'auto' | 'cpu' | 'cuda'
-
-/** What `devices()` says of a device. memory is in bytes. */
-export type DeviceInfo =
-  | { kind: 'cpu'; available: true; name: string }
-  | { kind: 'cuda'; available: true; name: string; memory: number }
-  | { kind: 'cuda'; available: false; reason: string }
-
-/**
- * The devices that `device` options can name: the CPU, and the first CUDA GPU or the reason why there is none (the CUDA
- * backend is not built, the driver is missing, there is no GPU). Throws DEVICE_UNAVAILABLE when the native addon is missing.
- */
-export function devices(): DeviceInfo[] {
-  const addon = nativeAddon()
-  const cpu = native(() => addon.openDevice(0))
-  const name = addon.describeDevice(cpu)
-  addon.closeDevice(cpu)
-  const { reason, ...cuda } = addon.probeCudaDevice()
-  return [
-    { kind: 'cpu', available: true, name },
-    reason ? { kind: 'cuda', available: false, reason } : { kind: 'cuda', available: true, ...cuda },
-  ]
-}
-
-function openCuda(addon: Addon): DeviceHandle {
-  try {
-    return native(() => addon.openCudaDevice())
-  } catch (error) {
-    if (!(error instanceof SparseGptError) || error.code !== 'DEVICE_UNAVAILABLE') throw error
-    const message = `device "cuda" is not available: ${error.message}. Use device "cpu", or "auto" to fall back to it`
-    throw new SparseGptError('DEVICE_UNAVAILABLE', message, { cause: error })
+/** The kind and the number of the device that a name stands for. Throws DEVICE_UNAVAILABLE. */
+export function findBackend(
+  name: DeviceName,
+  executor: Pick<Executor, 'backends' | 'probe'> = nativeAddon(),
+): { traits: BackendTraits; index: number } {
+  const backends = executor.backends()
+  if (name === 'auto') {
+    const traits = backends.find(({ kind }) => executor.probe(kind).devices.length > 0)
+    if (traits) return { traits, index: 0 }
   }
-}
-
-/** R of H = R Rᵀ, what it cost, and which columns are dead. */
-export interface Factor {
-  matrix: Tensor
-  dead: Tensor
-  /** float64: dampening used, retries, dead columns, seconds. */
-  stats: Tensor
-}
-
-export interface Pruned {
-  /** uint8 [rows, columns], 1 = pruned. */
-  mask: Tensor
-  /** float64: loss (NaN where the method has none), zeros, seconds. */
-  stats: Tensor
-}
-
-function selectionArguments(selection: Selection) {
-  return {
-    sparsity: selection.sparsity ?? 0,
-    n: selection.pattern?.n ?? 0,
-    m: selection.pattern?.m ?? 0,
-    mask: selection.mask?.handle,
-  }
-}
-
-/** As the addon has it: rows and columns. */
-function matrixShape(shape: readonly number[]): [rows: number, columns: number] {
-  return [shape.slice(0, -1).reduce((a, b) => a * b, 1), shape[shape.length - 1] ?? 1]
+  const [wanted, number = '0'] = name.split(':')
+  const traits = backends.find(({ kind }) => kind === wanted)
+  if (traits) return { traits, index: Number(number) }
+  const known = backends.map(({ kind }) => kind).join(', ')
+  throw new SparseGptError('DEVICE_UNAVAILABLE', `there is no device "${name}"; known are ${known}`)
 }
 
 function allocateHost(dtype: DType, size: number): HostArray {
@@ -519,29 +271,5 @@ function allocateHost(dtype: DType, size: number): HostArray {
       return new Uint8Array(size)
     default:
       return new Uint16Array(size)
-  }
-}
-
-/** Errors of the addon carry a code; give them the package's class. */
-function asSparseGptError(error: unknown): unknown {
-  if (typeof error === 'object' && error !== null && 'code' in error && 'message' in error) {
-    return new SparseGptError(error.code as ErrorCode, String(error.message), { cause: error })
-  }
-  return error
-}
-
-export function native<T>(call: () => T): T {
-  try {
-    return call()
-  } catch (error) {
-    throw asSparseGptError(error)
-  }
-}
-
-async function awaitNative(promise: Promise<void>): Promise<void> {
-  try {
-    await promise
-  } catch (error) {
-    throw asSparseGptError(error)
   }
 }

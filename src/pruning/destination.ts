@@ -1,45 +1,75 @@
-import { openCheckpoint } from '../checkpoint/checkpoint.js'
-import { CheckpointWriter } from '../checkpoint/writer.js'
-import type { Model } from '../models/model.js'
+import { openCheckpoint, type StoredTensor } from '../files/checkpoint.js'
+import type { Encoding } from '../files/encodings/encoding.js'
+import { CheckpointWriter } from '../files/writer.js'
+import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 
 /** Where pruned matrices go. The model uses them after `commit`, and not at all after `abort`. */
 export interface Destination {
-  /** Absolute path; null in memory. */
+  /** The absolute path of the folder that the weights go to; null in memory. */
   readonly folder: string | null
-  /** Takes a weight in its stored form. The tensor's owner may dispose of it afterwards. */
-  store(weightName: string, matrix: Tensor): Promise<void>
+  /** Whether store() looks at the mask. */
+  readonly usesMask: boolean
+  /**
+   * Takes a weight in its stored form, and if it wants the solver's mask (uint8, 1 = pruned) in the same layout. The tensors'
+   * owner may dispose of them afterwards.
+   */
+  store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void>
   commit(): Promise<void>
   abort(): Promise<void>
 }
 
-/** A new folder, which appears at `commit`; the model reads it from then on. */
+/** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
 export class FolderDestination implements Destination {
   private constructor(
-    private readonly model: Model,
+    private readonly engine: Engine,
     private readonly writer: CheckpointWriter,
+    private readonly encoding: Encoding,
   ) {}
 
-  /** Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED. */
-  static async create(model: Model, out: string, force: boolean): Promise<FolderDestination> {
-    return new FolderDestination(model, await CheckpointWriter.create(model.checkpoint, out, { force }))
+  /**
+   * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`. Throws OUTPUT_EXISTS,
+   * INVALID_OPTION, WRITE_FAILED.
+   */
+  static async create(
+    engine: Engine,
+    out: string,
+    { force, encoding, weights }: { force: boolean; encoding: Encoding; weights: readonly string[] },
+  ): Promise<FolderDestination> {
+    const options = { force, encoding, encoded: weights }
+    const writer = await CheckpointWriter.create(engine.checkpoint, out, options)
+    return new FolderDestination(engine, writer, encoding)
   }
 
   get folder(): string {
     return this.writer.out
   }
 
-  async store(weightName: string, matrix: Tensor): Promise<void> {
-    const { device } = this.model
-    await this.writer.write(weightName, async (fd, position) => {
-      device.writeFile(fd, position, matrix)
-      await device.synchronize()
-    })
+  get usesMask(): boolean {
+    return this.encoding.usesMask ?? false
+  }
+
+  async store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+    const { device, checkpoint } = this.engine
+    const { name, dtype, shape } = checkpoint.tensors.get(weightName) as StoredTensor
+    const encoded = await this.encoding.encode(device, { name, dtype, shape, matrix, mask })
+    try {
+      const parts = encoded.map(({ tensor, ...layout }) => {
+        const store = async (fd: number, position: number) => {
+          device.writeFile(fd, position, tensor)
+          await device.synchronize()
+        }
+        return { ...layout, store }
+      })
+      await this.writer.write(weightName, parts)
+    } finally {
+      for (const { tensor } of encoded) tensor.dispose()
+    }
   }
 
   async commit(): Promise<void> {
     await this.writer.commit()
-    this.model.reopen(await openCheckpoint(this.folder))
+    this.engine.reopen(await openCheckpoint(this.folder))
   }
 
   abort(): Promise<void> {
@@ -50,9 +80,10 @@ export class FolderDestination implements Destination {
 /** The model's own memory. */
 export class MemoryDestination implements Destination {
   readonly folder = null
+  readonly usesMask = false
   private readonly pruned = new Map<string, Tensor>()
 
-  constructor(private readonly model: Model) {}
+  constructor(private readonly engine: Engine) {}
 
   store(weightName: string, matrix: Tensor): Promise<void> {
     this.pruned.set(weightName, matrix.rowRange(0, matrix.rows))
@@ -60,7 +91,7 @@ export class MemoryDestination implements Destination {
   }
 
   commit(): Promise<void> {
-    for (const [name, matrix] of this.pruned) this.model.weights.replace(name, matrix)
+    for (const [name, matrix] of this.pruned) this.engine.weights.replace(name, matrix)
     return Promise.resolve()
   }
 

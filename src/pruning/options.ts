@@ -1,7 +1,15 @@
 import * as z from 'zod'
-import { SparseGptError } from '../errors.js'
+import {
+  defaultMethod,
+  methodNamed,
+  methodNames,
+  methodOptions,
+  roundingMethods,
+  type MethodOptions,
+  type PruningMethod,
+} from './methods/methods.js'
 
-/** n of every m neighbouring weights in a row are pruned. */
+/** A pattern: n of every m neighbouring weights in a row are pruned. */
 export interface Pattern {
   n: number
   m: number
@@ -22,14 +30,15 @@ const pattern = z.string().transform((text, context): Pattern => {
 })
 
 /** The options every pruning call shares. */
-export const pruningOptions = z.object({
-  method: z.enum(['sparsegpt', 'magnitude', 'wanda']).default('sparsegpt'),
+export const pruningOptions = methodOptions.extend({
+  method: z.enum(methodNames).default(defaultMethod),
   sparsity: z.number().min(0).lt(1).optional(),
   pattern: pattern.optional(),
-  blockSize: z.int().min(1).max(65536).default(128),
-  dampening: z.number().min(0).max(1000).default(0.01),
   bits: z.int().min(2).max(8).optional(),
 })
+
+/** The methods' options, as parsed, and `bits`. */
+export type MethodSettings = z.output<typeof methodOptions> & { bits?: number | undefined }
 
 const regularExpression = z
   .union([z.instanceof(RegExp), z.string()])
@@ -48,27 +57,23 @@ const regularExpression = z
   .optional()
 
 /** What is pruned and how, as far as it needs no file. */
-export interface ModelPruningOptions {
-  /** Default 'sparsegpt'. */
+export interface ModelPruningOptions extends MethodOptions {
+  /** The pruning method: 'sparsegpt' (default), 'wanda' or 'magnitude'. */
   method?: PruningMethod
-  /** Share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
+  /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
   sparsity?: number
-  /** 'n:m': n of every m neighbours in a row are pruned. */
+  /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
   pattern?: string
-  /** Columns whose mask is chosen together (sparsegpt). Default 128. */
-  blockSize?: number
-  /** Added to the diagonal of the Hessian, as a share of its mean (sparsegpt). Default 0.01. */
-  dampening?: number
-  /** Rounds the kept weights to 2^bits levels per row as well (sparsegpt). */
+  /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
   /**
    * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
    */
   sequential?: 'block' | 'layer'
-  /** Prune only layers whose name (such as 'model.layers.0.mlp.up_proj') it matches. */
+  /** A regular expression: only layers whose name (such as 'model.layers.0.mlp.up_proj') it matches are pruned. */
   include?: RegExp | string
-  /** Leave layers dense whose name it matches. */
+  /** A regular expression: layers whose name it matches stay dense. */
   exclude?: RegExp | string
   /** The first block to prune, from 0. Default 0. */
   minBlock?: number
@@ -96,7 +101,7 @@ const memoryUnits: Partial<Record<string, number>> = {
   tib: 2 ** 40,
 }
 
-/** Bytes, or a size such as '16GB' or '1.5 GiB'. */
+/** Validates a number of bytes, or a size such as '16GB' or '1.5 GiB'. */
 export const memorySize = z.union([z.number().positive(), z.string()]).transform((size, context): number => {
   if (typeof size === 'number') return size
   const [, amount, unit] = /^(\d+(?:\.\d+)?)\s*([kmgt]i?b)$/i.exec(size.trim()) ?? []
@@ -107,8 +112,6 @@ export const memorySize = z.union([z.number().positive(), z.string()]).transform
 })
 
 export const samples = z.int().min(1).max(1_000_000).default(128)
-
-export type PruningMethod = z.output<typeof pruningOptions>['method']
 
 /** What every schema of pruning options checks across options. */
 export function checkSelection(
@@ -126,36 +129,8 @@ export function checkSelection(
     const message = `cannot be combined with ${given[0] ?? ''}: give one of sparsity, pattern and mask`
     context.addIssue({ code: 'custom', path: [given[1] ?? ''], message })
   }
-  if (options.bits !== undefined && options.method !== 'sparsegpt') {
-    const message = `needs method "sparsegpt": "${options.method}" cannot make up for rounding`
+  if (options.bits !== undefined && !methodNamed(options.method).rounds) {
+    const message = `needs method "${roundingMethods.join('" or "')}": "${options.method}" cannot make up for rounding`
     context.addIssue({ code: 'custom', path: ['bits'], message })
   }
-}
-
-/**
- * Parses `value` with `schema`; throws INVALID_OPTION that names the option, its value and what is allowed.
- * `subject` says whose options they are.
- */
-export function parseOptions<Schema extends z.ZodType>(
-  schema: Schema,
-  value: unknown,
-  subject: string,
-): z.output<Schema> {
-  const result = schema.safeParse(value)
-  if (result.success) return result.data
-  const problems = result.error.issues.map((issue) => {
-    if (issue.code === 'unrecognized_keys') return `unknown option ${issue.keys.join(', ')}`
-    const name = issue.path.join('.')
-    const given: unknown = issue.path.reduce<unknown>(
-      (inner, key) => (typeof inner === 'object' && inner !== null ? Reflect.get(inner, key) : undefined),
-      value,
-    )
-    return `option ${name}: ${issue.message}${given === undefined ? '' : ` (given: ${show(given)})`}`
-  })
-  throw new SparseGptError('INVALID_OPTION', `${subject}: ${problems.join('; ')}`)
-}
-
-function show(value: unknown): string {
-  if (typeof value === 'object' && value !== null) return value.constructor.name
-  return typeof value === 'string' ? JSON.stringify(value) : String(value)
 }

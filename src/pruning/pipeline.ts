@@ -1,15 +1,16 @@
-import { batched } from '../calibration/windows.js'
-import type { MaskFile } from '../checkpoint/mask-file.js'
 import { SparseGptError } from '../errors.js'
-import type { Architecture, LinearSpec } from '../models/architecture.js'
-import type { Model, Offload } from '../models/model.js'
-import type { Tensor } from '../native/device.js'
+import type { MaskFile } from '../files/mask-file.js'
+import type { Architecture } from '../models/architecture.js'
+import type { Engine, Offload } from '../models/engine.js'
+import type { LinearSpec } from '../models/specs.js'
+import type { Work } from '../native/device.js'
+import { batched } from '../text/windows.js'
 import { BlockPruner } from './block-pruner.js'
 import type { Destination } from './destination.js'
-import type { Pattern } from './options.js'
+import { methodNamed, type PruningMethod } from './methods/methods.js'
+import type { MethodSettings, Pattern } from './options.js'
 import { ProgressMeter } from './progress.js'
 import type { LayerReport, PruneProgress } from './report.js'
-import type { SolverOptions } from './solver.js'
 
 /** Which layers of a model are to be pruned. */
 export interface LayerSelection {
@@ -50,13 +51,16 @@ export function selectLayers(architecture: Architecture, o: LayerSelection): Lin
   return blocks
 }
 
-export interface PipelineOptions extends SolverOptions {
+export interface PipelineOptions extends MethodSettings {
+  method: PruningMethod
   sparsity?: number | undefined
   pattern?: Pattern | undefined
   masks?: MaskFile | undefined
   sequential: 'block' | 'layer'
   /** Moves activations out of the device's memory while they wait. */
   offload?: Offload | undefined
+  /** The work of the whole run, for the progress. */
+  work?: Work | undefined
   onProgress?: ((progress: PruneProgress) => void) | undefined
   signal?: AbortSignal | undefined
 }
@@ -66,31 +70,30 @@ export interface PipelineOptions extends SolverOptions {
  * `windows`: the calibration text's, all of one length.
  */
 export async function pruneBlocks(
-  model: Model,
-  o: PipelineOptions,
+  engine: Engine,
+  { method, work, onProgress, signal, ...o }: PipelineOptions,
   layers: LinearSpec[][],
   windows: readonly Int32Array[],
-  destination: Pick<Destination, 'store'>,
+  destination: Pick<Destination, 'store' | 'usesMask'>,
 ): Promise<LayerReport[]> {
-  const { architecture, device } = model
+  const { device } = engine
   const last = layers.findLastIndex((block) => block.length > 0)
-  const groups = batched(windows, model.windowsPerBatch(windows[0]?.length ?? 1))
-  const tokens = groups.map((group) => group.reduce((sum, window) => sum + window.length, 0))
-  const meter = new ProgressMeter(architecture, layers, tokens, o.sequential, o.onProgress, o.signal)
-  const store = (name: string, matrix: Tensor) => destination.store(name, matrix)
-  const options = { ...o, store, meter, samples: windows.length }
+  const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
+  const meter = new ProgressMeter(device, last + 1, work, onProgress, signal)
+  const rest = { method: methodNamed(method), settings: o, destination, meter, samples: windows.length }
+  const options = { ...o, ...rest }
   const reports: LayerReport[] = []
-  const batches = model.embed(groups, o.offload)
+  const batches = engine.embed(groups, o.offload)
   try {
-    for (const [index, weights] of model.blocks(last + 1)) {
+    for (const [index, weights] of engine.blocks(last + 1)) {
       meter.block = index
       const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
       if (selected.size > 0) {
-        const pruner = new BlockPruner(model, options, index, weights, selected)
+        const pruner = new BlockPruner(engine, options, index, weights, selected)
         reports.push(...(await pruner.run(batches, { outputs: index < last })))
       } else {
-        const step = () => meter.batch('forward')
-        await model.passBlock(index, weights, batches, { step, offload: o.offload })
+        const step = () => meter.step('forward')
+        await engine.passBlock(index, weights, batches, { step, offload: o.offload })
       }
     }
     return reports

@@ -1,53 +1,58 @@
+import type { PruningMethod } from './methods/methods.js'
 import type { PhaseSeconds } from './phases.js'
 
 /** What became of one linear layer. */
 export interface LayerReport {
-  /** Checkpoint name without '.weight', such as 'model.layers.0.self_attn.q_proj'. */
+  /** The checkpoint name without '.weight', such as 'model.layers.0.self_attn.q_proj'. */
   name: string
-  /** Output features. */
+  /** The number of output features. */
   rows: number
-  /** Input features. */
+  /** The number of input features. */
   columns: number
-  /** Share of zeros. */
+  /** The share of zeros. */
   sparsity: number
-  /** ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude and wanda. */
+  /** The loss ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude and wanda. */
   loss: number | null
-  /** Of the solver; for the first layer of a group with the factorisation that the group shares. */
+  /** The solver's time; for the first layer of a group with the preparation (factorisation) that the group shares. */
   seconds: number
-  /** Only when the Hessian could not be factored with the dampening asked for: what it was raised to. */
+  /** What the dampening was raised to; absent when the Hessian could be factored with the one asked for. */
   dampening?: number
-  /** Only of a routed expert that fewer tokens reached than it has inputs: how many. It was pruned for all experts' inputs. */
+  /** How many tokens reached a routed expert, when these are fewer than its inputs: it was pruned for all experts' inputs. */
   fewTokens?: number
-  /** Only when there are some: inputs that were zero for every token; their weights are pruned. */
+  /** The number of inputs that were zero for every token, when there are some; their weights are pruned. */
   deadColumns?: number
 }
 
-/** The result of a pruning run, as `sparsegpt prune --json` prints it. */
+/** The result of a pruning run. */
 export interface PruneReport {
   /** The folder of the source model. */
   model: string
   /** The folder of the pruned model; null when it was pruned in memory only. */
   out: string | null
-  method: string
-  /** Shares of zeros over all pruned layers. */
+  /** The pruning method. */
+  method: PruningMethod
+  /** The shares of zeros over all pruned layers. */
   sparsity: { target: number; achieved: number }
+  /** The time of the whole run. */
   seconds: number
-  /** Of this process, since its start. */
+  /** The peak of this process's resident memory since its start, in bytes. */
   peakRssBytes: number
-  /** With the option `profile`. */
+  /** Where the time went; with the option `profile`. */
   phases?: PhaseSeconds
+  /** What became of each layer, in the order of the model. */
   layers: LayerReport[]
 }
 
 /** Where a pruning run stands. */
 export interface PruneProgress {
-  /** collect: activations of the calibration text; solve: pruning a layer; forward: the pruned block's outputs. */
+  /** What is under way. collect: activations of the calibration text; solve: pruning a layer; forward: the pruned block's outputs. */
   phase: 'collect' | 'solve' | 'forward'
-  /** From 0. */
+  /** The number of the block, from 0. */
   block: number
+  /** The number of blocks to go through. */
   blocks: number
   /** The layer just pruned. */
   layer?: LayerReport
-  /** Share of the whole work done, in [0, 1]. */
+  /** The share of the whole work that is done, in [0, 1]. */
   fraction: number
 }

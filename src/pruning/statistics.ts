@@ -1,24 +1,24 @@
-import type { LinearGroup } from '../models/architecture.js'
 import type { Device, Tensor } from '../native/device.js'
-import type { PruningMethod } from './options.js'
+import type { LinearGroup } from '../models/steps.js'
+import type { Statistic } from './statistic.js'
 
 /** What calibration has seen of the input that a group of linears shares. */
 export interface GroupStatistics {
   /** The layers of the group that are to be pruned, by name below the block's prefix. */
   names: string[]
   columns: number
-  /** Rows of activations seen. */
+  /** The number of rows of activations seen. */
   tokens: number
-  /** sparsegpt: Σ scale · x xᵀ, float32 [columns, columns], upper triangle. wanda: Σ scale · x², float32 [columns]. */
-  sums: Tensor
-  /** Of routed experts: LinearGroup.pool. */
+  /** The sum of the method's statistic, float32. */
+  sum: Tensor
+  /** The pool of a routed expert: LinearGroup.pool. */
   pool: string | undefined
-  /** Too few tokens came, so `sums` are those of the pool; `tokens` are still the group's own. */
+  /** Whether too few tokens came, so that `sum` is the pool's; `tokens` are still the group's own. */
   pooled: boolean
 }
 
 interface Pool {
-  sums: Tensor
+  sum: Tensor
   tokens: number
 }
 
@@ -32,8 +32,8 @@ export class Statistics {
 
   constructor(
     private readonly device: Device,
-    private readonly method: Exclude<PruningMethod, 'magnitude'>,
-    /** Of every product: 2 / samples makes the solver's loss the reference's. */
+    private readonly statistic: Statistic,
+    /** The factor of every summand: 2 / samples makes the solver's loss the reference's. */
     private readonly scale: number,
     private readonly selected: (name: string) => boolean,
   ) {}
@@ -46,14 +46,13 @@ export class Statistics {
     let group = this.groups.get(key)
     if (!group) {
       const columns = input.width
-      const shape = this.method === 'sparsegpt' ? [columns, columns] : [columns]
-      const sums = this.device.within([], () => this.device.zeros('float32', shape))
-      group = { names: pruned, columns, tokens: 0, sums, pool, pooled: false }
+      const shape = this.statistic.shape(columns)
+      const sum = this.device.within([], () => this.device.zeros('float32', shape))
+      group = { names: pruned, columns, tokens: 0, sum, pool, pooled: false }
       this.groups.set(key, group)
     }
     group.tokens += input.rows
-    if (this.method === 'sparsegpt') this.device.accumulateGram(group.sums, input, this.scale)
-    else this.device.accumulateSquares(group.sums, input, this.scale)
+    this.statistic.add(this.device, group.sum, input, this.scale)
   }
 
   /**
@@ -80,32 +79,32 @@ export class Statistics {
   }
 
   dispose(): void {
-    for (const { sums } of [...this.groups.values(), ...this.pools.values()]) sums.dispose()
+    for (const { sum } of [...this.groups.values(), ...this.pools.values()]) sum.dispose()
     this.groups.clear()
     this.pools.clear()
   }
 
-  private intoPool({ pool: name, tokens, sums }: GroupStatistics): void {
+  private intoPool({ pool: name, tokens, sum }: GroupStatistics): void {
     if (name === undefined) return
     const pool = this.pools.get(name)
     if (pool) {
-      this.device.add(pool.sums, sums)
+      this.device.add(pool.sum, sum)
       pool.tokens += tokens
     } else {
-      this.pools.set(name, { tokens, sums: this.copy(sums) })
+      this.pools.set(name, { tokens, sum: this.copy(sum) })
     }
   }
 
-  /** Fewer tokens than columns leave the Gram matrix singular: the pool's then says more of the inputs to come. */
+  /** Gives the group its pool's sum where fewer tokens than columns leave its own Gram matrix singular. */
   private fromPool(group: GroupStatistics): void {
     const pool = group.pool === undefined ? undefined : this.pools.get(group.pool)
     if (!pool || group.tokens >= group.columns || pool.tokens <= group.tokens) return
-    group.sums.dispose()
-    group.sums = this.copy(pool.sums)
+    group.sum.dispose()
+    group.sum = this.copy(pool.sum)
     group.pooled = true
   }
 
-  private copy(sums: Tensor): Tensor {
-    return this.device.within([], () => this.device.cast(sums, 'float32'))
+  private copy(sum: Tensor): Tensor {
+    return this.device.within([], () => this.device.cast(sum, 'float32'))
   }
 }

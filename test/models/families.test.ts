@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { loadModel, perplexity } from '../../src/index.js'
 import { alibiSlopes } from '../../src/models/alibi.js'
-import { route } from '../../src/models/mixtral.js'
+import { route } from '../../src/models/families/mixtral.js'
 import { rotaryConfig, rotaryPositions } from '../../src/models/rotary.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { variants, writeVariant } from './variants.js'
@@ -48,7 +48,12 @@ describe('rotary positions', () => {
   const config = (entries: object) => rotaryConfig.parse({ max_position_embeddings: 128, ...entries })
 
   test('the spellings of transformers 4 and 5 mean the same', () => {
-    const scaling = { factor: 4, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 64 }
+    const scaling = {
+      factor: 4,
+      low_freq_factor: 1,
+      high_freq_factor: 4,
+      original_max_position_embeddings: 64,
+    }
     const four = config({ rope_theta: 500, rope_scaling: { type: 'llama3', ...scaling } })
     const five = config({ rope_parameters: { rope_type: 'llama3', rope_theta: 500, ...scaling } })
     expect(rotaryPositions(four, 16).frequencies(8)).toEqual(rotaryPositions(five, 16).frequencies(8))
@@ -76,15 +81,51 @@ describe('models that are refused', () => {
   const rope = /rope scaling .* is not supported; default, linear, llama3 and longrope are/
 
   test.each([
-    ['an unknown family', llama, { model_type: 'mamba' }, 'UNSUPPORTED_MODEL', /"mamba" .* bloom, falcon, gemma/],
+    [
+      'an unknown family',
+      llama,
+      { model_type: 'mamba' },
+      'UNSUPPORTED_MODEL',
+      /"mamba" .* bloom, falcon, gemma/,
+    ],
     ['YaRN', llama, { rope_scaling: { type: 'yarn', factor: 4 } }, 'UNSUPPORTED_MODEL', rope],
     ['dynamic NTK', llama, { rope_scaling: { type: 'dynamic', factor: 4 } }, 'UNSUPPORTED_MODEL', rope],
     ['both directions', gemma, { use_bidirectional_attention: true }, 'UNSUPPORTED_MODEL', /bidirectional/],
-    ['blocks without a kind', neo, { num_layers: 3 }, 'INVALID_CHECKPOINT', /for 2 blocks, but num_layers is 3/],
-    ['rotary wider than a head', gptj, { rotary_dim: 10 }, 'INVALID_CHECKPOINT', /rotary_dim 10 exceeds the 8/],
-    ['odd rotary', gptj, { rotary_dim: 7 }, 'INVALID_CHECKPOINT', /7 rotary dimensions per head; an even number/],
-    ['too few experts', mixtral, { num_experts_per_tok: 8 }, 'INVALID_CHECKPOINT', /8 exceeds num_local_experts 7/],
-    ['other shapes', mixtral, { intermediate_size: 21 }, 'INVALID_CHECKPOINT', /experts\.0\.w1\.weight .*\[21, 24\]/],
+    [
+      'blocks without a kind',
+      neo,
+      { num_layers: 3 },
+      'INVALID_CHECKPOINT',
+      /for 2 blocks, but num_layers is 3/,
+    ],
+    [
+      'rotary wider than a head',
+      gptj,
+      { rotary_dim: 10 },
+      'INVALID_CHECKPOINT',
+      /rotary_dim 10 exceeds the 8/,
+    ],
+    [
+      'odd rotary',
+      gptj,
+      { rotary_dim: 7 },
+      'INVALID_CHECKPOINT',
+      /7 rotary dimensions per head; an even number/,
+    ],
+    [
+      'too few experts',
+      mixtral,
+      { num_experts_per_tok: 8 },
+      'INVALID_CHECKPOINT',
+      /8 exceeds num_local_experts 7/,
+    ],
+    [
+      'other shapes',
+      mixtral,
+      { intermediate_size: 21 },
+      'INVALID_CHECKPOINT',
+      /experts\.0\.w1\.weight .*\[21, 24\]/,
+    ],
   ] as const)('%s', async (_, variant, change, code, message) => {
     const folder = await temporaryFolder()
     await writeVariant(folder, variant)
@@ -94,23 +135,26 @@ describe('models that are refused', () => {
 })
 
 // The perplexity takes another way to the logits than logits() does.
-test.each(['phi, norms of q and k', 'gemma2, low caps'])('perplexity has head bias and soft cap: %s', async (title) => {
-  const folder = await temporaryFolder()
-  await writeVariant(folder, variants[title]!)
-  const { ids } = variants[title]!
-  const model = await loadModel(folder)
-  const { data } = await model.logits(ids)
-  const result = await perplexity(model, { tokens: Int32Array.from(ids.flat()), sequenceLength: 8 })
-  await model.dispose()
-  const losses = ids.flatMap((row, i) =>
-    row.slice(1).map((next, t) => {
-      const logits = data.subarray((i * 8 + t) * 16, (i * 8 + t + 1) * 16)
-      return Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit), 0)) - logits[next]!
-    }),
-  )
-  const mean = losses.reduce((a, b) => a + b, 0) / losses.length
-  expect(result.perplexity / Math.exp(mean)).toBeCloseTo(1, 5)
-})
+test.each(['phi, norms of q and k', 'gemma2, low caps'])(
+  'perplexity has head bias and soft cap: %s',
+  async (title) => {
+    const folder = await temporaryFolder()
+    await writeVariant(folder, variants[title]!)
+    const { ids } = variants[title]!
+    const model = await loadModel(folder)
+    const { data } = await model.logits(ids)
+    const result = await perplexity(model, { tokens: Int32Array.from(ids.flat()), sequenceLength: 8 })
+    await model.dispose()
+    const losses = ids.flatMap((row, i) =>
+      row.slice(1).map((next, t) => {
+        const logits = data.subarray((i * 8 + t) * 16, (i * 8 + t + 1) * 16)
+        return Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit), 0)) - logits[next]!
+      }),
+    )
+    const mean = losses.reduce((a, b) => a + b, 0) / losses.length
+    expect(result.perplexity / Math.exp(mean)).toBeCloseTo(1, 5)
+  },
+)
 
 test('a tied head is the embedding, even where the checkpoint stores another', async () => {
   const variant = variants['gptj, all dimensions rotated, tied']!

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { PythonRandom } from '../../src/calibration/python-random.js'
-import { writeSafetensors, type TestTensor } from '../checkpoint/files.js'
+import { PythonRandom } from '../../src/text/python-random.js'
+import { writeSafetensors, type TestTensor } from '../files/files.js'
 
 export interface Variant {
   config: Record<string, unknown>
@@ -19,7 +19,11 @@ const file = new URL('variants.json', import.meta.url)
 export const variants = JSON.parse(readFileSync(file, 'utf8')) as Record<string, Variant>
 
 /** Writes the model; `more` are shapes of further tensors. */
-export async function writeVariant(folder: string, variant: Variant, more: Variant['shapes'] = {}): Promise<void> {
+export async function writeVariant(
+  folder: string,
+  variant: Variant,
+  more: Variant['shapes'] = {},
+): Promise<void> {
   await writeFile(join(folder, 'config.json'), JSON.stringify(variant.config))
   const tensors = [...weights(variant.shapes), ...weights(more)]
   await writeSafetensors(join(folder, 'model.safetensors'), tensors)

@@ -1,14 +1,19 @@
 import { describe, expect, test } from '@jest/globals'
-import { devices, pruneLayer, SparseGptError } from '../../src/index.js'
+import { execFileSync } from 'node:child_process'
+import { copyFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { devices, loadModel, pruneLayer, SparseGptError } from '../../src/index.js'
 import { nativeAddon } from '../../src/native/addon.js'
 import { Device } from '../../src/native/device.js'
 
-const gpu = nativeAddon().probeCudaDevice().reason === ''
+import { temporaryFolder } from '../temporary.js'
+
+const gpu = nativeAddon().probe('cuda').devices.length > 0
 
 describe('devices', () => {
   test('lists the CPU, and CUDA with its name or the reason why there is none', () => {
     const [cpu, cuda, ...others] = devices()
-    expect(others).toEqual([])
+    expect(others.every(({ kind }) => /^cuda:\d+$/.test(kind))).toBe(true)
     expect(cpu).toEqual({
       kind: 'cpu',
       available: true,
@@ -27,7 +32,7 @@ describe('devices', () => {
 
   test('"auto" takes the GPU or falls back to the CPU', async () => {
     const device = new Device('auto')
-    expect(device.kind).toBe(gpu ? 'cuda' : 'cpu')
+    expect(device.name).toBe(gpu ? 'cuda' : 'cpu')
     await device.close()
   })
 
@@ -61,5 +66,39 @@ describe('devices', () => {
       device: 'auto',
     })
     expect(Array.from(result.mask).indexOf(0)).toBe(9)
+  })
+
+  test('"cuda:1" opens the second device of its kind', async () => {
+    const addon = nativeAddon()
+    const opened: unknown[] = []
+    const openDevice = (kind: string, index: number, threads: number) => {
+      opened.push([kind, index])
+      return addon.openDevice('cpu', 0, threads)
+    }
+    const device = new Device('cuda:1', 1, { ...addon, openDevice })
+    expect(opened).toEqual([['cuda', 1]])
+    expect(device.name).toBe('cuda:1')
+    await device.close()
+  })
+
+  test.each(['cuda:x', 'cuda:', 'CUDA', 'gpu', '', 'cpu:1:2'])('"%s" is no device', async (name) => {
+    const loading = loadModel('nowhere', { device: name as 'cpu' })
+    await expect(loading).rejects.toMatchObject({ code: 'INVALID_OPTION' })
+    await expect(loading).rejects.toThrow(/option device: must be "auto", "cpu", "cuda"/)
+  })
+
+  withoutGpu('a library is found where build:cuda puts it, wherever the addon lies', async () => {
+    const [prebuilt, built] = [await temporaryFolder(), await temporaryFolder()]
+    await copyFile(join('build', 'Release', 'sparsegpt.node'), join(prebuilt, 'sparsegpt.node'))
+    await writeFile(join(built, 'libsparsegpt_cuda.so'), 'no library')
+    const script = `
+      const addon = require(process.argv[1])
+      const before = addon.probe('cuda').reason
+      addon.addLibraryFolder(process.argv[2])
+      console.log(JSON.stringify([before, addon.probe('cuda').reason]))`
+    const run = execFileSync(process.execPath, ['-e', script, join(prebuilt, 'sparsegpt.node'), built])
+    const [before, after] = JSON.parse(run.toString()) as [string, string]
+    expect(before).toMatch(/is not built/)
+    expect(after).not.toMatch(/is not built/)
   })
 })

@@ -1,6 +1,6 @@
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
-import { inspect } from '../../src/evaluation/inspect.js'
+import { inspect } from '../../src/sdk/inspect.js'
 import { loadModel, prune } from '../../src/index.js'
 import { goldenModels } from '../models/golden-models.js'
 import { describeWithShared, sharedPath } from '../shared.js'

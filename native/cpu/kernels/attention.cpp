@@ -1,6 +1,9 @@
 // Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities and multiplied
 // with V before the next queries are looked at, so the score matrix never exists. Both products use the GEMM's register tile.
-#include "cpu/kernels/level.h"
+#include "cpu/attention.h"
+
+#include "cpu/kernels/tile.h"
+#include "cpu/spans.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
@@ -11,7 +14,7 @@ int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1
 // --- what both products multiply -----------------------------------------------------------------------------------------
 //
 // An arithmetic packs q, k and v, multiplies panels, turns a row's scores to probabilities and packs those:
-//   units(depth)              units of a panel, as in kernels.h
+//   units(depth)              units of a panel, as in gemm.h
 //   soften(x, count, top)     exp(x - top) in place for pack_probabilities; count is a multiple of nr; returns the sum
 
 struct Floats {
@@ -75,32 +78,41 @@ float softmax(float* x, int64_t first, int64_t count, int64_t padded) {
   return Arithmetic::soften(x, padded, horizontal_max(top));
 }
 
+// The keys that any of a head's queries sees, from a whole panel on, so that sums are made in the same order whatever queries a
+// head has.
+int64_t first_key(const AttentionHead& h) {
+  return h.window > 0 && h.start >= h.window ? (h.start - h.window + 1) / nr * nr : 0;
+}
+
 template <typename Arithmetic>
-void attend(const AttentionHead& h, float* scratch) {
+void attend_head(const AttentionHead& h, float* scratch) {
   const int64_t bytes = static_cast<int64_t>(dtype_size(h.dtype));
-  const int64_t keys_padded = round_up(h.sequence, nr), features = round_up(h.head_dim, nr);
-  const int64_t depth = Arithmetic::units(h.head_dim), sequence = Arithmetic::units(h.sequence);  // in units
+  const int64_t skipped = first_key(h), start = h.start - skipped, all_keys = start + h.queries;
+  const int64_t keys_padded = round_up(all_keys, nr), features = round_up(h.head_dim, nr);
+  const int64_t depth = Arithmetic::units(h.head_dim), key_units = Arithmetic::units(all_keys);  // in units
   float* k_panels = scratch;  // Kᵀ: [keys / nr][depth][nr]
-  float* v_panels = k_panels + keys_padded * depth;  // V: [features / nr][sequence][nr]
-  float* q_panel = v_panels + features * sequence;  // [depth][mr]
+  float* v_panels = k_panels + keys_padded * depth;  // V: [features / nr][key_units][nr]
+  float* q_panel = v_panels + features * key_units;  // [depth][mr]
   float* scores = q_panel + mr * depth;  // [mr][keys]
   float* p_panel = scores + mr * keys_padded;  // [units of keys][mr]
   float* output = p_panel + mr * Arithmetic::units(keys_padded);  // [mr][features]
 
-  Arithmetic::pack_input(k_panels, nr, h.k, h.dtype, h.kv_stride, 1, h.sequence, h.head_dim);
-  Arithmetic::pack_input(v_panels, nr, h.v, h.dtype, 1, h.kv_stride, h.head_dim, h.sequence);
+  const char* k = static_cast<const char*>(h.k) + skipped * h.k_stride * bytes;
+  const char* v = static_cast<const char*>(h.v) + skipped * h.v_stride * bytes;
+  Arithmetic::pack_input(k_panels, nr, k, h.dtype, h.k_stride, 1, all_keys, h.head_dim);
+  Arithmetic::pack_input(v_panels, nr, v, h.dtype, 1, h.v_stride, h.head_dim, all_keys);
   // Whole tiles: scores of keys that do not exist are overwritten, features that do not exist are not read.
   GemmTile score{mr, nr, -mr, h.scale, nullptr, 0, nullptr, DType::f32, keys_padded};
   GemmTile mix{mr, nr, -mr, 1, nullptr, 0, nullptr, DType::f32, features};
 
-  for (int64_t head = 0; head < h.queries; ++head) {
+  for (int64_t head = 0; head < h.heads; ++head) {
     const char* q = static_cast<const char*>(h.q) + head * h.head_dim * bytes;
     char* out = static_cast<char*>(h.out) + head * h.head_dim * bytes;
-    for (int64_t q0 = 0; q0 < h.sequence; q0 += mr) {
-      const int64_t count = h.sequence - q0 < mr ? h.sequence - q0 : mr;
-      // The keys that any of the queries sees, from a whole panel on.
-      const int64_t k0 = h.window > 0 && q0 >= h.window ? (q0 - h.window + 1) / nr * nr : 0;
-      const int64_t keys = q0 + count - k0, padded = round_up(keys, nr);
+    for (int64_t q0 = 0; q0 < h.queries; q0 += mr) {
+      const int64_t count = h.queries - q0 < mr ? h.queries - q0 : mr, at = start + q0;
+      // The keys that any of these queries sees.
+      const int64_t k0 = h.window > 0 && at >= h.window ? (at - h.window + 1) / nr * nr : 0;
+      const int64_t keys = at + count - k0, padded = round_up(keys, nr);
       Arithmetic::pack_input(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
       for (int64_t j = 0; j < keys; j += nr) {
         score.c = scores + j;
@@ -109,7 +121,7 @@ void attend(const AttentionHead& h, float* scratch) {
       float sums[mr];
       for (int64_t i = 0; i < count; ++i) {
         float* row = scores + i * keys_padded;
-        const int64_t seen = q0 + i + 1 - k0;
+        const int64_t seen = at + i + 1 - k0;
         const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
         if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
         if (h.slopes)
@@ -119,7 +131,7 @@ void attend(const AttentionHead& h, float* scratch) {
       Arithmetic::pack_probabilities(p_panel, scores, keys_padded, count, keys);
       for (int64_t j = 0; j < features; j += nr) {
         mix.c = output + j;
-        Arithmetic::multiply(Arithmetic::units(keys), p_panel, v_panels + j * sequence + Arithmetic::units(k0) * nr, mix);
+        Arithmetic::multiply(Arithmetic::units(keys), p_panel, v_panels + j * key_units + Arithmetic::units(k0) * nr, mix);
       }
       for (int64_t i = 0; i < count; ++i) {
         float* row = output + i * features;
@@ -133,16 +145,17 @@ void attend(const AttentionHead& h, float* scratch) {
 
 }  // namespace
 
-int64_t attention_scratch(int64_t sequence, int64_t head_dim) {
-  const int64_t keys = round_up(sequence, nr), features = round_up(head_dim, nr);
-  return keys * head_dim + features * sequence + mr * (head_dim + 2 * keys + features);
+int64_t attention_scratch(const AttentionHead& h) {
+  const int64_t all_keys = h.start + h.queries - first_key(h), padded = round_up(all_keys, nr);
+  const int64_t features = round_up(h.head_dim, nr);
+  return padded * h.head_dim + features * all_keys + mr * (h.head_dim + 2 * padded + features);
 }
 
-void attention(const AttentionHead& head, float* scratch) {
+void attend(const AttentionHead& head, float* scratch) {
 #if defined(__AVX512BF16__)
-  if (head.dtype == DType::bf16) return attend<Pairs>(head, scratch);
+  if (head.dtype == DType::bf16) return attend_head<Pairs>(head, scratch);
 #endif
-  attend<Floats>(head, scratch);
+  attend_head<Floats>(head, scratch);
 }
 
 }  // namespace sparsegpt::cpu::SPARSEGPT_ISA

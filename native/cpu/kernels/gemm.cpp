@@ -1,7 +1,7 @@
 // Packing and the register tile of the GEMM, after BLIS. The unit of a panel is 32 bits: a float32 element, or two bfloat16
 // elements that follow each other along the depth, whose product with another such pair is the sum of two products
 // (VDPBF16PS). All but that product and the widening of packed elements is the same for both.
-#include "cpu/kernels/level.h"
+#include "cpu/kernels/tile.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
@@ -237,6 +237,8 @@ inline __attribute__((always_inline)) void multiply_panels(int64_t units, const 
 }
 
 }  // namespace
+
+RegisterTile register_tile() { return {mr, nr}; }
 
 void pack(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
           int64_t lanes, int64_t depth) {

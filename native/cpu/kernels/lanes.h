@@ -2,7 +2,8 @@
 // columns. Rows are independent in the column sweep and in a triangular solve, so neither needs a sum across a vector.
 #pragma once
 
-#include "cpu/kernels/level.h"
+#include "cpu/kernels/vec.h"
+#include "cpu/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 

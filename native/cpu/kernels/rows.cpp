@@ -1,7 +1,7 @@
 // Kernels on one row of activations.
 #include <cmath>
 
-#include "cpu/kernels/level.h"
+#include "cpu/kernels/vec.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
@@ -30,31 +30,31 @@ float sum(const float* x, int64_t count) {
 
 }  // namespace
 
-void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count, float eps) {
+void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t count, float epsilon) {
   const float mean = sum(x, count) / static_cast<float>(count);
   const float variance = sum_of_squares(x, count, mean) / static_cast<float>(count);
-  const float scale = 1.0f / sqrtf(variance + eps);
+  const float scale = 1.0f / sqrtf(variance + epsilon);
   for (int64_t i = 0; i < count; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
-void rms_norm(float* out, const float* x, const float* weight, int64_t count, float eps) {
-  const float scale = 1.0f / sqrtf(sum_of_squares(x, count, 0) / static_cast<float>(count) + eps);
+void rms_norm(float* out, const float* x, const float* weight, int64_t count, float epsilon) {
+  const float scale = 1.0f / sqrtf(sum_of_squares(x, count, 0) / static_cast<float>(count) + epsilon);
   for (int64_t i = 0; i < count; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-void rotary(float* x, const float* cosine, const float* sine, int64_t half, bool interleaved) {
+void rotary(float* x, const float* cosine, const float* sine, int64_t pairs, bool interleaved) {
   if (interleaved) {
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < pairs; ++i) {
       const float a = x[2 * i], b = x[2 * i + 1];
       x[2 * i] = a * cosine[i] - b * sine[i];
       x[2 * i + 1] = b * cosine[i] + a * sine[i];
     }
     return;
   }
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i], b = x[i + half];
+  for (int64_t i = 0; i < pairs; ++i) {
+    const float a = x[i], b = x[i + pairs];
     x[i] = a * cosine[i] - b * sine[i];
-    x[i + half] = b * cosine[i] + a * sine[i];
+    x[i + pairs] = b * cosine[i] + a * sine[i];
   }
 }
 

@@ -1,5 +1,6 @@
 // Elementwise kernels on contiguous spans.
-#include "cpu/kernels/level.h"
+#include "core/operations.h"
+#include "cpu/kernels/vec.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
@@ -29,7 +30,7 @@ void to_float(float* out, const void* in, DType dtype, int64_t count) { span_to_
 
 void from_float(void* out, DType dtype, const float* in, int64_t count) { span_from_float(out, dtype, in, count); }
 
-void activation(float* x, int64_t count, Activation kind) {
+void activate(float* x, int64_t count, Activation kind) {
   int64_t i = 0;
   for (; i + width <= count; i += width) store(x + i, apply(load(x + i), kind));
   if (i < count) store_part(x + i, apply(load_part(x + i, count - i), kind), count - i);

@@ -1,14 +1,18 @@
 // Products that skip the zeros of B. A panel of A lies with its rows along the vector lanes, so that an entry of B is one
 // broadcast that is multiplied with one slot of the panel, the same whatever entries there are: any sparsity pattern gains.
+#include "cpu/sparse.h"
+
 #include "cpu/kernels/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
+constexpr int64_t sparse_rows = 8 * width;
+
 template <typename Multiply>
-inline __attribute__((always_inline)) void multiply_entries(const SparseChunk& b, int64_t columns, const float* panel,
-                                                            float* sums, Multiply multiply) {
+inline __attribute__((always_inline)) void add_products(const SparseChunk& b, int64_t columns, const float* panel,
+                                                        float* sums, Multiply multiply) {
   constexpr int64_t vectors = sparse_rows / width;
   for (int64_t j = 0; j < columns; ++j, sums += sparse_rows) {
     vf sum[vectors];
@@ -26,6 +30,8 @@ inline __attribute__((always_inline)) void multiply_entries(const SparseChunk& b
 }
 
 }  // namespace
+
+int64_t sparse_panel_rows() { return sparse_rows; }
 
 void compress(const SparseChunk& out, const float* b, int64_t columns) {
   uint32_t count = 0;
@@ -53,8 +59,8 @@ void compress(const SparseChunk& out, const float* b, int64_t columns) {
   out.starts[columns] = count;
 }
 
-void multiply_sparse(const SparseChunk& b, int64_t columns, const float* panel, float* sums) {
-  multiply_entries(b, columns, panel, sums, [](vf sum, vf x, vf y) { return sum + x * y; });
+void multiply_entries(const SparseChunk& b, int64_t columns, const float* panel, float* sums) {
+  add_products(b, columns, panel, sums, [](vf sum, vf x, vf y) { return sum + x * y; });
 }
 
 #if defined(__AVX512BF16__)
@@ -118,8 +124,8 @@ void form_pairs(float* panel, const float* units, int64_t count) {
   }
 }
 
-void multiply_sparse_pairs(const SparseChunk& b, int64_t columns, const float* panel, float* sums) {
-  multiply_entries(b, columns, panel, sums, add_pair_products);
+void multiply_pair_entries(const SparseChunk& b, int64_t columns, const float* panel, float* sums) {
+  add_products(b, columns, panel, sums, add_pair_products);
 }
 #endif
 

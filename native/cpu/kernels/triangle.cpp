@@ -1,4 +1,6 @@
-// What the factorisation H = R Rᵀ needs beside products: its blocks on the diagonal, and the rows above them.
+// What the factorisation H = R Rᵀ and its solutions need beside products: blocks on the diagonal, and the rows beside them.
+#include "cpu/triangle.h"
+
 #include "cpu/kernels/lanes.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
@@ -54,12 +56,17 @@ bool factor_block(float* a, int64_t stride, int64_t size, float* scratch) {
   return true;
 }
 
-void solve_panel(float* a, const float* r, int64_t stride, int64_t rows, int64_t size, float* scratch) {
-  load_lanes(scratch, lanes, a, stride, rows, size);
+void solve_panel(float* a, int64_t a_stride, const float* r, int64_t r_stride, bool transposed, int64_t rows, int64_t size,
+                 float* scratch) {
+  load_lanes(scratch, lanes, a, a_stride, rows, size);
   const int64_t last = size - 1;
-  solve_lanes(scratch + last * lanes, -lanes, r + last * stride + last, -stride, -1, size);
+  if (transposed) {
+    solve_lanes(scratch + last * lanes, -lanes, r + last * r_stride + last, -r_stride, -1, size);
+  } else {
+    solve_lanes(scratch, lanes, r, 1, r_stride, size);
+  }
   scatter_lanes(scratch, lanes, rows, size, [&](int64_t row, int64_t column, vf values, int64_t count) {
-    store_first(a + row * stride + column, values, count);
+    store_first(a + row * a_stride + column, values, count);
   });
 }
 

@@ -139,15 +139,19 @@ struct cudaDeviceProp {
 
 inline const char* cudaGetErrorString(cudaError_t) { return "an error of the emulation"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// One, or as many as the environment variable SPARSEGPT_EMULATED_GPUS says.
 inline cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  const char* wanted = std::getenv("SPARSEGPT_EMULATED_GPUS");
+  *count = wanted != nullptr ? std::atoi(wanted) : 1;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {"emulation", size_t{1} << 40, 8, 0};
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+// Of this thread.
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDevice(int* device);
 inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
   return cudaSuccess;
@@ -161,6 +165,8 @@ namespace emulation {
 
 // Puts work at the end of a stream.
 void enqueue(cudaStream_t stream, std::function<void()> work);
+// Dies when this thread has selected another device: what a call gets must belong to the one that is selected.
+void require_device(int device);
 
 }  // namespace emulation
 
@@ -173,6 +179,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned);
 cudaError_t cudaEventDestroy(cudaEvent_t);
 cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t);
 cudaError_t cudaEventSynchronize(cudaEvent_t);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end);
 
 cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t);
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t);
@@ -182,6 +189,10 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes);
 cudaError_t cudaFreeHost(void* memory);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t);
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t);
-inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t*, int device) {
+  emulation::require_device(device);
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+// Of the device that is selected.
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t);

@@ -199,6 +199,7 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t library, cublasOperation_t transa,
                      (a_type == CUDA_R_32F || compute == CUBLAS_COMPUTE_32F);
   if (!types || lda < (transa == CUBLAS_OP_N ? m : k) || ldb < (transb == CUBLAS_OP_N ? k : n) || ldc < m)
     return CUBLAS_STATUS_INVALID_VALUE;
+  emulation::require_device(library->device);
   const float factor = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
   emulation::enqueue(library->stream, [=] {
     for (int64_t j = 0; j < n; ++j) {
@@ -219,13 +220,36 @@ cublasStatus_t cublasGemmEx_64(cublasHandle_t library, cublasOperation_t transa,
 cublasStatus_t cublasStrsm_64(cublasHandle_t library, cublasSideMode_t, cublasFillMode_t fill, cublasOperation_t operation,
                               cublasDiagType_t, int64_t m, int64_t n, const float* alpha, const float* a, int64_t lda,
                               float* b, int64_t ldb) {
-  if (fill != CUBLAS_FILL_MODE_LOWER || operation != CUBLAS_OP_N || lda < m || ldb < m) return CUBLAS_STATUS_INVALID_VALUE;
+  if (fill != CUBLAS_FILL_MODE_LOWER || lda < m || ldb < m) return CUBLAS_STATUS_INVALID_VALUE;
+  emulation::require_device(library->device);
+  const bool plain = operation == CUBLAS_OP_N;
+  emulation::enqueue(library->stream, [=, factor = static_cast<double>(*alpha)] {
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t step = 0; step < m; ++step) {
+        const int64_t i = plain ? step : m - 1 - step;
+        double sum = factor * b[j * ldb + i];
+        for (int64_t l = plain ? 0 : i + 1; l < (plain ? i : m); ++l)
+          sum -= static_cast<double>(plain ? a[l * lda + i] : a[i * lda + l]) * b[j * ldb + l];
+        b[j * ldb + i] = static_cast<float>(sum / a[i * lda + i]);
+      }
+    }
+  });
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasStrmm_64(cublasHandle_t library, cublasSideMode_t, cublasFillMode_t fill, cublasOperation_t operation,
+                              cublasDiagType_t, int64_t m, int64_t n, const float* alpha, const float* a, int64_t lda,
+                              const float* b, int64_t ldb, float* c, int64_t ldc) {
+  if (fill != CUBLAS_FILL_MODE_LOWER || lda < m || ldb < m || ldc < m) return CUBLAS_STATUS_INVALID_VALUE;
+  emulation::require_device(library->device);
+  const bool plain = operation == CUBLAS_OP_N;
   emulation::enqueue(library->stream, [=, factor = static_cast<double>(*alpha)] {
     for (int64_t j = 0; j < n; ++j) {
       for (int64_t i = 0; i < m; ++i) {
-        double sum = factor * b[j * ldb + i];
-        for (int64_t l = 0; l < i; ++l) sum -= static_cast<double>(a[l * lda + i]) * b[j * ldb + l];
-        b[j * ldb + i] = static_cast<float>(sum / a[i * lda + i]);
+        double sum = 0;
+        for (int64_t l = plain ? 0 : i; l < (plain ? i + 1 : m); ++l)
+          sum += static_cast<double>(plain ? a[l * lda + i] : a[i * lda + l]) * b[j * ldb + l];
+        c[j * ldc + i] = static_cast<float>(factor * sum);
       }
     }
   });
@@ -258,6 +282,7 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t library, cusolverDnParams_t
                                   cudaDataType, void* matrix, int64_t lda, cudaDataType, void*, size_t, void*, size_t,
                                   int* info) {
   if (uplo != CUBLAS_FILL_MODE_UPPER || lda < n) return CUSOLVER_STATUS_INVALID_VALUE;
+  emulation::require_device(library->device);
   emulation::enqueue(library->stream, [=] { factor_cholesky(static_cast<float*>(matrix), n, lda, info); });
   return CUSOLVER_STATUS_SUCCESS;
 }

@@ -1,8 +1,10 @@
 // Streams, events and memory.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <vector>
@@ -10,14 +12,17 @@
 #include "cuda_runtime.h"
 
 struct cudaStream_st {
+  int device = 0;
   std::deque<std::function<void()>> waiting;
   uint64_t finished = 0, running = 0;
   uint64_t end() const { return finished + running + waiting.size(); }
   std::multimap<size_t, void*> freed;  // given back in the order of the stream
 };
 struct cudaEvent_st {
+  int device = 0;
   cudaStream_t stream = nullptr;
   uint64_t position = 0;
+  std::shared_ptr<double> seconds = {};  // when the stream came to it; null without timing
 };
 
 namespace {
@@ -32,8 +37,15 @@ int copies_before_failure = -1;
 constexpr size_t plenty = size_t{1} << 36;
 struct Memory {
   size_t limit = plenty, taken = 0;
-  std::map<void*, size_t> sizes;
+  struct Block {
+    size_t bytes;
+    int device;
+  };
+  std::map<void*, Block> blocks;
 } device_memory, host_memory;
+// Of the device's memory, what has been taken and not been given back, in the order of the calls.
+size_t in_use = 0, most_in_use = 0;
+thread_local int selected = 0;
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
@@ -66,7 +78,14 @@ void poison(void* memory, size_t bytes) { std::memset(memory, 0xff, bytes); }
 
 namespace emulation {
 
+void require_device(int device) {
+  if (device == selected) return;
+  std::fprintf(stderr, "CUDA emulation: a call for device %d while device %d is selected\n", device, selected);
+  std::abort();
+}
+
 void enqueue(cudaStream_t stream, std::function<void()> work) {
+  require_device(stream->device);
   Lock lock(device);
   stream->waiting.push_back(std::move(work));
   pass_time();
@@ -74,14 +93,26 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
 
 }  // namespace emulation
 
+cudaError_t cudaSetDevice(int device) {
+  selected = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = selected;
+  return cudaSuccess;
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   Lock lock(device);
   *stream = new cudaStream_st;
+  (*stream)->device = selected;
   streams.push_back(*stream);
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  emulation::require_device(stream->device);
   Lock lock(device);
   run_until(stream, stream->end());
   for (const auto& [bytes, memory] : stream->freed) cudaFree(memory);
@@ -91,6 +122,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  emulation::require_device(stream->device);
   Lock lock(device);
   run_until(stream, stream->end());
   return cudaSuccess;
@@ -98,40 +130,63 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaDeviceSynchronize() {
   Lock lock(device);
-  for (const cudaStream_t stream : streams) run_until(stream, stream->end());
+  for (const cudaStream_t stream : streams)
+    if (stream->device == selected) run_until(stream, stream->end());
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  emulation::require_device(event->device);
   Lock lock(device);
   if (event->stream != nullptr) emulation::enqueue(stream, [event = *event] { run_until(event.stream, event.position); });
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   *event = new cudaEvent_st;
+  (*event)->device = selected;
+  if ((flags & cudaEventDisableTiming) == 0) (*event)->seconds = std::make_shared<double>();
   return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  emulation::require_device(event->device);
   delete event;
   return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  emulation::require_device(event->device);
+  emulation::require_device(stream->device);
   Lock lock(device);
-  *event = {stream, stream->end()};
+  if (event->seconds) {
+    emulation::enqueue(stream, [seconds = event->seconds] {
+      *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    });
+  }
+  event->stream = stream;
+  event->position = stream->end();
   return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  emulation::require_device(event->device);
   Lock lock(device);
   if (event->stream != nullptr) run_until(event->stream, event->position);
   return cudaSuccess;
 }
 
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  Lock lock(device);
+  for (const cudaEvent_t event : {start, end})
+    if (!event->seconds || event->stream == nullptr || event->stream->finished < event->position) return cudaErrorUnknown;
+  *milliseconds = static_cast<float>((*end->seconds - *start->seconds) * 1e3);
+  return cudaSuccess;
+}
+
 // Memory that was given back is taken again at once, though what used it may not have run yet: on one stream that is in order.
 cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream) {
+  emulation::require_device(stream->device);
   Lock lock(device);
   const auto place = stream->freed.find(bytes);
   if (place != stream->freed.end()) {
@@ -140,13 +195,16 @@ cudaError_t cudaMallocAsync(void** memory, size_t bytes, cudaStream_t stream) {
   } else if (const cudaError_t status = cudaMalloc(memory, bytes); status != cudaSuccess) {
     return status;
   }
+  in_use += bytes;
+  most_in_use = std::max(most_in_use, in_use);
   emulation::enqueue(stream, [=, taken = *memory] { poison(taken, bytes); });
   return cudaSuccess;
 }
 
 cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
   Lock lock(device);
-  const size_t bytes = device_memory.sizes.at(memory);
+  const size_t bytes = device_memory.blocks.at(memory).bytes;
+  in_use -= bytes;
   emulation::enqueue(stream, [=] { poison(memory, bytes); });
   stream->freed.emplace(bytes, memory);
   return cudaSuccess;
@@ -155,6 +213,7 @@ cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   Lock lock(device);
   for (const cudaStream_t stream : streams) {
+    if (stream->device != selected) continue;
     for (const auto& [bytes, memory] : stream->freed) cudaFree(memory);
     stream->freed.clear();
   }
@@ -169,15 +228,17 @@ cudaError_t take(Memory& from, void** memory, size_t bytes) {
   *memory = std::malloc(bytes);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   poison(*memory, bytes);
-  from.sizes[*memory] = bytes;
+  from.blocks[*memory] = {bytes, selected};
   from.taken += bytes;
   return cudaSuccess;
 }
 
 cudaError_t give(Memory& to, void* memory) {
   Lock lock(device);
-  to.taken -= to.sizes.at(memory);
-  to.sizes.erase(memory);
+  const auto block = to.blocks.find(memory);
+  if (&to == &device_memory) emulation::require_device(block->second.device);
+  to.taken -= block->second.bytes;
+  to.blocks.erase(block);
   std::free(memory);
   return cudaSuccess;
 }
@@ -212,4 +273,13 @@ extern "C" __attribute__((visibility("default"))) void emulation_limit_memory(si
   Lock lock(device);
   device_memory.limit = device_bytes > 0 ? device_memory.taken + device_bytes : plenty;
   host_memory.limit = host_bytes > 0 ? host_memory.taken + host_bytes : plenty;
+}
+
+// What has been in use of the device's memory at once since the last call, beyond what was then.
+extern "C" __attribute__((visibility("default"))) size_t emulation_memory_since() {
+  static size_t before = 0;
+  Lock lock(device);
+  const size_t more = most_in_use - before;
+  before = most_in_use = in_use;
+  return more;
 }

@@ -1,0 +1,122 @@
+// The operation table for JavaScript: an operation is its name and an object of its fields, both as in core/operations.h but in
+// camel case.
+#include <cctype>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "addon/addon.h"
+#include "addon/convert.h"
+#include "addon/device_handle.h"
+#include "core/operations.h"
+#include "core/registry.h"
+
+namespace sparsegpt::addon {
+
+namespace {
+
+// "out, head_dim" to "out", "headDim".
+std::vector<std::string> camel_names(const char* list) {
+  std::vector<std::string> names(1);
+  bool word_ended = false;
+  for (; *list != '\0'; ++list) {
+    if (*list == ',') {
+      names.emplace_back();
+    } else if (*list == '_') {
+      word_ended = true;
+    } else if (*list != ' ') {
+      names.back() += static_cast<char>(word_ended ? std::toupper(*list) : *list);
+      word_ended = false;
+    }
+  }
+  return names;
+}
+
+// What a name stands for.
+class Entry {
+ public:
+  explicit Entry(std::string name) : name(std::move(name)) {}
+  virtual ~Entry() = default;
+  virtual void enqueue(DeviceHandle& device, const Napi::Object& fields) const = 0;
+  virtual size_t scratch_bytes(const ScratchModel& model, const Napi::Object& fields) const = 0;
+
+  const std::string name;  // the queue keeps its address
+};
+
+template <typename Operation>
+class EntryOf : public Entry {
+ public:
+  explicit EntryOf(std::string name) : Entry(std::move(name)), names_(camel_names(Operation::field_names)) {}
+
+  void enqueue(DeviceHandle& device, const Napi::Object& fields) const override {
+    device.device().enqueue(name.c_str(), [operation = read(fields)](Backend& backend) { backend.run(operation); });
+  }
+
+  size_t scratch_bytes(const ScratchModel& model, const Napi::Object& fields) const override {
+    const Operation operation = read(fields);
+    operation.check();
+    return model.bytes(operation);
+  }
+
+ private:
+  Operation read(const Napi::Object& fields) const {
+    Operation operation{};
+    size_t next = 0;
+    const auto read_field = [&](auto& field) {
+      const std::string& field_name = names_[next++];
+      field = addon::read<std::decay_t<decltype(field)>>(fields.Get(field_name), name + "." + field_name);
+    };
+    std::apply([&](auto&... field) { (read_field(field), ...); }, operation.fields());
+    return operation;
+  }
+
+  const std::vector<std::string> names_;
+};
+
+const Entry& entry(const Napi::Value& name) {
+  static const auto entries = [] {
+    std::map<std::string, std::unique_ptr<const Entry>> all;
+    const auto add = [&](std::unique_ptr<const Entry> one) { all[one->name] = std::move(one); };
+    const auto js_name = [](std::string text) {
+      text[0] = static_cast<char>(std::tolower(text[0]));
+      return text;
+    };
+#define SPARSEGPT_ENTRY(Operation) add(std::make_unique<EntryOf<Operation>>(js_name(#Operation)));
+    SPARSEGPT_OPERATIONS(SPARSEGPT_ENTRY)
+#undef SPARSEGPT_ENTRY
+    return all;
+  }();
+  const auto found = entries.find(read<std::string>(name));
+  if (found == entries.end()) throw Napi::TypeError::New(name.Env(), "unknown operation " + name.ToString().Utf8Value());
+  return *found->second;
+}
+
+Napi::Object read_fields(const Napi::Value& value) {
+  if (!value.IsObject()) throw expected(value, "", "an object with the operation's fields");
+  return value.As<Napi::Object>();
+}
+
+// (device, operation, fields), enqueued
+void run(const Info& info) {
+  guarded(info, [&] { entry(info[1]).enqueue(DeviceHandle::from(info[0]), read_fields(info[2])); });
+}
+
+// (kind, operation, fields) => bytes that the operation takes beyond its operands
+Napi::Value scratch_bytes(const Info& info) {
+  return guarded(info, [&]() -> Napi::Value {
+    const ScratchModel& model = backend_kind(read<std::string>(info[0])).scratch();
+    return Napi::Number::New(info.Env(), static_cast<double>(entry(info[1]).scratch_bytes(model, read_fields(info[2]))));
+  });
+}
+
+}  // namespace
+
+void export_operations(Napi::Object exports) {
+  export_function(exports, "run", run);
+  export_function(exports, "scratchBytes", scratch_bytes);
+}
+
+}  // namespace sparsegpt::addon

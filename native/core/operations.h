@@ -1,0 +1,470 @@
+// The operation table: every operation of a device, declared once. An operation is a struct of its operands and settings, with
+// what must hold of them. The backends compute it (`compute`), the addon reads it from a JavaScript object with the same names
+// (src/native/operations.ts, which has the other half of the table: what an operation makes and costs).
+//
+// Activations are [tokens, features]; a linear layer's weight is [out, in] (row-major). "Compute type" is the element type of the
+// activations: float32, bfloat16 or float16; sums are always accumulated in float32 or better. Activations may have no tokens at
+// all (of a routed expert), and rows that are farther apart than they are long. A failed check is a defect of the caller:
+// INTERNAL, unless the comment names another code. What depends on the elements (ids, NaN) the backends check as they compute.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <tuple>
+
+#include "core/require.h"
+#include "core/tensor.h"
+
+namespace sparsegpt {
+
+enum class Activation { relu, gelu, gelu_tanh, silu };
+
+// The fields by which JavaScript hands an operation over (head_dim is headDim there), and the operands that it writes.
+#define SPARSEGPT_FIELDS(...)                              \
+  static constexpr const char* field_names = #__VA_ARGS__; \
+  auto fields() { return std::tie(__VA_ARGS__); }
+#define SPARSEGPT_WRITES(...) \
+  auto writes() const { return std::tie(__VA_ARGS__); }
+
+// --- moving and converting ----------------------------------------------------------------------------------------------
+
+// Between float types.
+struct Cast {
+  Tensor out, in;
+  SPARSEGPT_FIELDS(out, in)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(in, "input");
+    require_float(out, "output");
+    require_shape(out, in.rows, in.columns, "output");
+  }
+};
+
+// out[j, i] = in[i, j]; between float types, or of uint8.
+struct Transpose {
+  Tensor out, in;
+  SPARSEGPT_FIELDS(out, in)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_shape(out, in.columns, in.rows, "output");
+    if (in.dtype == DType::u8) {
+      require(out.dtype == DType::u8, "output must be uint8");
+    } else {
+      require_float(in, "input");
+      require_float(out, "output");
+    }
+  }
+};
+
+struct Fill {
+  Tensor out;  // float32 or float64
+  double value;
+  SPARSEGPT_FIELDS(out, value)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require(out && out.contiguous() && (out.dtype == DType::f32 || out.dtype == DType::f64),
+            "fill needs a contiguous float32 or float64 tensor");
+  }
+};
+
+// The tensor's bytes to an open file. Throws WRITE_FAILED.
+struct WriteFile {
+  Tensor tensor;
+  int fd;
+  int64_t position;
+  SPARSEGPT_FIELDS(tensor, fd, position)
+  SPARSEGPT_WRITES()
+  void check() const { require(tensor && tensor.contiguous(), "a tensor to be written to a file must be contiguous"); }
+};
+
+// Seconds of the device's clock at this point of the queue, for differences.
+struct Timestamp {
+  Tensor out;  // f64 [1, 1]
+  SPARSEGPT_FIELDS(out)
+  SPARSEGPT_WRITES(out)
+  void check() const { require_plain(out, 1, 1, DType::f64, "output"); }
+};
+
+// --- forward --------------------------------------------------------------------------------------------------------------
+
+// out[t] = table[ids[t]]. An id outside the table is INVALID_OPTION.
+struct Embedding {
+  Tensor out, table, ids;  // ids: i32
+  SPARSEGPT_FIELDS(out, table, ids)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(table, "table");
+    require_float(out, "output");
+    require_plain(ids, ids.rows, ids.columns, DType::i32, "ids");
+    require_shape(out, ids.size(), table.columns, "output");
+  }
+};
+
+// out = x Wᵀ + b; there may be no bias.
+struct Linear {
+  Tensor out, x, weight, bias;
+  SPARSEGPT_FIELDS(out, x, weight, bias)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(x, "x");
+    require_float(weight, "weight");
+    require_float(out, "output");
+    require(x.columns == weight.columns, "x " + describe(x) + " does not fit weight " + describe(weight));
+    require_shape(out, x.rows, weight.rows, "output");
+    if (bias) {
+      require_float(bias, "bias");
+      require_shape(bias, 1, weight.rows, "bias");
+    }
+  }
+};
+
+inline void require_map(const Tensor& out, const Tensor& x) {
+  require_float(x, "input");
+  require_float(out, "output");
+  require_shape(out, x.rows, x.columns, "output");
+}
+
+// The norms of every row; out may be x. Their weights are f32 [1, columns].
+struct LayerNorm {
+  Tensor out, x, weight, bias;
+  float epsilon;
+  SPARSEGPT_FIELDS(out, x, weight, bias, epsilon)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_map(out, x);
+    require_plain(weight, 1, x.columns, DType::f32, "weight");
+    require_plain(bias, 1, x.columns, DType::f32, "bias");
+  }
+};
+struct RmsNorm {
+  Tensor out, x, weight;
+  float epsilon;
+  SPARSEGPT_FIELDS(out, x, weight, epsilon)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_map(out, x);
+    require_plain(weight, 1, x.columns, DType::f32, "weight");
+  }
+};
+
+// Rotates pairs (i, i + pairs) of every head in place, or (2i, 2i + 1) when interleaved: row t by the angles of positions[t],
+// i32 [1, tokens], whose cosine and sine are rows of f32 [positions, pairs]. A position without a row is INTERNAL.
+struct Rotary {
+  Tensor x, cosine, sine, positions;
+  int64_t head_dim;
+  bool interleaved;
+  SPARSEGPT_FIELDS(x, cosine, sine, positions, head_dim, interleaved)
+  SPARSEGPT_WRITES(x)
+  void check() const {
+    require_float(x, "x");
+    require_plain(cosine, cosine.rows, cosine.columns, DType::f32, "cosine");
+    require_plain(sine, cosine.rows, cosine.columns, DType::f32, "sine");
+    require_plain(positions, 1, x.rows, DType::i32, "positions");
+    require(head_dim > 0 && 2 * cosine.columns <= head_dim && x.columns % head_dim == 0,
+            "x " + describe(x) + " does not hold heads of " + std::to_string(head_dim) + " dimensions");
+  }
+};
+
+// Causal attention over independent sequences that lie one after another: of each q.rows / sequences queries and k.rows /
+// sequences keys. The first query stands at key `start`, so query i sees the keys j <= start + i; there are at least as many keys
+// as the last query sees. Heads lie side by side in a row of q, k and v; query head h reads key/value head h / (heads / kv_heads).
+struct Attention {
+  Tensor out, q, k, v;
+  Tensor slopes;  // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
+  int64_t sequences, start, heads, kv_heads, head_dim;
+  float scale;  // of the scores q · k
+  int64_t window;  // > 0: a query sees its latest `window` keys only, its own among them
+  float softcap;  // > 0: a scaled score s becomes softcap * tanh(s / softcap)
+  SPARSEGPT_FIELDS(out, q, k, v, slopes, sequences, start, heads, kv_heads, head_dim, scale, window, softcap)
+  SPARSEGPT_WRITES(out)
+  int64_t queries() const { return q.rows / sequences; }
+  int64_t keys() const { return k.rows / sequences; }
+  void check() const {
+    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "heads do not divide");
+    require(sequences > 0 && q.rows % sequences == 0 && k.rows % sequences == 0, "sequences do not divide");
+    require(start >= 0 && start + queries() <= keys(), "the last query has no key");
+    require_float(q, "q");
+    require_shape(q, q.rows, heads * head_dim, "q");
+    require_shape(out, q.rows, heads * head_dim, "output");
+    require_shape(k, k.rows, kv_heads * head_dim, "k");
+    require_shape(v, k.rows, kv_heads * head_dim, "v");
+    require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype, "q, k, v and output must agree in type");
+    if (slopes) require_plain(slopes, 1, heads, DType::f32, "slopes");
+  }
+};
+
+// x = f(x)
+struct Activate {
+  Tensor x;
+  Activation kind;
+  SPARSEGPT_FIELDS(x, kind)
+  SPARSEGPT_WRITES(x)
+  void check() const { require_float(x, "x"); }
+};
+
+inline void require_pair(const Tensor& x, const Tensor& y) {
+  require_float(x, "first operand");
+  require_float(y, "second operand");
+  require_shape(y, x.rows, x.columns, "second operand");
+}
+
+// x = f(x) * up
+struct Gate {
+  Tensor x, up;
+  Activation kind;
+  SPARSEGPT_FIELDS(x, up, kind)
+  SPARSEGPT_WRITES(x)
+  void check() const { require_pair(x, up); }
+};
+
+// x += y
+struct Add {
+  Tensor x, y;
+  SPARSEGPT_FIELDS(x, y)
+  SPARSEGPT_WRITES(x)
+  void check() const { require_pair(x, y); }
+};
+
+// x *= factor
+struct Scale {
+  Tensor x;
+  float factor;
+  SPARSEGPT_FIELDS(x, factor)
+  SPARSEGPT_WRITES(x)
+  void check() const { require_float(x, "x"); }
+};
+
+// x = cap * tanh(x / cap)
+struct Softcap {
+  Tensor x;
+  float cap;
+  SPARSEGPT_FIELDS(x, cap)
+  SPARSEGPT_WRITES(x)
+  void check() const {
+    require_float(x, "x");
+    require(cap > 0, "the cap must be positive");
+  }
+};
+
+// A part of a fused projection: out[t, g * count + j] = x[t, g * stride + first + j] for j < count, g < out.columns / count.
+struct TakeColumns {
+  Tensor out, x;
+  int64_t first, count, stride;
+  SPARSEGPT_FIELDS(out, x, first, count, stride)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(x, "x");
+    require_shape(out, x.rows, out.columns, "output");
+    require(out.dtype == x.dtype && count > 0 && out.columns % count == 0 && first >= 0 && stride >= 0 &&
+                first + (out.columns / count - 1) * stride + count <= x.columns,
+            "x " + describe(x) + " does not hold the columns of output " + describe(out));
+  }
+};
+
+// out[ids[t]] += factors[t] * x[t]; ids i32, factors f32, of the rows of x. No id occurs twice. An id outside is INTERNAL.
+struct ScatterAdd {
+  Tensor out, x, ids, factors;
+  SPARSEGPT_FIELDS(out, x, ids, factors)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(x, "x");
+    require_float(out, "output");
+    require_plain(ids, ids.rows, ids.columns, DType::i32, "ids");
+    require_shape(x, ids.size(), out.columns, "x");
+    require_plain(factors, 1, x.rows, DType::f32, "factors");
+  }
+};
+
+// losses[t] = -log softmax(logits)[targets[t]], f32 [1, tokens], with logits = head x[t] + bias (which may be empty), capped as
+// Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION.
+struct CrossEntropy {
+  Tensor losses, x, head, bias, targets;
+  float softcap;
+  SPARSEGPT_FIELDS(losses, x, head, bias, targets, softcap)
+  SPARSEGPT_WRITES(losses)
+  void check() const {
+    require_plain(losses, 1, x.rows, DType::f32, "losses");
+    require_plain(targets, 1, x.rows, DType::i32, "targets");
+    require_float(x, "x");
+    require_float(head, "head");
+    require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
+    if (bias) {
+      require_float(bias, "bias");
+      require_shape(bias, 1, head.rows, "bias");
+    }
+  }
+};
+
+// --- calibration ----------------------------------------------------------------------------------------------------------
+
+// gram += scale * xᵀ x, upper triangle only; f32 [in, in].
+struct AccumulateGram {
+  Tensor gram, x;
+  float scale;
+  SPARSEGPT_FIELDS(gram, x, scale)
+  SPARSEGPT_WRITES(gram)
+  void check() const {
+    require_float(x, "x");
+    require_plain(gram, x.columns, x.columns, DType::f32, "gram");
+  }
+};
+
+// sums += scale * Σ_t x[t]²; f32 [1, in].
+struct AccumulateSquares {
+  Tensor sums, x;
+  float scale;
+  SPARSEGPT_FIELDS(sums, x, scale)
+  SPARSEGPT_WRITES(sums)
+  void check() const {
+    require_float(x, "x");
+    require_plain(sums, 1, x.columns, DType::f32, "sums");
+  }
+};
+
+// --- pruning: weights are f32 [rows, columns]; masks u8 [rows, columns], 1 where a weight is pruned ---------------------------
+
+// Throws NON_FINITE "<subject> has a NaN or infinite entry in row <row>" when there is one; of a vector without the row.
+struct CheckFinite {
+  Tensor x;  // f32
+  std::string subject;
+  SPARSEGPT_FIELDS(x, subject)
+  SPARSEGPT_WRITES()
+  static std::string message(const std::string& subject, int64_t rows, int64_t row) {
+    return subject + " has a NaN or infinite entry" + (rows > 1 ? " in row " + std::to_string(row) : "");
+  }
+  void check() const { require_plain(x, x.rows, x.columns, DType::f32, "x"); }
+};
+
+// out = |weight| · sqrt(squares) of the column; squares f32 [1, columns] (Wanda, Sun et al. 2023, arXiv 2306.11695).
+struct Scores {
+  Tensor out, weight, squares;
+  SPARSEGPT_FIELDS(out, weight, squares)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    require_plain(out, weight.rows, weight.columns, DType::f32, "output");
+    require_plain(squares, 1, weight.columns, DType::f32, "squares");
+  }
+};
+
+// The smallest of the scores, whose signs are not looked at. With m > 0 the n smallest of every m neighbours in a row; else
+// trunc(count · sparsity) of all, or of each row (by_row), of equal ones the first in row order. `inclusive` (of the whole matrix
+// only): those up to the score of that rank, counted from 0, and all that equal it, as the SparseGPT reference does for magnitude.
+// INVALID_OPTION when m does not divide the columns.
+struct SelectMask {
+  Tensor mask, scores;  // scores: f32, finite
+  double sparsity;
+  int n, m;
+  bool by_row, inclusive;
+  SPARSEGPT_FIELDS(mask, scores, sparsity, n, m, by_row, inclusive)
+  SPARSEGPT_WRITES(mask)
+  void check() const {
+    require_plain(scores, scores.rows, scores.columns, DType::f32, "scores");
+    require_plain(mask, scores.rows, scores.columns, DType::u8, "mask");
+    require(!(by_row && inclusive), "a row's choice is not inclusive");
+    if (m > 0) require_groups(scores.columns, n, m);
+  }
+};
+
+// weight = 0 where the mask is not 0.
+struct ApplyMask {
+  Tensor weight, mask;
+  SPARSEGPT_FIELDS(weight, mask)
+  SPARSEGPT_WRITES(weight)
+  void check() const {
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    require_plain(mask, weight.rows, weight.columns, DType::u8, "mask");
+  }
+};
+
+namespace factor_report {
+enum { dampening, retries, dead_columns, count };
+}
+
+// Factors the damped Hessian H = R Rᵀ (R upper triangular) in place, from its upper triangle; what is below the diagonal then is
+// not defined. Dead columns (H_jj = 0) are marked in `dead`, u8 [1, columns]. `report`, f64 [1, count of factor_report]: the
+// dampening used, how often it was raised, how many columns are dead. Throws NON_FINITE and NOT_POSITIVE_DEFINITE.
+struct FactorHessian {
+  Tensor hessian, dead, report;
+  double dampening;  // added to the diagonal, as a share of its mean
+  SPARSEGPT_FIELDS(hessian, dead, report, dampening)
+  SPARSEGPT_WRITES(hessian, dead, report)
+  void check() const {
+    require_plain(hessian, hessian.columns, hessian.columns, DType::f32, "hessian");
+    require_plain(dead, 1, hessian.columns, DType::u8, "dead");
+    require_plain(report, 1, factor_report::count, DType::f64, "report");
+  }
+};
+
+// out = x R, x Rᵀ (transposed), x R⁻¹ (inverse) or x R⁻ᵀ, f32 [rows, columns], with R as FactorHessian leaves it. out is not x.
+struct TriangularProduct {
+  Tensor out, x, factor;
+  bool inverse, transposed;
+  SPARSEGPT_FIELDS(out, x, factor, inverse, transposed)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_plain(x, x.rows, x.columns, DType::f32, "x");
+    require_plain(out, x.rows, x.columns, DType::f32, "output");
+    require_plain(factor, x.columns, x.columns, DType::f32, "factor");
+    require(out.storage != x.storage, "a triangular product is not made in place");
+  }
+};
+
+// SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) with the factor R. What goes is `given` (u8, may be empty), else with
+// m > 0 the n smallest scores of every m neighbours in a row, else trunc(count · sparsity) smallest of every block_size columns.
+// bits > 0 also rounds the kept weights to each row's grid. `loss`: f64 [1, 1], ½ Σ (w - q)² / U_jj². Throws NON_FINITE,
+// INVALID_OPTION as SelectMask does.
+struct PruneSparsegpt {
+  Tensor weight, mask, loss, factor, dead, given;
+  double sparsity;
+  int n, m;
+  int64_t block_size;
+  int bits;
+  SPARSEGPT_FIELDS(weight, mask, loss, factor, dead, given, sparsity, n, m, block_size, bits)
+  SPARSEGPT_WRITES(weight, mask, loss)
+  // By sparsity the weights of all rows are compared.
+  bool couples_rows() const { return !given && m == 0; }
+  void check() const {
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    require_plain(mask, weight.rows, weight.columns, DType::u8, "mask");
+    require_plain(loss, 1, 1, DType::f64, "loss");
+    require_plain(factor, weight.columns, weight.columns, DType::f32, "factor");
+    require_plain(dead, 1, weight.columns, DType::u8, "dead");
+    require(block_size > 0 && bits >= 0 && bits <= 16, "the block size or the bits are out of range");
+    if (given) {
+      require_plain(given, weight.rows, weight.columns, DType::u8, "given mask");
+    } else if (m > 0) {
+      require_groups(weight.columns, n, m);
+    }
+  }
+};
+
+// --- inspection -----------------------------------------------------------------------------------------------------------
+
+// stats f64 [1, 1 + patterns]: the number of zeros, then for each pattern (n, m) of `patterns`, i32 [patterns, 2] (may be empty),
+// 1 when every group of m neighbours in a row has at least n zeros, else 0.
+struct CountZeros {
+  Tensor stats, tensor, patterns;
+  SPARSEGPT_FIELDS(stats, tensor, patterns)
+  SPARSEGPT_WRITES(stats)
+  int64_t pattern_count() const { return patterns ? patterns.rows : 0; }
+  void check() const {
+    require_float(tensor, "tensor");
+    if (patterns) require_plain(patterns, patterns.rows, 2, DType::i32, "patterns");
+    require(pattern_count() <= 32, "at most 32 patterns are counted at once");
+    require_plain(stats, 1, 1 + pattern_count(), DType::f64, "stats");
+  }
+};
+
+// All of them: X(Operation). The name in JavaScript begins with a small letter.
+// clang-format off
+#define SPARSEGPT_OPERATIONS(X)                                                                                        \
+  X(Cast) X(Transpose) X(Fill) X(WriteFile) X(Timestamp)                                                               \
+  X(Embedding) X(Linear) X(LayerNorm) X(RmsNorm) X(Rotary) X(Attention) X(Activate) X(Gate) X(Add) X(Scale) X(Softcap) \
+  X(TakeColumns) X(ScatterAdd) X(CrossEntropy)                                                                         \
+  X(AccumulateGram) X(AccumulateSquares)                                                                               \
+  X(CheckFinite) X(Scores) X(SelectMask) X(ApplyMask) X(FactorHessian) X(TriangularProduct) X(PruneSparsegpt)          \
+  X(CountZeros)
+// clang-format on
+
+}  // namespace sparsegpt

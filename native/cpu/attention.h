@@ -1,0 +1,26 @@
+// Causal attention: what its kernel takes.
+#pragma once
+
+#include "core/dtype.h"
+#include "cpu/kernel.h"
+
+namespace sparsegpt::cpu {
+
+// The query heads that share one key/value head, in one sequence. Query i sees the keys j <= start + i.
+struct AttentionHead {
+  DType dtype;            // of q, k, v and out
+  const void *q, *k, *v;  // [queries, head_dim], where the `heads` query heads lie side by side; [start + queries, head_dim]
+  void* out;  // as q
+  int64_t q_stride, k_stride, v_stride, out_stride;
+  int64_t heads, queries, start, head_dim;
+  float scale;
+  int64_t window;  // as in Attention
+  float softcap;
+  const float* slopes;  // [heads] of ALiBi, or null
+};
+
+// Floats that attend() needs as scratch. Nothing is read through the head's pointers.
+SPARSEGPT_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
+SPARSEGPT_KERNEL(attend, void, const AttentionHead& head, float* scratch);
+
+}  // namespace sparsegpt::cpu

@@ -1,0 +1,10 @@
+// The CPU among the kinds of backends.
+#pragma once
+
+#include "core/registry.h"
+
+namespace sparsegpt {
+
+const BackendKind& cpu_kind();
+
+}  // namespace sparsegpt

@@ -1,0 +1,285 @@
+#include "cpu/sparsegpt.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+#include "core/require.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/gemm.h"
+#include "cpu/scratch_model.h"
+#include "cpu/selection.h"
+#include "cpu/spans.h"
+#include "cpu/sweep.h"
+
+namespace sparsegpt::cpu {
+
+namespace {
+
+void require_finite(ThreadPool& pool, Level level, const WeightMatrix& w) {
+  std::atomic<int64_t> bad{-1};
+  pool.parallel_for(w.rows, [&](int64_t r, int) {
+    if (!all_finite[level](w.weight + r * w.columns, w.columns)) bad = r;
+  });
+  if (bad >= 0) throw Error("NON_FINITE", "the weight has a NaN or infinite entry in row " + std::to_string(bad));
+}
+
+// Each row's asymmetric grid from its smallest and largest weight, with zero on the grid.
+struct Grid {
+  const Scratch<float> scale, zero;
+  float max = 0;
+
+  Grid(ThreadPool& pool, const WeightMatrix& w, int bits, int64_t size)
+      : scale(pool.scratch<float>(size)), zero(pool.scratch<float>(size)) {
+    if (bits == 0) return;
+    max = static_cast<float>((1 << bits) - 1);
+    pool.parallel_for(w.rows, [&](int64_t r, int) {
+      float low = 0, high = 0;
+      for (int64_t i = r * w.columns; i < (r + 1) * w.columns; ++i) {
+        low = std::min(low, w.weight[i]);
+        high = std::max(high, w.weight[i]);
+      }
+      if (low == 0 && high == 0) low = -1, high = 1;
+      const float step = (high - low) / max;
+      scale[r] = step;
+      zero[r] = std::nearbyint(-low / step);
+    });
+  }
+};
+
+void zero_dead_columns(ThreadPool& pool, const WeightMatrix& w, const uint8_t* dead) {
+  std::vector<int64_t> columns;
+  for (int64_t j = 0; j < w.columns; ++j)
+    if (dead[j]) columns.push_back(j);
+  if (columns.empty()) return;
+  pool.parallel_for(w.rows, [&](int64_t r, int) {
+    for (int64_t j : columns) w.weight[r * w.columns + j] = 0;
+  });
+}
+
+// Columns that are swept together where the choice of weights does not ask for blocks of a certain size.
+constexpr int64_t free_block = 256;
+
+// Columns of the transposed errors are an odd number of tiles apart, as powers of two would share few sets of the caches.
+int64_t error_stride(int64_t rows) { return ((rows + lanes - 1) / lanes | 1) * lanes; }
+
+// Rows whose errors take up to 32 MiB, which stays near the caches; but enough of them for the products to be worthwhile.
+int64_t rows_of_chunk(int64_t rows, int64_t columns) {
+  constexpr int64_t bytes = int64_t{32} << 20, least = 4 * lanes;
+  const int64_t most = std::max(bytes / 4 / columns / lanes * lanes - lanes, least);
+  const int64_t chunks = std::max<int64_t>((rows + most - 1) / most, 1);
+  return (rows + chunks * lanes - 1) / (chunks * lanes) * lanes;
+}
+
+// The product by which errors of `depth` columns are carried on to `columns` others, of `rows` rows. Without addresses.
+Gemm carried(int64_t columns, int64_t rows, int64_t depth, int64_t factor_stride, int64_t stride) {
+  const float* none = nullptr;
+  return {columns, rows, depth, operand(none, factor_stride).transposed(), operand(none, stride), nullptr, stride};
+}
+
+// SparseGPT on some rows. With the factor R, the errors E = W - Q of the finished columns are all that the others need: the
+// weight of column j is, when its turn comes,
+//
+//     w_j = W_j + (Σ_{k < j} E_k R_kj) / R_jj.
+//
+// So one buffer holds E left of the current column, and right of it those sums as far as they have got. It is transposed,
+// [column][row], as the kernels want it.
+class RowSolver {
+ public:
+  RowSolver(ThreadPool& pool, Level level, const WeightMatrix& w, const float* factor, const Choice& choice,
+            const SolverSizes& sizes, const Grid& grid)
+      : pool_(pool),
+        level_(level),
+        w_(w),
+        factor_(factor),
+        choice_(choice),
+        block_columns_(sizes.block_columns),
+        grid_(grid),
+        stride_(sizes.stride),
+        thread_scratch_(sizes.tile_scratch),
+        error_(pool.scratch<float>(sizes.error)),
+        block_factor_(pool.scratch<float>(sizes.block_factor)),
+        scores_(pool.scratch<float>(sizes.scores)),
+        tile_scratch_(pool.scratch<float>(pool.threads() * sizes.tile_scratch)),
+        losses_(static_cast<size_t>(stride_ / lanes)) {
+    if (choice.couples_rows()) search_.emplace(pool, level);
+  }
+
+  // Returns Σ (w - q)² / U_jj² of the rows [first, first + rows).
+  double solve(int64_t first, int64_t rows) {
+    first_ = first;
+    rows_ = rows;
+    tiles_ = (rows + lanes - 1) / lanes;
+    std::fill(losses_.begin(), losses_.end(), 0.0);
+    pool_.parallel_for(block_columns_,
+                       [&](int64_t j, int) { std::fill_n(error_.data() + j * stride_, tiles_ * lanes, 0.0f); });
+    solve_blocks(0, divide_up(w_.columns, block_columns_));
+    double loss = 0;
+    for (double part : losses_) loss += part;
+    return loss;
+  }
+
+ private:
+  // Recursive halves, so that nearly all work is in large products.
+  void solve_blocks(int64_t begin, int64_t end) {
+    if (end - begin == 1) return solve_block(begin * block_columns_);
+    const int64_t middle = (begin + end) / 2;
+    solve_blocks(begin, middle);
+    carry(begin * block_columns_, middle * block_columns_, std::min(end * block_columns_, w_.columns));
+    solve_blocks(middle, end);
+  }
+
+  // Adds what the errors of the columns [begin, middle) mean for the columns [middle, end): E R, transposed.
+  void carry(int64_t begin, int64_t middle, int64_t end) {
+    Gemm product = carried(end - middle, tiles_ * lanes, middle - begin, w_.columns, stride_);
+    product.a.data = factor_ + begin * w_.columns + middle;
+    product.b.data = error_.data() + begin * stride_;
+    product.c = error_.data() + middle * stride_;
+    product.accumulate = begin > 0;  // the columns from 0 on come first
+    gemm(pool_, level_, product);
+  }
+
+  void solve_block(int64_t begin) {
+    const int64_t size = std::min(block_columns_, w_.columns - begin);
+    for (int64_t k = 0; k < size; ++k)
+      std::copy_n(factor_ + (begin + k) * w_.columns + begin + k, size - k, block_factor_.data() + k * size + k);
+    float threshold = 0;
+    if (choice_.couples_rows()) threshold = choose(begin, size);
+    pool_.parallel_for(tiles_, [&](int64_t t, int thread) {
+      BlockTile tile = tile_of(t, thread, begin, size);
+      tile.threshold = threshold;
+      losses_[static_cast<size_t>(t)] += sweep[level_](tile);
+    });
+  }
+
+  // Of all rows of the block exactly trunc(rows · size · sparsity) go; of equal scores the first in row order. Returns the
+  // score up to which they go.
+  float choose(int64_t begin, int64_t size) {
+    const auto count = static_cast<int64_t>(static_cast<double>(rows_ * size) * choice_.sparsity);
+    pool_.parallel_for(tiles_, [&](int64_t t, int thread) {
+      score[level_](tile_of(t, thread, begin, size), scores_of(t, size));
+      if (count > 0) search_->count(thread, scores_of(t, size), size * lanes);
+    });
+    if (count <= 0) return -1;
+    const auto found = search_->find(
+        tiles_, count - 1, [&](int64_t t) { return std::pair<const float*, int64_t>(scores_of(t, size), size * lanes); });
+    int64_t surplus = found.smaller + found.equal - count;
+    for (int64_t i = rows_ * size - 1; i >= 0 && surplus > 0; --i) {
+      float& candidate = scores_of(i / size / lanes, size)[i % size * lanes + i / size % lanes];
+      if (candidate != found.score) continue;
+      candidate = INFINITY;
+      --surplus;
+    }
+    return found.score;
+  }
+
+  BlockTile tile_of(int64_t t, int thread, int64_t begin, int64_t size) {
+    const int64_t row = first_ + t * lanes, offset = row * w_.columns + begin;
+    BlockTile tile{};
+    tile.rows = std::min(lanes, first_ + rows_ - row);
+    tile.columns = size;
+    tile.factor = block_factor_.data();
+    tile.weight = w_.weight + offset;
+    tile.mask = w_.mask + offset;
+    tile.stride = w_.columns;
+    tile.error = error_.data() + begin * stride_ + t * lanes;
+    tile.error_stride = stride_;
+    if (choice_.given != nullptr) {
+      tile.given = choice_.given + offset;
+    } else if (choice_.couples_rows()) {
+      tile.scores = scores_of(t, size);
+    } else {
+      tile.n = choice_.n;
+      tile.m = choice_.m;
+    }
+    if (grid_.scale.size() > 0) {
+      tile.grid_scale = grid_.scale.data() + row;
+      tile.grid_zero = grid_.zero.data() + row;
+      tile.grid_max = grid_.max;
+    }
+    tile.scratch = tile_scratch_.data() + thread * thread_scratch_;
+    return tile;
+  }
+
+  float* scores_of(int64_t t, int64_t size) { return scores_.data() + t * lanes * size; }
+
+  ThreadPool& pool_;
+  const Level level_;
+  const WeightMatrix& w_;
+  const float* factor_;
+  const Choice& choice_;
+  const int64_t block_columns_;
+  const Grid& grid_;
+
+  const int64_t stride_, thread_scratch_;
+  Scratch<float> error_;  // [columns][stride]
+  Scratch<float> block_factor_;  // R_BB
+  Scratch<float> scores_;  // [tiles][B][lanes]
+  Scratch<float> tile_scratch_;  // of each thread
+  std::vector<double> losses_;  // of each tile
+  int64_t first_ = 0, rows_ = 0, tiles_ = 0;
+  std::optional<RankSearch> search_;  // by sparsity
+};
+
+}  // namespace
+
+SolverSizes::SolverSizes(int64_t rows, int64_t columns, bool couples_rows, int m, int64_t block_size, int bits) {
+  block_columns = block_size;
+  chunk_rows = rows;
+  if (!couples_rows) {
+    // The result does not depend on the block size, and rows are independent.
+    block_columns = m > 0 ? std::max<int64_t>(free_block / m, 1) * m : free_block;
+    chunk_rows = rows_of_chunk(rows, columns);
+  }
+  block_columns = std::min(block_columns, columns);
+  stride = error_stride(chunk_rows);
+  error = columns * stride;
+  block_factor = block_columns * block_columns;
+  scores = couples_rows ? stride * block_columns : 0;
+  grid = bits > 0 ? rows : 0;
+  tile_scratch = cpu::tile_scratch(block_columns);
+}
+
+double prune_sparsegpt(ThreadPool& pool, Level level, const WeightMatrix& w, const float* factor, const uint8_t* dead,
+                       const Choice& choice, int64_t block_size, int bits) {
+  require_finite(pool, level, w);
+  const int m = choice.given == nullptr ? choice.m : 0;
+  const SolverSizes sizes(w.rows, w.columns, choice.couples_rows(), m, block_size, bits);
+  const Grid grid(pool, w, bits, sizes.grid);
+  zero_dead_columns(pool, w, dead);
+  RowSolver solver(pool, level, w, factor, choice, sizes, grid);
+  double loss = 0;
+  for (int64_t first = 0; first < w.rows; first += sizes.chunk_rows)
+    loss += solver.solve(first, std::min(sizes.chunk_rows, w.rows - first));
+  // A loss beyond what a double holds comes of weights that are not finite.
+  if (!std::isfinite(loss)) require_finite(pool, level, w);
+  return 0.5 * loss;
+}
+
+void CpuBackend::compute(const PruneSparsegpt& o) {
+  const WeightMatrix matrix{o.weight.data<float>(), o.mask.data<uint8_t>(), o.weight.rows, o.weight.columns};
+  const Choice choice{o.sparsity, o.n, o.m, o.given ? o.given.data<uint8_t>() : nullptr};
+  *o.loss.data<double>() =
+      prune_sparsegpt(pool_, level_, matrix, o.factor.data<float>(), o.dead.data<uint8_t>(), choice, o.block_size, o.bits);
+}
+
+size_t CpuScratch::bytes(const PruneSparsegpt& o) const {
+  const int64_t columns = o.weight.columns;
+  const SolverSizes sizes(o.weight.rows, columns, o.couples_rows(), o.given ? 0 : o.m, o.block_size, o.bits);
+  size_t products = 0;
+  for (int64_t blocks = divide_up(columns, sizes.block_columns); blocks > 1; blocks -= blocks / 2) {
+    const int64_t begin = blocks / 2 * sizes.block_columns, end = std::min(blocks * sizes.block_columns, columns);
+    const int64_t rows = divide_up(sizes.chunk_rows, lanes) * lanes;
+    products = std::max(products, gemm_scratch(level_, threads_, carried(end - begin, rows, begin, columns, sizes.stride)));
+  }
+  return Scratch<float>::bytes(sizes.error) + Scratch<float>::bytes(sizes.block_factor) +
+         Scratch<float>::bytes(sizes.scores) + Scratch<float>::bytes(threads_ * sizes.tile_scratch) +
+         2 * Scratch<float>::bytes(sizes.grid) + (o.couples_rows() ? RankSearch::scratch(threads_) : 0) + products;
+}
+
+}  // namespace sparsegpt::cpu

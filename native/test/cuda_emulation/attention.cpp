@@ -1,2 +1,0 @@
-// native/cuda/attention.cu for the emulation.
-#include "cuda/attention.cu"

@@ -1,2 +1,0 @@
-// native/cuda/forward.cu for the emulation.
-#include "cuda/forward.cu"

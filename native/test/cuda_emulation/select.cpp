@@ -1,2 +1,0 @@
-// native/cuda/select.cu for the emulation.
-#include "cuda/select.cu"

@@ -1,2 +1,0 @@
-// native/cuda/solve.cu for the emulation.
-#include "cuda/solve.cu"

@@ -1,0 +1,228 @@
+import { readFile, readdir, stat } from 'node:fs/promises'
+import { basename, join, resolve } from 'node:path'
+import { SparseGptError } from '../errors.js'
+import { duplicateKey } from './json-keys.js'
+import { isPlainName } from './plain-name.js'
+import { readError, reason } from './read-error.js'
+import { readSafetensorsHeader, type StoredTensor } from './safetensors.js'
+import { readTorchFile } from './torch-file.js'
+
+export type { StoredTensor }
+
+/**
+ * How the weight files of a format are called and read. The first format that a folder has is used, as in transformers.
+ */
+interface WeightFormat {
+  /** The name of the file where all weights are in one. */
+  single: string
+  /** The name of the file that says which of several weight files has which tensor. */
+  index: string
+  /** The end of the name of every weight file, with its dot. */
+  extension: string
+  /** Reads where the tensors of a weight file lie. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
+  read: (file: string) => Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }>
+}
+
+/** The format of safetensors, the only one that is written. */
+export const safetensors: WeightFormat = {
+  single: 'model.safetensors',
+  index: 'model.safetensors.index.json',
+  extension: '.safetensors',
+  read: readSafetensorsHeader,
+}
+
+/** The format of `torch.save`, which older checkpoints have. */
+export const torch: WeightFormat = {
+  single: 'pytorch_model.bin',
+  index: 'pytorch_model.bin.index.json',
+  extension: '.bin',
+  read: readTorchFile,
+}
+
+const formats = [safetensors, torch]
+
+/** One weight file of a checkpoint. */
+export interface Shard {
+  /** The name of the file in the folder, for example `model-00001-of-00002.safetensors`. */
+  file: string
+  /** The tensors of the file, in the order in which it lists them: by offset in a safetensors file. */
+  tensors: StoredTensor[]
+  /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
+  metadata: Record<string, string>
+}
+
+/** A model folder in Hugging Face layout whose headers have been read and checked; the weights stay on disk. */
+export interface Checkpoint {
+  /** The absolute path of the folder. */
+  folder: string
+  /** The contents of config.json, unchecked but for being an object. */
+  config: Record<string, unknown>
+  /** The file name of the index that lists the shards, if there is one. */
+  index?: string
+  /** The weight files, ordered by name. */
+  shards: Shard[]
+  /** Every tensor of every shard by name. */
+  tensors: Map<string, StoredTensor>
+}
+
+/**
+ * Opens a local model folder: config.json and, in this order of preference, model.safetensors, the shards that
+ * model.safetensors.index.json names, pytorch_model.bin, or the shards that pytorch_model.bin.index.json names. Reads
+ * headers only; nothing in a .bin file is run.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND when the folder, config.json or the weights are missing; UNSUPPORTED_MODEL when
+ * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or index and shards disagree.
+ */
+export async function openCheckpoint(folder: string): Promise<Checkpoint> {
+  const path = resolve(folder)
+  const names = await listFolder(path, folder)
+  const config = await readConfig(path, names)
+  const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
+  if (!format) throw noWeights(path, names)
+  const { single, index, read } = format
+  if (names.includes(single)) {
+    const shards = [{ file: single, ...(await read(join(path, single))) }]
+    return { folder: path, config, shards, tensors: collectTensors(path, shards) }
+  }
+  const mapped = await readWeightMap(join(path, index), format)
+  const shards: Shard[] = []
+  for (const file of [...new Set(mapped.values())].sort()) {
+    if (!names.includes(file)) {
+      throw new SparseGptError(
+        'FILE_NOT_FOUND',
+        `${join(path, file)} does not exist, but ${index} names it: download the missing shard`,
+      )
+    }
+    shards.push({ file, ...(await read(join(path, file))) })
+  }
+  const tensors = collectTensors(path, shards)
+  checkWeightMap(join(path, index), mapped, tensors)
+  return { folder: path, config, index, shards, tensors }
+}
+
+/**
+ * The contents of a model folder's config.json, unchecked but for being an object.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND, INVALID_CHECKPOINT.
+ */
+export async function readConfig(folder: string, names?: string[]): Promise<Record<string, unknown>> {
+  const path = resolve(folder)
+  names ??= await listFolder(path, folder)
+  if (!names.includes('config.json')) {
+    throw new SparseGptError(
+      'FILE_NOT_FOUND',
+      `${path} has no config.json: a model folder in Hugging Face layout is needed`,
+    )
+  }
+  return (await readJsonObject(join(path, 'config.json'))).value
+}
+
+async function listFolder(path: string, given: string): Promise<string[]> {
+  const advice = 'give the path of a local model folder'
+  try {
+    if (!(await stat(path)).isDirectory()) {
+      throw new SparseGptError('FILE_NOT_FOUND', `${path} is a file: ${advice}`)
+    }
+    return await readdir(path)
+  } catch (error) {
+    throw readError(error, `model folder ${given === path ? path : `${given} (${path})`}`, advice)
+  }
+}
+
+function noWeights(path: string, names: string[]): SparseGptError {
+  const other = names.find((name) => /\.(bin|pt|pth|gguf|h5|msgpack|safetensors)$/i.test(name))
+  if (other !== undefined) {
+    return new SparseGptError(
+      'UNSUPPORTED_MODEL',
+      `${path} has none of ${weightFiles()}; if its weights are in ${other}, convert them ` +
+        '(transformers: model.save_pretrained(folder))',
+    )
+  }
+  return new SparseGptError('FILE_NOT_FOUND', `${path} has no weights: none of ${weightFiles()} is there`)
+}
+
+const weightFiles = () => formats.flatMap(({ single, index }) => [single, index]).join(', ')
+
+async function readJsonObject(file: string): Promise<{ value: Record<string, unknown>; text: string }> {
+  const text = await readFile(file, 'utf8').catch((error: unknown) => {
+    throw readError(error, file, 'a readable file is needed')
+  })
+  let value: unknown
+  try {
+    value = JSON.parse(text)
+  } catch (error) {
+    const message = `${file} is not valid JSON: ${reason(error)}`
+    throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
+  }
+  if (!isMap(value)) throw new SparseGptError('INVALID_CHECKPOINT', `${file} must hold a JSON object`)
+  return { value, text }
+}
+
+/**
+ * The name of the shard that each tensor is in, by the tensor's name, from an index. Throws FILE_NOT_FOUND,
+ * INVALID_CHECKPOINT.
+ */
+export async function readWeightMap(file: string, { extension }: WeightFormat): Promise<Map<string, string>> {
+  const { value, text } = await readJsonObject(file)
+  const twice = duplicateKey(text)
+  if (twice !== undefined) {
+    throw new SparseGptError('INVALID_CHECKPOINT', `${file} has the key ${JSON.stringify(twice)} twice`)
+  }
+  const map = value['weight_map']
+  if (!isMap(map) || Object.keys(map).length === 0) {
+    throw new SparseGptError('INVALID_CHECKPOINT', `${file} must have a weight_map from tensor to file names`)
+  }
+  return new Map(
+    Object.entries(map).map(([name, shard]) => {
+      // The index is untrusted: a path in it could read, and later write, outside the folder.
+      if (typeof shard !== 'string' || !isPlainName(shard) || !shard.endsWith(extension)) {
+        throw new SparseGptError(
+          'INVALID_CHECKPOINT',
+          `${file} maps tensor ${JSON.stringify(name)} to ${JSON.stringify(shard)}, ` +
+            `which is not the plain name of a ${extension} file in the same folder`,
+        )
+      }
+      return [name, shard]
+    }),
+  )
+}
+
+function collectTensors(path: string, shards: Shard[]): Map<string, StoredTensor> {
+  const tensors = new Map<string, StoredTensor>()
+  for (const shard of shards) {
+    for (const tensor of shard.tensors) {
+      const other = tensors.get(tensor.name)
+      if (other) {
+        throw new SparseGptError(
+          'INVALID_CHECKPOINT',
+          `${path} has the tensor ${JSON.stringify(tensor.name)} in both ${basename(other.file)} and ${shard.file}`,
+        )
+      }
+      tensors.set(tensor.name, tensor)
+    }
+  }
+  return tensors
+}
+
+function checkWeightMap(file: string, mapped: Map<string, string>, tensors: Map<string, StoredTensor>): void {
+  for (const [name, shard] of mapped) {
+    const tensor = tensors.get(name)
+    if (!tensor || basename(tensor.file) !== shard) {
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${file} says that tensor ${JSON.stringify(name)} is in ${shard}, but it is not`,
+      )
+    }
+  }
+  for (const { name, file: shard } of tensors.values()) {
+    if (!mapped.has(name)) {
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${file} does not mention tensor ${JSON.stringify(name)}, which is in ${basename(shard)}`,
+      )
+    }
+  }
+}
+
+const isMap = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)

@@ -1,0 +1,245 @@
+import { open } from 'node:fs/promises'
+import { isUtf8 } from 'node:buffer'
+import { resolve } from 'node:path'
+import { parse } from 'lossless-json'
+import { SparseGptError } from '../errors.js'
+import { duplicateKey } from './json-keys.js'
+import { readError, reason } from './read-error.js'
+
+/** The bytes per element of every dtype that a safetensors file may have. */
+export const storedBytes = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+  U16: 2,
+  U32: 4,
+  U64: 8,
+  F8_E4M3: 1,
+  F8_E5M2: 1,
+} as const
+
+/** The dtype of a tensor in a file, as safetensors names it. */
+export type StoredDType = keyof typeof storedBytes
+
+/** What a file's header says of a tensor besides its place. */
+export interface TensorLayout {
+  /** The name of the tensor, such as 'model.layers.0.mlp.up_proj.weight'. */
+  name: string
+  /** The dtype of its elements. */
+  dtype: StoredDType
+  /** The sizes of its dimensions, the last of which is contiguous; `[]` is a scalar. */
+  shape: number[]
+}
+
+/** The size in a file of a tensor of this dtype and shape, in bytes. */
+export const tensorBytes = ({ dtype, shape }: Pick<TensorLayout, 'dtype' | 'shape'>) =>
+  shape.reduce((product, size) => product * size, storedBytes[dtype])
+
+/** A tensor as it lies in a file, little-endian. */
+export interface StoredTensor extends TensorLayout {
+  /** The absolute path of the file. */
+  file: string
+  /** The place of its first element, in bytes from the start of the file; the formats do not promise any alignment. */
+  offset: number
+  /** The size of its elements, in bytes: tensorBytes() of it. */
+  bytes: number
+  /**
+   * The distances between neighbours in each dimension, in elements; only when the tensor does not lie row-major and
+   * without gaps, as a transposed one in a .bin file.
+   */
+  strides?: number[]
+}
+
+const lengthBytes = 8
+const maxHeaderBytes = 100_000_000
+
+/**
+ * Reads the header of a safetensors file and checks all that the format prescribes, so that every tensor returned lies
+ * inside the file and none overlap. Tensors come ordered by offset.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND, or INVALID_CHECKPOINT for a damaged file.
+ */
+export async function readSafetensorsHeader(
+  file: string,
+): Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }> {
+  const path = resolve(file)
+  const { json, fileBytes } = await readHeaderText(path)
+  const entries = parseHeader(path, json)
+  const metadata = readMetadata(path, entries['__metadata__'])
+  const dataStart = lengthBytes + Buffer.byteLength(json)
+  const tensors = Object.entries(entries)
+    .filter(([name]) => name !== '__metadata__')
+    .map(([name, entry]) => readEntry(path, name, entry, dataStart))
+    // An empty tensor begins where its successor does.
+    .sort((a, b) => a.offset - b.offset || a.bytes - b.bytes)
+  checkLayout(path, tensors, dataStart, fileBytes)
+  return { tensors, metadata }
+}
+
+/**
+ * The first bytes of a safetensors file that holds `tensors` one after the other in the given order: 8 length bytes and
+ * the JSON, padded with spaces to a multiple of 8, or to `headerBytes` in all if that is more. `offsets` are absolute
+ * (bytes from the start of the file).
+ *
+ * @throws SparseGptError INTERNAL when a name occurs twice.
+ */
+export function serializeHeader(
+  tensors: readonly TensorLayout[],
+  metadata: Record<string, string>,
+  headerBytes = 0,
+): { header: Uint8Array; offsets: Map<string, number>; fileBytes: number } {
+  // Joined by hand: as properties of an object, names such as "__proto__" or "7" would vanish or change places.
+  const members: string[] = []
+  const begins = new Map<string, number>()
+  if (Object.keys(metadata).length > 0) members.push(`"__metadata__":${JSON.stringify(metadata)}`)
+  let end = 0
+  for (const { name, dtype, shape } of tensors) {
+    if (begins.has(name) || name === '__metadata__') {
+      throw new SparseGptError('INTERNAL', `cannot write two tensors of the name ${JSON.stringify(name)}`)
+    }
+    const begin = end
+    begins.set(name, begin)
+    end += tensorBytes({ dtype, shape })
+    members.push(`${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [begin, end] })}`)
+  }
+  const json = Buffer.from(`{${members.join(',')}}`)
+  const dataStart = Math.max(lengthBytes + Math.ceil(json.length / 8) * 8, headerBytes)
+  const header = new Uint8Array(dataStart).fill(0x20)
+  new DataView(header.buffer).setBigUint64(0, BigInt(dataStart - lengthBytes), true)
+  header.set(json, lengthBytes)
+  const offsets = new Map([...begins].map(([name, begin]) => [name, dataStart + begin]))
+  return { header, offsets, fileBytes: dataStart + end }
+}
+
+async function readHeaderText(path: string): Promise<{ json: string; fileBytes: number }> {
+  const advice = 'give an existing safetensors file'
+  try {
+    const handle = await open(path, 'r')
+    try {
+      const fileBytes = (await handle.stat()).size
+      if (fileBytes < lengthBytes) {
+        throw invalid(path, `it has ${fileBytes} bytes; a safetensors file has at least ${lengthBytes}`)
+      }
+      const readExactly = async (length: number, position: number) => {
+        const buffer = Buffer.alloc(length)
+        for (let done = 0; done < length;) {
+          const { bytesRead } = await handle.read(buffer, done, length - done, position + done)
+          if (bytesRead === 0) throw invalid(path, 'it became shorter while it was read')
+          done += bytesRead
+        }
+        return buffer
+      }
+      // Compared as BigInt: the untrusted 64-bit length need not fit a number.
+      const claimed = (await readExactly(lengthBytes, 0)).readBigUInt64LE()
+      if (claimed > BigInt(maxHeaderBytes)) {
+        throw invalid(path, `its header claims ${claimed} bytes; at most ${maxHeaderBytes} are allowed`)
+      }
+      if (claimed > BigInt(fileBytes - lengthBytes)) {
+        const rest = fileBytes - lengthBytes
+        throw invalid(path, `its header claims ${claimed} bytes, but only ${rest} follow: it is truncated`)
+      }
+      const header = await readExactly(Number(claimed), lengthBytes)
+      if (!isUtf8(header)) throw invalid(path, 'its header is not valid UTF-8')
+      return { json: header.toString('utf8'), fileBytes }
+    } finally {
+      await handle.close()
+    }
+  } catch (error) {
+    throw readError(error, path, advice)
+  }
+}
+
+function parseHeader(path: string, json: string): Record<string, unknown> {
+  if (!json.startsWith('{')) throw invalid(path, "its header does not begin with '{'")
+  let entries: unknown
+  try {
+    // Only plain digits become numbers: 1.0, 1e2 and -1 stay text and are refused where an integer is due, and an
+    // integer beyond 2^53 is not rounded into a valid one.
+    entries = parse(json, null, (digits) => (/^\d+$/.test(digits) ? Number(digits) : { number: digits }))
+  } catch (error) {
+    throw new SparseGptError(
+      'INVALID_CHECKPOINT',
+      `${path} is not a valid safetensors file: its header is not valid JSON (${reason(error)})`,
+      { cause: error },
+    )
+  }
+  const twice = duplicateKey(json)
+  if (twice !== undefined)
+    throw invalid(path, `its header has the key ${JSON.stringify(twice)} twice in one place`)
+  return entries as Record<string, unknown>
+}
+
+function readMetadata(path: string, value: unknown): Record<string, string> {
+  if (value === undefined) return {}
+  if (!isMap(value)) throw invalid(path, '__metadata__ must be a map of strings')
+  for (const [key, text] of Object.entries(value)) {
+    if (typeof text !== 'string')
+      throw invalid(path, `__metadata__ entry ${JSON.stringify(key)} must be a string`)
+  }
+  return value as Record<string, string>
+}
+
+function readEntry(path: string, name: string, entry: unknown, dataStart: number): StoredTensor {
+  const wrong = (what: string) => invalid(path, `tensor ${JSON.stringify(name)} ${what}`)
+  if (!isMap(entry) || Object.keys(entry).sort().join() !== 'data_offsets,dtype,shape') {
+    throw wrong('must have exactly the fields dtype, shape and data_offsets')
+  }
+  const { dtype, shape, data_offsets: range } = entry
+  if (!isStoredDType(dtype)) {
+    throw wrong(`has the dtype ${JSON.stringify(dtype)}; known are ${Object.keys(storedBytes).join(', ')}`)
+  }
+  if (!isSizes(shape)) throw wrong('has a shape that is not a list of non-negative integers below 2^53')
+  if (!isSizes(range) || range.length !== 2) {
+    throw wrong('has data_offsets that are not two non-negative integers below 2^53')
+  }
+  const [begin, end] = range as [number, number]
+  if (begin > end) throw wrong(`has data_offsets that end (${end}) before they begin (${begin})`)
+  // BigInt: [2^40, 2^40, 0] must not pass, or fail, by what rounding makes of it.
+  let bytes = BigInt(storedBytes[dtype])
+  for (const size of shape) {
+    bytes *= BigInt(size)
+    if (bytes > BigInt(Number.MAX_SAFE_INTEGER)) throw wrong('has a shape with more than 2^53 bytes')
+  }
+  if (bytes !== BigInt(end - begin)) {
+    throw wrong(`has ${end - begin} bytes of data, but its dtype and shape need ${bytes}`)
+  }
+  const offset = dataStart + begin
+  if (!Number.isSafeInteger(dataStart + end)) throw wrong('lies beyond 2^53 bytes')
+  return { name, dtype, shape, file: path, offset, bytes: end - begin }
+}
+
+function checkLayout(path: string, tensors: StoredTensor[], dataStart: number, fileBytes: number): void {
+  let end = dataStart
+  for (const { name, offset, bytes } of tensors) {
+    if (offset !== end) {
+      const fault = offset < end ? 'overlaps the tensor before it' : 'leaves a gap before it'
+      const [is, due] = [offset - dataStart, end - dataStart]
+      throw invalid(path, `tensor ${JSON.stringify(name)} ${fault}: it begins at ${is}, not ${due}`)
+    }
+    end += bytes
+  }
+  if (end !== fileBytes) {
+    const fault = end > fileBytes ? 'it is truncated' : 'there are bytes after the last tensor'
+    throw invalid(path, `its header describes ${end} bytes, but it has ${fileBytes}: ${fault}`)
+  }
+}
+
+const isMap = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+
+const isSizes = (value: unknown): value is number[] =>
+  Array.isArray(value) && value.every((size) => Number.isSafeInteger(size))
+
+const isStoredDType = (value: unknown): value is StoredDType =>
+  typeof value === 'string' && Object.hasOwn(storedBytes, value)
+
+function invalid(path: string, what: string): SparseGptError {
+  return new SparseGptError('INVALID_CHECKPOINT', `${path} is not a valid safetensors file: ${what}`)
+}

@@ -1,0 +1,351 @@
+import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
+import { join } from 'node:path'
+import { SparseGptError } from '../errors.js'
+import { safetensors, torch, type Checkpoint, type Shard } from './checkpoint.js'
+import { listCompanions, type Companion } from './companions.js'
+import { copyRange, writeFully } from './copy-range.js'
+import { dense } from './encodings/dense.js'
+import type { Encoding } from './encodings/encoding.js'
+import { OutputFolder } from './output-folder.js'
+import { reason, systemCode } from './read-error.js'
+import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
+import { ShardLayout } from './shard-layout.js'
+import { gather } from './strided.js'
+
+/** One of the tensors that are written in the place of a weight. */
+interface Part extends TensorLayout {
+  /**
+   * Writes the tensor's bytes, row-major and little-endian, to the file descriptor `fd`, which is open for reading and
+   * writing, from the byte `position` of the file on.
+   */
+  store: (fd: number, position: number) => Promise<void>
+}
+
+/** A weight file of the output. */
+interface OutputShard {
+  /** The source's file that it is a changed copy of. */
+  source: Shard
+  /** The places of its tensors. */
+  layout: ShardLayout
+  /** The absolute path of the file in the temporary folder. */
+  path: string
+  /** The open file. */
+  handle: FileHandle
+}
+
+/** What becomes of a tensor of the source. */
+interface Entry {
+  /** The file that it, or what takes its place, is written to. */
+  shard: OutputShard
+  /** Whether it must be written; else it is copied when nobody does. */
+  due: boolean
+  /** How far its writing has come. */
+  state: 'unwritten' | 'writing' | 'written' | 'failed'
+}
+
+/**
+ * Writes a changed copy of a checkpoint: the same files with the same tensors, but for the weights that an encoding
+ * stores in another form. A .bin checkpoint becomes a safetensors one with as many shards; weights tied there by sharing
+ * memory are stored under each of their names, which transformers takes whether it ties them again or not. Weights are
+ * written in any order, and at the same time, as they become ready; what was not written is copied from the source at
+ * `commit`, which makes the folder appear at `out`. Until then everything is in a temporary folder beside it, which
+ * `abort` removes.
+ */
+export class CheckpointWriter {
+  readonly #source: Checkpoint
+  readonly #folder: OutputFolder
+  readonly #companions: Companion[]
+  /** Whether the index of the shards is made anew; else it is copied like any companion. */
+  readonly #newIndex: boolean
+  readonly #shards: OutputShard[] = []
+  readonly #entries = new Map<string, Entry>()
+  /** Work that uses the file descriptors: they must not be closed, and so reused, under a native thread. */
+  readonly #running = new Set<Promise<unknown>>()
+  #discarded: Promise<void> | undefined
+  #state: 'open' | 'committing' | 'done' | 'aborted' = 'open'
+
+  private constructor(source: Checkpoint, folder: OutputFolder, companions: Companion[], newIndex: boolean) {
+    this.#source = source
+    this.#folder = folder
+    this.#companions = companions
+    this.#newIndex = newIndex
+  }
+
+  /**
+   * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
+   * written in the form of `encoding` (default: dense), all of which must be written.
+   *
+   * @throws SparseGptError OUTPUT_EXISTS when `out` exists and `force` is false; INVALID_OPTION when `out` is, or holds,
+   * the source; WRITE_FAILED when the disk has too little space or the folder cannot be created.
+   */
+  static async create(
+    source: Checkpoint,
+    out: string,
+    options: { force: boolean; encoding?: Encoding; encoded?: readonly string[] },
+  ): Promise<CheckpointWriter> {
+    const { force, encoding = dense, encoded = [] } = options
+    const due = new Set(encoded)
+    const layouts = source.shards.map(({ tensors, metadata }) => {
+      const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
+      return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
+    })
+    const newIndex = source.index !== undefined && (source.index !== safetensors.index || encoding !== dense)
+    const companions = (await listCompanions(source)).filter(({ name }) => !newIndex || name !== source.index)
+    const index = weightIndex(source.shards.map(({ file }, i) => [file, layouts[i]!.announced]))
+    const sizes = [
+      ...layouts.map(({ largestBytes }) => largestBytes),
+      ...companions.map(({ bytes }) => bytes),
+      newIndex ? Buffer.byteLength(index) : 0,
+    ]
+    const folder = await OutputFolder.create(out, {
+      force,
+      // The weights may be links that lead out of the source folder.
+      keep: [source.folder, ...source.shards.map(({ file }) => join(source.folder, file))],
+      bytes: sizes.reduce((sum, size) => sum + size, 0),
+    })
+    const writer = new CheckpointWriter(source, folder, companions, newIndex)
+    try {
+      for (const [i, shard] of source.shards.entries()) {
+        const path = join(folder.temporary, outputName(shard.file))
+        const output = { source: shard, layout: layouts[i]!, path, handle: await open(path, 'wx+') }
+        writer.#shards.push(output)
+        for (const { name } of shard.tensors) {
+          writer.#entries.set(name, { shard: output, due: due.has(name), state: 'unwritten' })
+        }
+      }
+    } catch (error) {
+      await writer.#discard().catch(() => undefined)
+      throw writeFailed(`cannot create the files of ${folder.out}`, error)
+    }
+    return writer
+  }
+
+  /** The absolute path of the folder to appear. */
+  get out(): string {
+    return this.#folder.out
+  }
+
+  /**
+   * Writes a weight: lets each of `parts`, which are those that its encoding has announced, store its bytes. A weight can
+   * be written once.
+   *
+   * @throws SparseGptError WRITE_FAILED when a part cannot be stored, with its error as the cause; an error of this
+   * package (such as ABORTED) is passed on as it is. After either, `commit` refuses.
+   */
+  async write(weight: string, parts: readonly Part[]): Promise<void> {
+    this.#requireOpen('write')
+    const entry = this.#entries.get(weight)
+    if (!entry) {
+      throw new SparseGptError('INTERNAL', `the checkpoint has no tensor ${JSON.stringify(weight)} to write`)
+    }
+    if (entry.state !== 'unwritten') {
+      throw new SparseGptError('INTERNAL', `tensor ${JSON.stringify(weight)} is written twice`)
+    }
+    const { shard } = entry
+    entry.state = 'writing'
+    const store = async () => {
+      const offsets = shard.layout.place(weight, parts)
+      for (const [i, part] of parts.entries()) await part.store(shard.handle.fd, offsets[i]!)
+    }
+    try {
+      await this.#track(store())
+      entry.state = 'written'
+    } catch (error) {
+      entry.state = 'failed'
+      throw writeFailed(`cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`, error)
+    }
+  }
+
+  /**
+   * Copies what was not written and the source's other files, makes all of it durable and moves the folder to `out`.
+   * When it fails nothing is left behind and what was at `out` before is untouched.
+   *
+   * @throws SparseGptError WRITE_FAILED, OUTPUT_EXISTS when `out` has appeared in the meantime, INVALID_CHECKPOINT when
+   * a source file has become shorter, ABORTED when `abort` was called.
+   */
+  async commit(): Promise<void> {
+    this.#requireOpen('commit')
+    this.#state = 'committing'
+    try {
+      await this.#track(this.#finish())
+      this.#state = 'done'
+    } catch (error) {
+      this.#state = 'aborted'
+      // The first failure is the one to report.
+      await this.#discard().catch(() => undefined)
+      throw writeFailed(`cannot write ${this.#folder.out}`, error)
+    }
+  }
+
+  /**
+   * Closes and removes the temporary folder, once running writes have ended; a running `commit` stops, unless it is
+   * already moving the folder. Can be called at any time and more than once; does nothing after a `commit`.
+   *
+   * @throws SparseGptError WRITE_FAILED when the temporary folder cannot be removed.
+   */
+  async abort(): Promise<void> {
+    if (this.#state === 'done') return
+    this.#state = 'aborted'
+    await Promise.allSettled(this.#running)
+    try {
+      await this.#discard()
+    } catch (error) {
+      throw writeFailed(`cannot remove the temporary folder ${this.#folder.temporary}`, error)
+    }
+  }
+
+  async #finish(): Promise<void> {
+    for (const [name, { state, due }] of this.#entries) {
+      if (state === 'written' || (state === 'unwritten' && !due)) continue
+      const fault = {
+        unwritten: 'was not written',
+        writing: 'is still being written',
+        failed: 'could not be written',
+      }
+      throw new SparseGptError(
+        state === 'failed' ? 'WRITE_FAILED' : 'INTERNAL',
+        `${this.#folder.out} cannot be completed: tensor ${JSON.stringify(name)} ${fault[state]}`,
+      )
+    }
+    for (const shard of this.#shards) {
+      await this.#copyUnwritten(shard)
+      const { header, fileBytes } = shard.layout.header()
+      await writeFully(shard.handle, header, 0)
+      await shard.handle.truncate(fileBytes)
+      await shard.handle.sync()
+    }
+    const index = weightIndex(this.#shards.map(({ source, layout }) => [source.file, layout.tensors]))
+    await this.#closeShards()
+    for (const { name } of this.#companions) {
+      this.#requireNotAborted()
+      const target = join(this.#folder.temporary, name)
+      await copyFile(join(this.#source.folder, name), target)
+      // A read-only source (a shared cache) must not make the copy read-only.
+      await chmod(target, (await stat(target)).mode | 0o200)
+      await syncFile(target)
+    }
+    if (this.#newIndex) {
+      const target = join(this.#folder.temporary, safetensors.index)
+      await writeFile(target, index)
+      await syncFile(target)
+    }
+    this.#requireNotAborted()
+    await this.#folder.publish()
+  }
+
+  async #copyUnwritten(shard: OutputShard): Promise<void> {
+    const unwritten = shard.source.tensors.filter(
+      ({ name }) => this.#entries.get(name)?.state === 'unwritten',
+    )
+    if (unwritten.length === 0) return
+    const file = join(this.#source.folder, shard.source.file)
+    const handle = await open(file, 'r')
+    try {
+      for (const { first, bytes } of contiguousRuns(unwritten, shard.layout)) {
+        const to = { handle: shard.handle, position: shard.layout.offset(first.name)! }
+        if (first.strides) {
+          this.#requireNotAborted()
+          await writeFully(to.handle, gather(first), to.position)
+        } else {
+          const from = { handle, position: first.offset, file }
+          await copyRange(from, to, bytes, () => this.#requireNotAborted())
+        }
+      }
+    } finally {
+      await handle.close()
+    }
+  }
+
+  #requireOpen(call: string): void {
+    if (this.#state === 'open') return
+    throw new SparseGptError('INTERNAL', `${call} on a checkpoint writer that is ${this.#state}`)
+  }
+
+  #requireNotAborted(): void {
+    if (this.#state === 'aborted') {
+      throw new SparseGptError('ABORTED', `writing ${this.#folder.out} was stopped`)
+    }
+  }
+
+  async #track<T>(work: Promise<T>): Promise<T> {
+    this.#running.add(work)
+    try {
+      return await work
+    } finally {
+      this.#running.delete(work)
+    }
+  }
+
+  async #closeShards(): Promise<void> {
+    for (const { handle } of this.#shards.splice(0)) await handle.close()
+  }
+
+  #discard(): Promise<void> {
+    // Once: a failing commit and an abort meanwhile must not remove the same folder side by side.
+    this.#discarded ??= (async () => {
+      // The files go anyway, so what closing them says does not matter.
+      await this.#closeShards().catch(() => undefined)
+      await this.#folder.discard()
+    })()
+    return this.#discarded
+  }
+}
+
+/** Tensors that follow each other in both files. */
+interface Run {
+  /** The tensor that comes first. */
+  first: StoredTensor
+  /** The size of all of them, in bytes. */
+  bytes: number
+}
+
+/** The runs of tensors that can be copied in one go. */
+function contiguousRuns(tensors: readonly StoredTensor[], layout: ShardLayout): Run[] {
+  const runs: Run[] = []
+  for (const tensor of tensors) {
+    const run = runs.at(-1)
+    const follows =
+      run !== undefined &&
+      !run.first.strides &&
+      !tensor.strides &&
+      tensor.offset === run.first.offset + run.bytes &&
+      layout.offset(tensor.name) === layout.offset(run.first.name)! + run.bytes
+    if (follows) run.bytes += tensor.bytes
+    else runs.push({ first: tensor, bytes: tensor.bytes })
+  }
+  return runs
+}
+
+/** The name of a weight file in the output; the names of .bin shards are changed as transformers would. */
+function outputName(file: string): string {
+  if (!file.endsWith(torch.extension)) return file
+  return `${file.slice(0, -torch.extension.length).replace(/^pytorch_model/, 'model')}${safetensors.extension}`
+}
+
+/** The index, as transformers writes it, of the tensors of each of the source's files. */
+function weightIndex(shards: readonly (readonly [file: string, tensors: readonly TensorLayout[]])[]): string {
+  const tensors = shards.flatMap(([, list]) => list)
+  const files = shards.flatMap(([file, list]) =>
+    list.map(({ name }): [string, string] => [name, outputName(file)]),
+  )
+  const index = {
+    metadata: { total_size: tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0) },
+    weight_map: Object.fromEntries(files),
+  }
+  return `${JSON.stringify(index, null, 2)}\n`
+}
+
+async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r+')
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
+function writeFailed(what: string, error: unknown): SparseGptError {
+  if (error instanceof SparseGptError) return error
+  const why = systemCode(error) === 'ENOSPC' ? 'the disk is full' : reason(error)
+  return new SparseGptError('WRITE_FAILED', `${what}: ${why}`, { cause: error })
+}

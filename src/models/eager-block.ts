@@ -1,0 +1,173 @@
+import type { Activation, Device, DType, Tensor } from '../native/device.js'
+import type { AttentionHeads, Block } from './block.js'
+import type { BlockWeights } from './block-weights.js'
+import type { Sequences } from './sequences.js'
+import type { Steps } from './steps.js'
+
+/** The angles of rotary positions, float32 [positions, pairs]. */
+export interface RotaryTables {
+  cosine: Tensor
+  sine: Tensor
+}
+
+/** Where the tokens of a pass stand. */
+export interface Placement {
+  sequences: Sequences
+  /** The position of every token, int32 [tokens]. */
+  positions: Tensor
+  rotary?: RotaryTables | undefined
+}
+
+/** A block whose operations are enqueued on the device as they are called. */
+export class EagerBlock implements Block {
+  constructor(
+    private readonly device: Device,
+    private readonly weights: BlockWeights,
+    readonly index: number,
+    private readonly placement: Placement,
+  ) {}
+
+  apply(name: string, input: Tensor): Tensor {
+    return this.device.linear(input, this.weights.linear(name).matrix, this.weights.bias(name))
+  }
+
+  layerNorm(x: Tensor, name: string, epsilon: number): Tensor {
+    return this.device.layerNorm(x, ...this.norm(name), epsilon)
+  }
+
+  rmsNorm(x: Tensor, name: string, epsilon: number): Tensor {
+    return this.device.rmsNorm(x, this.weights.parameter(`${name}.weight`), epsilon)
+  }
+
+  layerNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
+    const heads = x.reshape([(x.rows * x.width) / headDim, headDim])
+    this.device.layerNorm(heads, ...this.norm(name), epsilon, heads)
+    heads.dispose()
+  }
+
+  rmsNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
+    const heads = x.reshape([(x.rows * x.width) / headDim, headDim])
+    this.device.rmsNorm(heads, this.weights.parameter(`${name}.weight`), epsilon, heads)
+    heads.dispose()
+  }
+
+  private norm(name: string): [weight: Tensor, bias: Tensor] {
+    return [this.weights.parameter(`${name}.weight`), this.weights.parameter(`${name}.bias`)]
+  }
+
+  *linears(input: Tensor, ...names: string[]): Steps<Tensor[]> {
+    const outputs = (yield { names, input }) as Tensor[]
+    input.dispose()
+    return outputs
+  }
+
+  *pooledLinears(pool: string, input: Tensor, ...names: string[]): Steps<Tensor[]> {
+    const outputs = (yield { names, input, pool }) as Tensor[]
+    input.dispose()
+    return outputs
+  }
+
+  *linear(input: Tensor, name: string): Steps<Tensor> {
+    const [output] = yield* this.linears(input, name)
+    return output as Tensor
+  }
+
+  product(x: Tensor, name: string): Tensor {
+    return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, 'float32')
+  }
+
+  *read(tensor: Tensor): Steps<Float32Array> {
+    const elements = (yield { read: tensor }) as Float32Array
+    tensor.dispose()
+    return elements
+  }
+
+  rotary(x: Tensor, headDim: number, interleaved = false): void {
+    const { rotary, positions } = this.placement
+    if (!rotary) throw new TypeError('this model has no rotary positions')
+    this.device.rotary(x, rotary, positions, headDim, interleaved)
+  }
+
+  attention(q: Tensor, k: Tensor, v: Tensor, heads: AttentionHeads): Tensor {
+    const out = this.device.attention(q, k, v, { ...heads, sequences: this.placement.sequences.count })
+    for (const tensor of [q, k, v]) tensor.dispose()
+    return out
+  }
+
+  activation(x: Tensor, kind: Activation): Tensor {
+    this.device.activate(x, kind)
+    return x
+  }
+
+  gated(gate: Tensor, up: Tensor, kind: Activation): Tensor {
+    this.device.gate(gate, up, kind)
+    up.dispose()
+    return gate
+  }
+
+  residual(x: Tensor, y: Tensor): Tensor {
+    this.device.add(y, x)
+    return y
+  }
+
+  parallelResidual(x: Tensor, attention: Tensor, mlp: Tensor): Tensor {
+    this.device.add(mlp, attention)
+    attention.dispose()
+    return this.residual(x, mlp)
+  }
+
+  copy(x: Tensor): Tensor {
+    return this.device.cast(x, x.dtype)
+  }
+
+  cast(x: Tensor, dtype: DType): Tensor {
+    const out = this.device.cast(x, dtype)
+    x.dispose()
+    return out
+  }
+
+  splitColumns(fused: Tensor, ...counts: number[]): Tensor[] {
+    let first = 0
+    const parts = counts.map((count) => {
+      first += count
+      return fused.columns(first - count, count)
+    })
+    fused.dispose()
+    return parts
+  }
+
+  drop(x: Tensor): void {
+    x.dispose()
+  }
+
+  splitHeads(
+    fused: Tensor,
+    heads: number,
+    kvHeads: number,
+    headDim: number,
+  ): [q: Tensor, k: Tensor, v: Tensor] {
+    const queries = (heads / kvHeads) * headDim
+    const part = (first: number, count: number) =>
+      this.device.takeColumns(fused, { groups: kvHeads, first, count, stride: queries + 2 * headDim })
+    const parts = [part(0, queries), part(queries, headDim), part(queries + headDim, headDim)] as const
+    fused.dispose()
+    return [...parts]
+  }
+
+  rows(x: Tensor, ids: Tensor): Tensor {
+    return this.device.embedding(x, ids, x.dtype)
+  }
+
+  zeros(rows: number, width: number): Tensor {
+    return this.device.zeros('float32', [rows, width])
+  }
+
+  addRows(sums: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
+    this.device.scatterAdd(sums, x, ids, factors)
+    x.dispose()
+  }
+
+  upload(array: Float32Array | Int32Array): Tensor {
+    return this.device.upload(array, [array.length])
+  }
+}

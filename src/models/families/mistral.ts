@@ -1,0 +1,17 @@
+import { llamaArchitecture, llamaConfig } from './llama.js'
+import { parseConfig, size, type Family } from '../family.js'
+
+const schema = llamaConfig.extend({
+  /** The window; null for none. The first Mistral model had one, and configs without the entry mean its size. */
+  sliding_window: size.nullable().default(4096),
+})
+
+/** Mistral: LLaMA with a sliding attention window. */
+export const mistral: Family = {
+  modelType: 'mistral',
+
+  build(config, weights) {
+    const c = parseConfig(schema, config)
+    return llamaArchitecture(c, weights, { window: () => c.sliding_window ?? undefined })
+  },
+}

@@ -1,0 +1,99 @@
+import { SparseGptError } from '../../errors.js'
+import { llamaArchitecture, llamaConfig, type FeedForward } from './llama.js'
+import { parseConfig, size, type Family } from '../family.js'
+import * as z from 'zod'
+
+const schema = llamaConfig.extend({
+  rms_norm_eps: z.number().positive().default(1e-5),
+  num_key_value_heads: size.nullable().default(8),
+  sliding_window: size.nullish(),
+  num_local_experts: size.default(8),
+  num_experts_per_tok: size.default(2),
+})
+
+/** Mixtral: LLaMA with several MLPs ("experts") per block, of which a router picks some for each token. */
+export const mixtral: Family = {
+  modelType: 'mixtral',
+
+  build(config, weights) {
+    const c = parseConfig(schema, config)
+    if (c.num_experts_per_tok > c.num_local_experts) {
+      const message = `config.json: num_experts_per_tok ${c.num_experts_per_tok} exceeds num_local_experts ${c.num_local_experts}`
+      throw new SparseGptError('INVALID_CHECKPOINT', message)
+    }
+    return llamaArchitecture(c, weights, {
+      window: () => c.sliding_window ?? undefined,
+      usualTheta: 1e6,
+      feedForward: experts(c),
+    })
+  },
+}
+
+/**
+ * Each expert runs on the tokens that are routed to it, so it is calibrated on them, too. The router is a parameter, not a
+ * linear layer: it is tiny, and pruning it would change which expert sees which token, for which no weight update makes up.
+ */
+function experts(c: z.output<typeof schema>): FeedForward {
+  const { hidden_size: hidden, intermediate_size: inner, num_local_experts: count } = c
+  const moe = 'block_sparse_moe'
+  const name = (expert: number, matrix: 'w1' | 'w2' | 'w3') => `${moe}.experts.${expert}.${matrix}`
+  return {
+    linears: Array.from({ length: count }, (_, e) => [
+      { name: name(e, 'w1'), rows: inner, columns: hidden, bias: false },
+      { name: name(e, 'w3'), rows: inner, columns: hidden, bias: false },
+      { name: name(e, 'w2'), rows: hidden, columns: inner, bias: false },
+    ]).flat(),
+    parameters: [{ name: `${moe}.gate.weight`, shape: [count, hidden] }],
+
+    *forward(b, x) {
+      const scores = yield* b.read(b.product(x, `${moe}.gate`))
+      const sums = b.zeros(x.rows, hidden)
+      for (const [e, { tokens, shares }] of route(scores, count, c.num_experts_per_tok).entries()) {
+        // Experts without tokens take part, with inputs of no rows: every batch goes through the same groups.
+        const ids = b.upload(tokens)
+        const inputs = b.rows(x, ids)
+        const [gate, up] = yield* b.pooledLinears(
+          `${moe}.experts.w1/w3`,
+          inputs,
+          name(e, 'w1'),
+          name(e, 'w3'),
+        )
+        const gated = b.gated(gate!, up!, c.hidden_act)
+        const [output] = yield* b.pooledLinears(`${moe}.experts.w2`, gated, name(e, 'w2'))
+        b.addRows(sums, output!, ids, b.upload(shares))
+      }
+      const { dtype } = x
+      b.drop(x)
+      return b.cast(sums, dtype)
+    },
+  }
+}
+
+export interface ExpertLoad {
+  /** The tokens that the expert works on, ascending. */
+  tokens: Int32Array
+  /** The share of its output in each of theirs, in (0, 1]. */
+  shares: Float32Array
+}
+
+/**
+ * Which tokens go to which expert: each to the `active` experts with its highest scores, of equal ones the first, in shares of
+ * the softmax over those. `scores` is [tokens, experts].
+ */
+export function route(scores: Float32Array, experts: number, active: number): ExpertLoad[] {
+  const loads = Array.from({ length: experts }, () => ({ tokens: [] as number[], shares: [] as number[] }))
+  for (let t = 0; t * experts < scores.length; t++) {
+    const row = scores.subarray(t * experts, (t + 1) * experts)
+    const chosen = [...row.keys()].sort((a, b) => row[b]! - row[a]! || a - b).slice(0, active)
+    const powers = chosen.map((e) => Math.exp(row[e]! - row[chosen[0]!]!))
+    const sum = powers.reduce((a, b) => a + b, 0)
+    chosen.forEach((e, i) => {
+      loads[e]!.tokens.push(t)
+      loads[e]!.shares.push(powers[i]! / sum)
+    })
+  }
+  return loads.map(({ tokens, shares }) => ({
+    tokens: Int32Array.from(tokens),
+    shares: Float32Array.from(shares),
+  }))
+}

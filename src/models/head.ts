@@ -1,0 +1,42 @@
+import type { Device, Tensor } from '../native/device.js'
+import type { Architecture } from './architecture.js'
+import type { Weights } from './weights.js'
+
+/** The end of a model: from the last block's output to logits or losses. It owns native memory until disposed of. */
+export class Head {
+  private readonly stored: Tensor
+  private readonly weight: Tensor
+
+  constructor(
+    private readonly device: Device,
+    private readonly architecture: Architecture,
+    private readonly weights: Weights,
+  ) {
+    this.stored = architecture.head(weights)
+    this.weight = device.within([], () => device.resident(this.stored))
+  }
+
+  /** The logits at every position, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. */
+  logits(hidden: Tensor): Tensor {
+    const { device, architecture, weights } = this
+    const x = architecture.finish(weights, device, hidden)
+    const logits = device.linear(x, this.weight, architecture.headBias?.(weights), 'float32')
+    if (architecture.logitSoftcap !== undefined) device.softcap(logits, architecture.logitSoftcap)
+    return logits
+  }
+
+  /** The loss of predicting targets[t] (int32 [tokens]) from hidden[t], float32 [tokens]. */
+  losses(hidden: Tensor, targets: Tensor): Tensor {
+    const { device, architecture, weights } = this
+    const x = architecture.finish(weights, device, hidden)
+    return device.crossEntropy(x, this.weight, targets, {
+      bias: architecture.headBias?.(weights),
+      softcap: architecture.logitSoftcap,
+    })
+  }
+
+  dispose(): void {
+    this.weight.dispose()
+    this.weights.giveBack([this.stored])
+  }
+}

@@ -1,0 +1,423 @@
+import type { Activation, DType } from './addon.js'
+import type { Tensor } from './tensor.js'
+
+/**
+ * The operation table: every operation of a device, declared once. An entry turns the arguments of a call into what the native
+ * side is handed (native/core/operations.h declares the same names there) and into what the call makes, changes, reads and
+ * costs. `Device` has a method for every entry; `plan`'s device, the profile's phases, progress and the benchmark's counts
+ * follow from the entries.
+ */
+
+/** What a device's time is spent on. */
+export type Phase = 'forward' | 'statistics' | 'factor' | 'solve' | 'convert' | 'write'
+
+/** The kinds of arithmetic that are counted. */
+export type Arithmetic = 'linear' | 'attention' | 'gram' | 'factor' | 'solve'
+
+/** What memory is used for; the float32 copy of a matrix that is solved counts as weights, the solver's is the rest. */
+export type MemoryPart = 'weights' | 'activations' | 'gram' | 'solver'
+
+/** A tensor to be made. */
+export interface TensorSpec {
+  dtype: DType
+  shape: readonly number[]
+}
+
+/** One call of an operation. Operands and settings are named as in native/core/operations.h, but with `headDim` for `head_dim`. */
+export interface Call {
+  /** The results: new tensors, or given ones, whose elements are all written. One that is read, too, is overwritten in place. */
+  make?: Record<string, Tensor | TensorSpec>
+  /** The operands that are overwritten with a function of what they hold. */
+  change?: Record<string, Tensor>
+  /** The operands that stay as they are. */
+  read?: Record<string, Tensor | undefined>
+  settings?: Record<string, number | boolean | string>
+  /** The number of floating-point operations; a multiply-add is two. */
+  flop?: number
+  /** How many rows are read of an operand, where it is not all of them. */
+  rowsRead?: Record<string, number>
+}
+
+export interface Operation<Arguments extends unknown[] = never[], C extends Call = Call> {
+  phase: Phase
+  /** What its floating-point operations are counted as. */
+  arithmetic?: Arithmetic
+  /** What the memory of its operands is used for from then on. What a conversion makes is used as what it was made of. */
+  parts?: Record<string, MemoryPart>
+  call: (...args: Arguments) => C
+}
+
+function operation<Arguments extends unknown[], C extends Call>(
+  phase: Phase,
+  call: (...args: Arguments) => C,
+  rest: Pick<Operation, 'arithmetic' | 'parts'> = {},
+): Operation<Arguments, C> {
+  return { phase, call, ...rest }
+}
+
+const matrix = ({ rows, width }: Tensor) => [rows, width] as const
+const like = ({ dtype, shape }: Tensor): TensorSpec => ({ dtype, shape })
+const float32 = (...shape: number[]): TensorSpec => ({ dtype: 'float32', shape })
+const float64 = (...shape: number[]): TensorSpec => ({ dtype: 'float64', shape })
+const uint8 = (...shape: number[]): TensorSpec => ({ dtype: 'uint8', shape })
+
+/** Which weights a solver removes: with a pattern n of every m neighbours in a row, else trunc(count · sparsity). */
+export interface Choice {
+  sparsity?: number | undefined
+  pattern?: { n: number; m: number } | undefined
+}
+
+const choiceSettings = ({ sparsity, pattern }: Choice) => ({
+  sparsity: sparsity ?? 0,
+  n: pattern?.n ?? 0,
+  m: pattern?.m ?? 0,
+})
+
+/** Causal attention. */
+export interface AttentionShape {
+  /** The number of independent sequences that lie one after another, in q as in k and v. */
+  sequences: number
+  /** The key at which the first query of a sequence stands: it sees that one and those before it. Default 0. */
+  start?: number | undefined
+  heads: number
+  /** The number of key/value heads, which divides `heads`: query head h reads key/value head h / (heads / kvHeads). */
+  kvHeads: number
+  headDim: number
+  /** The factor of the scores q · k. */
+  scale: number
+  /** A query sees its latest `window` keys only, its own among them. Default: all before it. */
+  window?: number | undefined
+  /** A scaled score s becomes softcap · tanh(s / softcap). */
+  softcap?: number | undefined
+  /** The ALiBi slopes, float32 [heads]: slope · (key position - query position) is added to the score. */
+  slopes?: Tensor | undefined
+}
+
+/** The query/key pairs of one sequence that causality and the window leave. */
+function attentionPairs(queries: number, start: number, window: number): number {
+  const seen = (t: number) => (window > 0 ? Math.min(window, start + t + 1) : start + t + 1)
+  // The number of keys grows by one with every query until the window is full.
+  const growing = window > 0 ? Math.min(queries, Math.max(0, window - start)) : queries
+  return (growing * (seen(0) + seen(growing - 1))) / 2 + (queries - growing) * window
+}
+
+export const operations = {
+  // --- moving and converting ---
+
+  /** Converts between float types. */
+  cast: operation('convert', (input: Tensor, dtype: DType, out?: Tensor) => ({
+    make: { out: out ?? { dtype, shape: input.shape } },
+    read: { in: input },
+  })),
+
+  /** Transposes a matrix, between float types or of uint8. */
+  transpose: operation('convert', (input: Tensor, dtype: DType, out?: Tensor) => ({
+    make: { out: out ?? { dtype, shape: [input.width, input.rows] } },
+    read: { in: input },
+  })),
+
+  /** Sets every element of a float32 or float64 tensor. */
+  fill: operation('convert', (out: Tensor, value: number) => ({ make: { out }, settings: { value } })),
+
+  /** Writes the tensor's bytes to an open file; a failure (WRITE_FAILED) shows at the next synchronisation. */
+  writeFile: operation('write', (fd: number, position: number, tensor: Tensor) => ({
+    read: { tensor },
+    settings: { fd, position },
+  })),
+
+  /** The seconds of the device's clock when what was enqueued before has run, float64 [1], for differences. */
+  timestamp: operation('solve', () => ({ make: { out: float64(1) } }), { parts: { out: 'solver' } }),
+
+  // --- forward ---
+
+  /** The rows of `table` that `ids` (int32) names, [ids, columns of table]. */
+  embedding: operation('forward', (table: Tensor, ids: Tensor, dtype: DType) => ({
+    make: { out: { dtype, shape: [ids.width, table.width] } },
+    read: { table, ids },
+    rowsRead: { table: ids.width },
+  })),
+
+  /** A linear layer, x Wᵀ + b: x [tokens, in], weight [out, in], bias [out]; [tokens, out]. */
+  linear: operation(
+    'forward',
+    (x: Tensor, weight: Tensor, bias?: Tensor, dtype: DType = x.dtype) => ({
+      make: { out: { dtype, shape: [x.rows, weight.rows] } },
+      read: { x, weight, bias },
+      flop: 2 * x.rows * weight.rows * weight.width,
+    }),
+    { arithmetic: 'linear', parts: { weight: 'weights' } },
+  ),
+
+  /** The layer norm of every row; `out` may be x. */
+  layerNorm: operation(
+    'forward',
+    (x: Tensor, weight: Tensor, bias: Tensor, epsilon: number, out?: Tensor) => ({
+      make: { out: out ?? like(x) },
+      read: { x, weight, bias },
+      settings: { epsilon },
+    }),
+  ),
+
+  /** The root-mean-square norm of every row; `out` may be x. */
+  rmsNorm: operation('forward', (x: Tensor, weight: Tensor, epsilon: number, out?: Tensor) => ({
+    make: { out: out ?? like(x) },
+    read: { x, weight },
+    settings: { epsilon },
+  })),
+
+  /**
+   * Rotates the heads of every row of x by the angles of its position: `positions` int32 [rows of x], cosine and sine float32
+   * [positions, pairs]. Pairs are (i, i + pairs), or (2i, 2i + 1) when interleaved.
+   */
+  rotary: operation(
+    'forward',
+    (
+      x: Tensor,
+      tables: { cosine: Tensor; sine: Tensor },
+      positions: Tensor,
+      headDim: number,
+      interleaved: boolean = false,
+    ) => ({
+      change: { x },
+      read: { ...tables, positions },
+      settings: { headDim, interleaved },
+    }),
+  ),
+
+  /** Causal attention: q [queries, heads · headDim], k and v [keys, kvHeads · headDim]; [queries, heads · headDim]. */
+  attention: operation(
+    'forward',
+    (
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+    ) => ({
+      make: { out: { dtype: q.dtype, shape: matrix(q) } },
+      read: { q, k, v, slopes },
+      settings: { ...shape, start, window, softcap },
+      flop: 4 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
+    }),
+    { arithmetic: 'attention' },
+  ),
+
+  /** Applies an activation function: x = f(x). */
+  activate: operation('forward', (x: Tensor, kind: Activation) => ({ change: { x }, settings: { kind } })),
+
+  /** Gates: x = f(x) · up. */
+  gate: operation('forward', (x: Tensor, up: Tensor, kind: Activation) => ({
+    change: { x },
+    read: { up },
+    settings: { kind },
+  })),
+
+  /** Adds: x += y. */
+  add: operation('forward', (x: Tensor, y: Tensor) => ({ change: { x }, read: { y } })),
+
+  /** Multiplies: x *= factor. */
+  scale: operation('forward', (x: Tensor, factor: number) => ({ change: { x }, settings: { factor } })),
+
+  /** Caps softly: x = cap · tanh(x / cap). */
+  softcap: operation('forward', (x: Tensor, cap: number) => ({ change: { x }, settings: { cap } })),
+
+  /**
+   * One part of a fused projection, [tokens, groups · count]: columns [g · stride + first, g · stride + first + count) of x
+   * for each group g.
+   */
+  takeColumns: operation(
+    'forward',
+    (x: Tensor, { groups, ...part }: { groups: number; first: number; count: number; stride: number }) => ({
+      make: { out: { dtype: x.dtype, shape: [x.rows, groups * part.count] } },
+      read: { x },
+      settings: part,
+    }),
+  ),
+
+  /** Adds rows: out[ids[t]] += factors[t] · x[t]; no id occurs twice. ids int32, factors float32, [rows of x]. */
+  scatterAdd: operation('forward', (out: Tensor, x: Tensor, ids: Tensor, factors: Tensor) => ({
+    change: { out },
+    read: { x, ids, factors },
+  })),
+
+  /**
+   * The loss of predicting targets[t] from x[t], float32 [tokens]. The logits are those of `head`, [vocabulary, columns of x],
+   * and its bias, [vocabulary], then capped as softcap() does.
+   */
+  crossEntropy: operation(
+    'forward',
+    (
+      x: Tensor,
+      head: Tensor,
+      targets: Tensor,
+      { bias, softcap = 0 }: { bias?: Tensor | undefined; softcap?: number | undefined } = {},
+    ) => ({
+      make: { losses: float32(x.rows) },
+      read: { x, head, bias, targets },
+      settings: { softcap },
+      flop: 2 * x.rows * head.rows * head.width,
+    }),
+    { arithmetic: 'linear', parts: { head: 'weights' } },
+  ),
+
+  // --- calibration ---
+
+  /** Adds to a Gram matrix: gram += scale · xᵀ x (upper triangle); gram float32 [columns of x, columns of x]. */
+  accumulateGram: operation(
+    'statistics',
+    (gram: Tensor, x: Tensor, scale: number) => ({
+      change: { gram },
+      read: { x },
+      settings: { scale },
+      flop: x.rows * x.width * (x.width + 1),
+    }),
+    { arithmetic: 'gram', parts: { gram: 'gram' } },
+  ),
+
+  /** Adds squares: sums += scale · Σ_t x[t]²; sums float32 [columns of x]. */
+  accumulateSquares: operation(
+    'statistics',
+    (sums: Tensor, x: Tensor, scale: number) => ({
+      change: { sums },
+      read: { x },
+      settings: { scale },
+      flop: 2 * x.rows * x.width,
+    }),
+    { arithmetic: 'gram', parts: { sums: 'gram' } },
+  ),
+
+  // --- pruning ---
+
+  /** Throws NON_FINITE "<subject> has a NaN or infinite entry in row …" (at the next synchronisation); x float32. */
+  checkFinite: operation('solve', (x: Tensor, subject: string) => ({ read: { x }, settings: { subject } })),
+
+  /** The scores |weight| · sqrt(squares of the column), float32 [rows, columns], of Wanda (Sun et al. 2023, arXiv 2306.11695). */
+  scores: operation(
+    'solve',
+    (weight: Tensor, squares: Tensor) => ({
+      make: { out: float32(...matrix(weight)) },
+      read: { weight, squares },
+    }),
+    { parts: { out: 'solver' } },
+  ),
+
+  /**
+   * The mask of the smallest scores, uint8 [rows, columns], 1 = prune; signs do not count. By sparsity they are chosen of the
+   * whole matrix or `byRow`; `inclusive` also takes the score of the next rank and all that equal it, as the SparseGPT
+   * reference does for magnitude.
+   */
+  selectMask: operation(
+    'solve',
+    (scores: Tensor, choice: Choice, { byRow = false, inclusive = false } = {}) => ({
+      make: { mask: uint8(...matrix(scores)) },
+      read: { scores },
+      settings: { ...choiceSettings(choice), byRow, inclusive },
+    }),
+    { parts: { mask: 'solver' } },
+  ),
+
+  /** Applies a mask: weight = 0 where the mask is not 0. */
+  applyMask: operation('solve', (weight: Tensor, mask: Tensor) => ({ change: { weight }, read: { mask } })),
+
+  /**
+   * Factors the damped Hessian H = R Rᵀ in its place, R upper triangular. `dead`: uint8 [columns], 1 where H_jj is 0. `report`:
+   * float64, the dampening used, how often it was raised, the number of dead columns.
+   */
+  factorHessian: operation(
+    'factor',
+    (hessian: Tensor, dampening: number) => ({
+      make: { dead: uint8(hessian.width), report: float64(3) },
+      change: { hessian },
+      settings: { dampening },
+      flop: hessian.width ** 3 / 3,
+    }),
+    { arithmetic: 'factor', parts: { hessian: 'gram', dead: 'solver', report: 'solver' } },
+  ),
+
+  /** The product x R, or x Rᵀ, x R⁻¹, x R⁻ᵀ, with R as factorHessian leaves it; float32 [rows, columns]. */
+  triangularProduct: operation(
+    'solve',
+    (x: Tensor, factor: Tensor, { inverse = false, transposed = false } = {}) => ({
+      make: { out: float32(...matrix(x)) },
+      read: { x, factor },
+      settings: { inverse, transposed },
+      flop: x.rows * x.width * (x.width + 1),
+    }),
+    { arithmetic: 'solve', parts: { out: 'solver' } },
+  ),
+
+  /**
+   * Prunes `weight`, float32 [rows, columns], with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): what `given` marks,
+   * else by the choice. `loss`: float64 [1], ½ Σ (w - q)² / U_jj².
+   */
+  pruneSparsegpt: operation(
+    'solve',
+    (
+      weight: Tensor,
+      { factor, dead }: { factor: Tensor; dead: Tensor },
+      { given, ...choice }: Choice & { given?: Tensor | undefined },
+      { blockSize, bits }: { blockSize: number; bits: number },
+    ) => ({
+      make: { mask: uint8(...matrix(weight)), loss: float64(1) },
+      change: { weight },
+      read: { factor, dead, given },
+      settings: { ...choiceSettings(choice), blockSize, bits },
+      flop: weight.rows * weight.width ** 2,
+    }),
+    { arithmetic: 'solve', parts: { mask: 'solver', loss: 'solver' } },
+  ),
+
+  // --- inspection ---
+
+  /** The number of zeros, then 1 for each pattern (n, m; int32 [patterns, 2]) that every group of m neighbours keeps; float64. */
+  countZeros: operation(
+    'solve',
+    (tensor: Tensor, patterns?: Tensor) => ({
+      make: { stats: float64(1 + (patterns?.rows ?? 0)) },
+      read: { tensor, patterns },
+    }),
+    { parts: { stats: 'solver' } },
+  ),
+}
+
+export type OperationName = keyof typeof operations
+
+/** The phases of what is not in the table: moves between the host and the device. */
+const transfers: Record<string, Phase> = {
+  upload: 'convert',
+  download: 'convert',
+  releasePages: 'convert',
+  offload: 'write',
+}
+
+/** The phase of an entry of a device's profile. */
+export function phaseOf(name: string): Phase | undefined {
+  return (operations as Partial<Record<string, Operation>>)[name]?.phase ?? transfers[name]
+}
+
+type IsUnion<T, Each = T> = T extends unknown ? ([Each] extends [T] ? false : true) : never
+
+/** What a call returns: the tensor it makes; where it makes several, all by name. */
+type Result<C> = C extends { make: infer Made }
+  ? IsUnion<keyof Made> extends true
+    ? { [Name in keyof Made]: Tensor }
+    : Tensor
+  : undefined
+
+/** A method for every operation of the table. */
+export type OperationMethods = {
+  [Name in OperationName]: (
+    ...args: Parameters<(typeof operations)[Name]['call']>
+  ) => Result<ReturnType<(typeof operations)[Name]['call']>>
+}
+
+/** The bytes that a call moves: what it reads, and what it writes. */
+export function bytesMoved({ change = {}, read = {}, rowsRead = {} }: Call, made: readonly Tensor[]): number {
+  const written = made.reduce((sum, { bytes }) => sum + bytes, 0)
+  const changed = Object.values(change).reduce((sum, { bytes }) => sum + 2 * bytes, 0)
+  const operands = Object.entries(read).reduce((sum, [name, tensor]) => {
+    if (!tensor) return sum
+    const share = (rowsRead[name] ?? tensor.rows) / Math.max(1, tensor.rows)
+    return sum + share * tensor.bytes
+  }, 0)
+  return written + changed + operands
+}

@@ -1,0 +1,59 @@
+import type * as z from 'zod'
+import type { Choice, Device, Tensor } from '../../native/device.js'
+import type { Statistic } from '../statistic.js'
+
+/** Which weights of a matrix go: those of the mask, else by the choice. */
+export interface Selection extends Choice {
+  /** The mask of what is to go, uint8 [rows, columns], 1 = prune. */
+  given?: Tensor | undefined
+}
+
+/** What became of a matrix. */
+export interface Pruned {
+  /** The mask of what has gone, uint8 [rows, columns], 1 = pruned. */
+  mask: Tensor
+  /** The loss ½ tr(ΔW H ΔWᵀ), float64 [1]; absent where the method does not know it. */
+  loss?: Tensor
+}
+
+/** What the preparation for one input did. */
+export interface Preparation {
+  /** The dampening of the Hessian, as a share of its mean diagonal. */
+  dampening: number
+  /** How often it was raised because the Hessian could not be factored. */
+  retries: number
+  /** The number of inputs that were zero for every token. */
+  deadColumns: number
+}
+
+/** Prunes the matrices that share one input. */
+export interface Solver {
+  /** Enqueues the pruning of `weight`, float32 [rows, columns], in place. */
+  prune(weight: Tensor, selection: Selection): Pruned
+  /** Waits for the preparation and tells what it did; absent where there is nothing to tell. */
+  preparation?(): Promise<Preparation>
+}
+
+/**
+ * A pruning method. One file each, which ends with `satisfies Method`, or declares a `Method<typeof options>` where it has options
+ * of its own; registry.ts lists them.
+ */
+export interface Method<Options extends z.ZodRawShape = z.ZodRawShape> {
+  /** The name in options, such as 'sparsegpt'. */
+  name: string
+  /** What it needs to know of a layer's inputs; undefined for nothing. */
+  statistic: Statistic | undefined
+  /** Whether it can round the kept weights, too (option `bits`), and make up for that. */
+  rounds: boolean
+  /** The options of its own, as zod validates them. */
+  options: Options
+  /**
+   * Prepares for one input. `sum`: the statistic's, which it may overwrite; undefined where the method has none. Tensors that it
+   * makes go into the device's scope.
+   */
+  prepare(
+    device: Device,
+    options: z.output<z.ZodObject<Options>> & { bits?: number | undefined },
+    sum: Tensor | undefined,
+  ): Solver
+}

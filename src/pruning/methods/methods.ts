@@ -1,0 +1,34 @@
+import * as z from 'zod'
+import type { Method } from './method.js'
+import * as methods from './registry.js'
+
+/** The name of a pruning method. */
+export type PruningMethod = keyof typeof methods
+
+export const methodNames = Object.keys(methods) as [PruningMethod, ...PruningMethod[]]
+export const defaultMethod: PruningMethod = 'sparsegpt'
+
+type Intersection<Union> = (Union extends unknown ? (each: Union) => void : never) extends (
+  all: infer All,
+) => void
+  ? All
+  : never
+type OptionShapes = Intersection<(typeof methods)[PruningMethod]['options']>
+
+/** The options that methods have of their own. A method takes its own and leaves the others alone. */
+export type MethodOptions = { [Name in keyof OptionShapes]?: z.input<OptionShapes[Name]> }
+
+/** Validates MethodOptions; the description of each is the command line's help. */
+export const methodOptions = z.object(
+  Object.assign({}, ...Object.values(methods).map(({ options }) => options)) as OptionShapes,
+)
+
+export function methodNamed(name: PruningMethod): Method {
+  return methods[name]
+}
+
+/** The method for a layer of whose inputs nothing is known. */
+export const withoutInputs: Method = methods.magnitude
+
+/** The names of the methods that can round weights, for messages. */
+export const roundingMethods = methodNames.filter((name) => methods[name].rounds)

@@ -1,0 +1,4 @@
+// The pruning methods: a line each.
+export { magnitude } from './magnitude.js'
+export { sparsegpt } from './sparsegpt.js'
+export { wanda } from './wanda.js'

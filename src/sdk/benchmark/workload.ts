@@ -1,0 +1,142 @@
+import { BlockWeights } from '../../models/block-weights.js'
+import { Engine } from '../../models/engine.js'
+import { familyOf } from '../../models/registry.js'
+import { Weights } from '../../models/weights.js'
+import type { Device, DType, Tensor } from '../../native/device.js'
+import { sparsegpt } from '../../pruning/methods/sparsegpt.js'
+import type { BenchCase } from './case.js'
+
+/** What the operations of a run came to. */
+export interface Run {
+  /** The time that they took on the device. */
+  seconds: number
+  /** The number of their floating-point operations, as the operation table counts them. */
+  flop: number
+}
+
+/** A case on a device, with random data. */
+export interface Workload {
+  run(): Promise<Run>
+  dispose(): void
+}
+
+/** Makes the data of a case. The device's profile must have been started. Throws OUT_OF_MEMORY. */
+export async function createWorkload(device: Device, c: BenchCase): Promise<Workload> {
+  const owned: Tensor[] = []
+  const run = await device.within(owned, () => workload(device, c))
+  return {
+    run,
+    dispose: () => {
+      for (const tensor of owned) tensor.dispose()
+    },
+  }
+}
+
+type Runner = () => Promise<Run>
+
+function workload(device: Device, c: BenchCase): Runner | Promise<Runner> {
+  switch (c.operation) {
+    case 'linear': {
+      const x = random(device, c.dtype, [c.tokens, c.inputs])
+      const weight = random(device, c.dtype, [c.outputs, c.inputs])
+      return () => timed(device, () => device.linear(x, weight))
+    }
+    case 'gram': {
+      const x = random(device, c.dtype, [c.tokens, c.columns])
+      const gram = device.zeros('float32', [c.columns, c.columns])
+      return () => timed(device, () => device.accumulateGram(gram, x, 1 / c.tokens))
+    }
+    case 'solver':
+      return solver(device, c)
+    case 'forward':
+      return forward(device, c)
+  }
+}
+
+async function solver(device: Device, c: BenchCase & { operation: 'solver' }): Promise<Runner> {
+  const { rows, columns: n } = c
+  const dense = random(device, 'float32', [rows, n])
+  const gram = device.zeros('float32', [n, n])
+  // The Gram matrix of 2n random inputs is far from singular.
+  const tokens = Math.min(2 * n, 4096)
+  for (let seen = 0; seen < 2 * n; seen += tokens) {
+    const x = device.within([], () => random(device, 'float32', [tokens, n]))
+    device.accumulateGram(gram, x, 1 / n)
+    x.dispose()
+    await device.synchronize()
+  }
+  const selection = c.pattern ? { pattern: c.pattern } : { sparsity: 0.5 }
+  return async () => {
+    const copies = device.within(
+      [],
+      () => [device.cast(gram, 'float32'), device.cast(dense, 'float32')] as const,
+    )
+    const [hessian, weight] = copies
+    const options = { blockSize: 128, dampening: 0.01, bits: c.bits }
+    const run = await timed(device, () =>
+      sparsegpt.prepare(device, options, hessian).prune(weight, selection),
+    )
+    for (const copy of copies) copy.dispose()
+    return run
+  }
+}
+
+function forward(
+  device: Device,
+  { model, config, tokens, dtype }: BenchCase & { operation: 'forward' },
+): Runner {
+  const weights = new RandomWeights(device, { folder: '', config, shards: [], tensors: new Map() }, dtype)
+  const architecture = familyOf(config).build(config, weights)
+  const block = new BlockWeights(device, weights, architecture.block(0))
+  const engine = new Engine(
+    device,
+    architecture,
+    weights,
+    { folder: '', config, shards: [], tensors: new Map() },
+    model,
+  )
+  const hidden = random(device, dtype, [tokens, architecture.hiddenSize])
+  const batch = { sequences: { count: 1, length: tokens, start: 0 }, hidden }
+  return () =>
+    timed(device, async () => {
+      const output = await engine.runBlock(0, block, batch).finish()
+      output.dispose()
+    })
+}
+
+/** Weights of random numbers, under any name. */
+class RandomWeights extends Weights {
+  override stored(_: string, shape: readonly number[]): Tensor {
+    return random(this.device, this.dtype, shape, shape.length > 1 ? (shape[1] ?? 1) ** -0.5 : 1)
+  }
+}
+
+/** Measures the operations that `body` enqueues. */
+async function timed(device: Device, body: () => unknown): Promise<Run> {
+  await device.profile()
+  const made: Tensor[] = []
+  const before = total(device)
+  await device.within(made, body)
+  for (const tensor of made) tensor.dispose()
+  const seconds = Object.values(await device.profile()).reduce((a, b) => a + b, 0)
+  return { seconds, flop: total(device) - before }
+}
+
+const total = ({ work }: Device) => Object.values(work.flop).reduce((a, b) => a + b, 0)
+
+/** Uniform numbers in [-scale, scale); the same every time. */
+function random(device: Device, dtype: DType, shape: readonly number[], scale = 1): Tensor {
+  const values = new Float32Array(shape.reduce((a, b) => a * b, 1))
+  let state = 0x9e3779b9
+  for (let i = 0; i < values.length; i++) {
+    state ^= state << 13
+    state ^= state >>> 17
+    state ^= state << 5
+    values[i] = state * scale * 2 ** -31
+  }
+  if (dtype === 'float32') return device.upload(values, shape)
+  const uploaded = device.within([], () => device.upload(values, shape))
+  const tensor = device.cast(uploaded, dtype)
+  uploaded.dispose()
+  return tensor
+}

@@ -1,0 +1,148 @@
+import * as z from 'zod'
+import { SparseGptError } from '../errors.js'
+import { openCheckpoint } from '../files/checkpoint.js'
+import { resolveModel } from '../hub/model-folder.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
+import { Engine, type Batch } from '../models/engine.js'
+import { familyOf } from '../models/registry.js'
+import { storedShape } from '../models/specs.js'
+import { Weights } from '../models/weights.js'
+import { Device, type DeviceName, type Tensor } from '../native/device.js'
+import { deviceName } from '../native/devices.js'
+import { parseOptions } from '../options.js'
+import type { Tokenizer } from '../text/tokenizer.js'
+import { checkTokens } from '../text/vocabulary.js'
+
+/** Where and how a model computes. */
+export interface LoadOptions {
+  /** The device to compute on: 'auto' (default), 'cpu', 'cuda', or 'cuda:1' for the second GPU. */
+  device?: DeviceName
+  /** The element type of activations and matrices; sums are in float32 either way. Default 'float32'. */
+  dtype?: 'float32' | 'bfloat16'
+  /** The number of threads of the CPU device; 0 (default) for one per core. */
+  threads?: number
+  /** A function that is called while a model is downloaded from the hub. */
+  onDownload?: (progress: DownloadProgress) => void
+  /** A signal that stops a download. */
+  signal?: AbortSignal
+}
+
+const loadOptions = z.strictObject({
+  device: deviceName.default('auto'),
+  dtype: z.enum(['float32', 'bfloat16']).default('float32'),
+  threads: z.int().min(0).max(1024).default(0),
+  onDownload: z
+    .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function')
+    .optional(),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+/** The next-token logits of some sequences. */
+export interface Logits {
+  /** The logits, float32, row-major. */
+  data: Float32Array
+  /** The sizes: [batch, sequence, vocabulary]. */
+  shape: [number, number, number]
+}
+
+/** A causal language model: weights mapped from a folder in Hugging Face layout, computed on a device. */
+export interface Model {
+  /** The hub id, or the name of the folder, that the model was loaded from. */
+  readonly name: string
+  /** The absolute path of the folder that the weights are in; after `prune` with `out` that folder. */
+  readonly folder: string
+  /** The device that the model computes on, as the option `device` names it. */
+  readonly device: Exclude<DeviceName, 'auto'>
+  /** The element type of activations and matrices. */
+  readonly dtype: 'float32' | 'bfloat16'
+  /** The tokenizer of the model's folder. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+  tokenizer(): Promise<Tokenizer>
+  /**
+   * The next-token logits at every position, float32 [batch, sequence, vocabulary].
+   * `ids`: token ids, sequences of equal length. Throws INVALID_OPTION.
+   */
+  logits(ids: readonly (readonly number[])[]): Promise<Logits>
+  /** Frees native memory and threads. The model cannot be used afterwards. */
+  dispose(): Promise<void>
+}
+
+const engines = new WeakMap<Model, Engine>()
+
+/** The engine behind a model. Throws INVALID_OPTION for what loadModel has not made. */
+export function engineOf(model: Model): Engine {
+  const engine = engines.get(model)
+  if (engine) return engine
+  throw new SparseGptError('INVALID_OPTION', 'the model must be one that loadModel has returned')
+}
+
+/**
+ * Loads a model from a folder in Hugging Face layout (config.json, safetensors or .bin weights, tokenizer.json), or from
+ * the hub: 'org/name' or 'org/name@revision' is downloaded into the cache that Hugging Face's tools share, unless it is
+ * there already. HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_HUB_CACHE hold as for those tools. Weights are
+ * mapped, not read.
+ *
+ * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT (damaged or contradictory files), UNSUPPORTED_MODEL,
+ * INVALID_OPTION, WRITE_FAILED (the cache), ABORTED, DEVICE_UNAVAILABLE.
+ */
+export async function loadModel(pathOrHubId: string, options: LoadOptions = {}): Promise<Model> {
+  const o = parseOptions(loadOptions, options, 'loadModel')
+  const { folder, name } = await resolveModel(pathOrHubId, o)
+  const checkpoint = await openCheckpoint(folder)
+  const family = familyOf(checkpoint.config)
+  const device = new Device(o.device, o.threads)
+  try {
+    const weights = new Weights(device, checkpoint, o.dtype)
+    const architecture = family.build(checkpoint.config, weights)
+    for (let i = 0; i < architecture.blockCount; i++) {
+      const { prefix, linears } = architecture.block(i)
+      for (const linear of linears) weights.require(`${prefix}${linear.name}.weight`, storedShape(linear))
+    }
+    return modelOf(new Engine(device, architecture, weights, checkpoint, name))
+  } catch (error) {
+    await device.close()
+    throw error
+  }
+}
+
+function modelOf(engine: Engine): Model {
+  const model: Model = {
+    name: engine.name,
+    get folder() {
+      return engine.folder
+    },
+    device: engine.device.name,
+    dtype: engine.weights.dtype,
+    tokenizer: () => engine.tokenizer(),
+    logits: (ids) => logits(engine, ids),
+    dispose: () => engine.dispose(),
+  }
+  engines.set(model, engine)
+  return model
+}
+
+async function logits(engine: Engine, ids: readonly (readonly number[])[]): Promise<Logits> {
+  const sequence = ids[0]?.length ?? 0
+  if (sequence === 0 || ids.some((row) => row.length !== sequence)) {
+    throw new SparseGptError(
+      'INVALID_OPTION',
+      'logits: ids must be one or more sequences of the same length >= 1',
+    )
+  }
+  engine.checkSequence(sequence)
+  const { vocabularySize, device } = engine
+  const windows = ids.map((row) => Int32Array.from(row))
+  windows.forEach((window, i) => checkTokens(window, ids[i] ?? [], vocabularySize))
+  const owned: Tensor[] = []
+  const [batch] = engine.embed([windows]) as [Batch]
+  try {
+    for (const [index, weights] of engine.blocks()) await engine.passBlock(index, weights, [batch])
+    const head = engine.head()
+    const result = device.within(owned, () => head.logits(batch.hidden))
+    head.dispose()
+    const data = await device.readFloat32(result)
+    return { data, shape: [ids.length, sequence, vocabularySize] }
+  } finally {
+    batch.hidden.dispose()
+    for (const tensor of owned) tensor.dispose()
+  }
+}

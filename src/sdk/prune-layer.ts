@@ -1,0 +1,143 @@
+import * as z from 'zod'
+import { SparseGptError } from '../errors.js'
+import { Device, type DeviceName, type Tensor } from '../native/device.js'
+import { deviceName } from '../native/devices.js'
+import { parseOptions } from '../options.js'
+import { checkSelection, pruningOptions } from '../pruning/options.js'
+import { solveLayer } from '../pruning/layer-solver.js'
+import { methodNamed, type MethodOptions, type PruningMethod } from '../pruning/methods/methods.js'
+
+/** One matrix, and how it is to be pruned. */
+export interface PruneLayerOptions extends MethodOptions {
+  /** The matrix, float32, row-major [rows, columns] = [out, in]. It is not changed. */
+  weight: Float32Array
+  /** The number of output features. */
+  rows: number
+  /** The number of input features. */
+  columns: number
+  /**
+   * The Hessian, float32 [columns, columns]: Σ x xᵀ over the layer's inputs, at any positive scale
+   * (it scales the loss only). It is symmetric; the upper triangle is read. Needed by sparsegpt; of it wanda reads the diagonal and magnitude nothing.
+   */
+  hessian?: Float32Array
+  /** The pruning method: 'sparsegpt' (default), 'wanda' or 'magnitude'. */
+  method?: PruningMethod
+  /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
+  sparsity?: number
+  /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
+  pattern?: string
+  /** The weights to prune, [rows, columns], 1 = prune; with sparsegpt the others make up for them. */
+  mask?: Uint8Array
+  /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
+  bits?: number
+  /** The device to compute on. Default 'cpu'. */
+  device?: DeviceName
+  /** The number of threads of the CPU device; 0 (default) for one per core. */
+  threads?: number
+}
+
+/** A matrix that has been pruned. */
+export interface PrunedLayer {
+  /** The pruned matrix, float32 [rows, columns]. */
+  weight: Float32Array
+  /** The mask, [rows, columns], 1 = pruned. */
+  mask: Uint8Array
+  /** The loss ½ tr(ΔW H ΔWᵀ) with the damped H, which is ½ Σ (w − q)²/U_jj²; null for magnitude and wanda. */
+  loss: number | null
+  /** The share of zeros in `weight`. */
+  sparsity: number
+  /** What the factorisation did (sparsegpt). `retries` > 0: `used` was raised because H could not be factored. */
+  dampening: { used: number; retries: number } | null
+  /** The number of inputs that were always zero; their weights are pruned (sparsegpt). */
+  deadColumns: number
+}
+
+const schema = pruningOptions
+  .extend({
+    weight: z.instanceof(Float32Array),
+    rows: z.int().min(1),
+    columns: z.int().min(1).max(131072),
+    hessian: z.instanceof(Float32Array).optional(),
+    mask: z.instanceof(Uint8Array).optional(),
+    device: deviceName.default('cpu'),
+    threads: z.int().min(0).max(1024).default(0),
+  })
+  .strict()
+  .superRefine((options, context) => {
+    checkSelection(options, context)
+    const { rows, columns, weight, hessian, mask, method, pattern } = options
+    const check = (holds: boolean, name: string, message: string) => {
+      if (!holds) context.addIssue({ code: 'custom', path: [name], message })
+    }
+    check(weight.length === rows * columns, 'weight', `must have rows · columns = ${rows * columns} elements`)
+    check(
+      !mask || mask.length === rows * columns,
+      'mask',
+      `must have rows · columns = ${rows * columns} elements`,
+    )
+    check(
+      !methodNamed(method).statistic || hessian !== undefined,
+      'hessian',
+      `is needed for method "${method}"`,
+    )
+    const square = columns * columns
+    check(!hessian || hessian.length === square, 'hessian', `must have columns² = ${square} elements`)
+    const divides = !pattern || columns % pattern.m === 0
+    check(divides, 'pattern', `needs a number of columns divisible by ${pattern?.m ?? 1}, not ${columns}`)
+  })
+
+/**
+ * Prunes one weight matrix, for callers with their own pipeline. Runs on native threads; do not change the arrays meanwhile.
+ *
+ * Method: SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1); magnitude; Wanda (Sun et al. 2023, arXiv
+ * 2306.11695).
+ *
+ * Throws INVALID_OPTION, NON_FINITE (NaN or infinity in weight or hessian), NOT_POSITIVE_DEFINITE, OUT_OF_MEMORY,
+ * DEVICE_UNAVAILABLE.
+ */
+export async function pruneLayer(options: PruneLayerOptions): Promise<PrunedLayer> {
+  const o = parseOptions(schema, options, 'pruneLayer')
+  const device = new Device(o.device, o.threads)
+  const owned: Tensor[] = []
+  try {
+    return await device.within(owned, () => run(device, o))
+  } catch (error) {
+    if (error instanceof SparseGptError && error.code === 'NON_FINITE') {
+      throw new SparseGptError('NON_FINITE', `pruneLayer: ${error.message}`, { cause: error })
+    }
+    throw error
+  } finally {
+    for (const tensor of owned) tensor.dispose()
+    await device.close()
+  }
+}
+
+async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLayer> {
+  const shape = [o.rows, o.columns]
+  const method = methodNamed(o.method)
+  const sum = o.hessian && method.statistic?.fromHessian(o.hessian, o.columns)
+  const weight = device.upload(o.weight, shape)
+  const solver = method.prepare(device, o, sum && device.upload(sum, method.statistic!.shape(o.columns)))
+  const selection = {
+    ...(o.mask
+      ? {
+          given: device.upload(
+            o.mask.map((entry) => (entry ? 1 : 0)),
+            shape,
+          ),
+        }
+      : {}),
+    ...(o.pattern ? { pattern: o.pattern } : {}),
+    sparsity: o.sparsity ?? 0.5,
+  }
+  const solved = await solveLayer(device, solver, weight, selection)
+  const { dampening = 0, retries = 0, deadColumns = 0 } = (await solver.preparation?.()) ?? {}
+  return {
+    weight: await device.readFloat32(weight),
+    mask: (await device.read(solved.mask)) as Uint8Array,
+    loss: solved.loss,
+    sparsity: solved.zeros / o.weight.length,
+    dampening: solver.preparation ? { used: dampening, retries } : null,
+    deadColumns,
+  }
+}

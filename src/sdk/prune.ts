@@ -1,0 +1,222 @@
+import * as z from 'zod'
+import { abortable } from '../abort.js'
+import { calibrationWindows, textSource, type TextSource } from '../text/source.js'
+import { saveTokens } from '../text/token-file.js'
+import { encodings, type EncodingName } from '../files/encodings/registry.js'
+import { MaskFile } from '../files/mask-file.js'
+import { SparseGptError } from '../errors.js'
+import type { Engine, Offload } from '../models/engine.js'
+import { storedShape, type LinearSpec } from '../models/specs.js'
+import type { Work } from '../native/device.js'
+import { planPruning, type PlannedJob } from '../planning/planned-job.js'
+import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import { parseOptions } from '../options.js'
+import { engineOf, type Model } from './model.js'
+import {
+  checkSelection,
+  memorySize,
+  modelPruningOptions,
+  samples,
+  type ModelPruningOptions,
+} from '../pruning/options.js'
+import { methodNamed } from '../pruning/methods/methods.js'
+import { phaseSeconds } from '../pruning/phases.js'
+import { pruneBlocks, selectLayers } from '../pruning/pipeline.js'
+import type { PruneProgress, PruneReport } from '../pruning/report.js'
+
+/** The calibration text, and what is drawn from it. */
+export interface CalibrationOptions extends TextSource {
+  /** The number of windows drawn from the text. Default 128. */
+  samples?: number
+  /** The number of tokens per window. Default: the model's context, at most 2048. */
+  sequenceLength?: number
+  /** The seed of Python's generator, which draws the windows. Default 0. */
+  seed?: number
+  /** A .safetensors file to save the encoded text (of C4 the windows) to; it can be given as `file` next time. */
+  saveTokens?: string
+}
+
+/** What is pruned, how, with which text, and where the result goes. */
+export interface PruneOptions extends ModelPruningOptions {
+  /** A safetensors file of masks (BOOL, U8 or I8; 1 = prune), named and shaped as the weights to prune. */
+  mask?: string
+  /** The text whose activations the pruning preserves. Not needed for magnitude. */
+  calibration?: CalibrationOptions
+  /** The folder for the pruned model, in the source's layout and dtypes. Without it the model is pruned in memory only. */
+  out?: string
+  /** Whether `out` is replaced if it exists. Default false. */
+  force?: boolean
+  /** The form in which `out` holds the pruned weights. Default 'dense': every value, as other programs read it. */
+  encoding?: EncodingName
+  /** Whether the report tells where the time goes (phases). It costs a little on a GPU, which then waits after every operation. */
+  profile?: boolean
+  /**
+   * The folder for a file that takes the activations while they wait (samples · sequence length · hidden size of them): always, or
+   * with `memory` only when they do not fit. On a GPU they may also wait in the host's memory: see `memory`.
+   */
+  offload?: string
+  /**
+   * The limit of what the job may take of the process's memory, or on a GPU of the GPU's: bytes, or '16GB'. A job that would take more is
+   * refused before anything is read, unless its activations can wait elsewhere: in `offload`, or from a GPU in the host's
+   * memory. Default: no limit; on a GPU 90 % of its memory.
+   */
+  memory?: number | string
+  /** A function that is told how far the work has come. */
+  onProgress?: (progress: PruneProgress) => void
+  /** A signal that stops the work (ABORTED). */
+  signal?: AbortSignal
+}
+
+const schema = modelPruningOptions
+  .extend({
+    mask: z.string().min(1).optional(),
+    calibration: textSource
+      .extend({
+        samples,
+        sequenceLength: z.int().min(1).optional(),
+        seed: z.int().default(0),
+        saveTokens: z.string().endsWith('.safetensors').optional(),
+      })
+      .strict()
+      .optional(),
+    out: z.string().min(1).optional(),
+    force: z.boolean().default(false),
+    encoding: z.enum(Object.keys(encodings) as EncodingName[]).default('dense'),
+    profile: z.boolean().default(false),
+    offload: z.string().min(1).optional(),
+    memory: memorySize.optional(),
+    onProgress: z
+      .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
+      .optional(),
+    signal: z.instanceof(AbortSignal).optional(),
+  })
+  .strict()
+  .superRefine((options, context) => {
+    checkSelection(options, context)
+    if (methodNamed(options.method).statistic && !options.calibration) {
+      const message = `is needed for method "${options.method}": { file }, { tokens } or another source of text`
+      context.addIssue({ code: 'custom', path: ['calibration'], message })
+    }
+  })
+
+/**
+ * Prunes a model block by block with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774), Wanda or by magnitude. With
+ * `out` the pruned model appears there, complete or not at all, and `model` uses it from then on.
+ *
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT (calibration text shorter than a window), NON_FINITE,
+ * NOT_POSITIVE_DEFINITE, OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, OUT_OF_MEMORY, ABORTED.
+ */
+export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
+  const start = performance.now()
+  const o = parseOptions(schema, options, 'prune')
+  const engine = engineOf(model)
+  const source = engine.folder
+  const layers = selectLayers(engine.architecture, o)
+  const { offload, work: planned } = await planMemory(engine, o)
+  const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
+  if (o.profile) await engine.device.profile() // starts it
+  abortable(o.signal)
+  const reading = performance.now()
+  const windows = await drawCalibration(engine, o)
+  const calibration = secondsSince(reading)
+  abortable(o.signal)
+  const work = planned ?? (o.onProgress && (await planJob(engine, o, false)).work)
+  const destination =
+    o.out === undefined
+      ? new MemoryDestination(engine)
+      : await FolderDestination.create(engine, o.out, {
+          force: o.force,
+          encoding: encodings[o.encoding],
+          weights: layers.flat().map(({ name }) => `${name}.weight`),
+        })
+  try {
+    const reports = await pruneBlocks(engine, { ...o, masks, offload, work }, layers, windows, destination)
+    const operations = o.profile ? await engine.device.profile() : undefined
+    abortable(o.signal)
+    const committing = performance.now()
+    await destination.commit()
+    const commit = secondsSince(committing)
+    const weights = reports.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
+    const achieved =
+      reports.reduce((sum, layer) => sum + layer.sparsity * layer.rows * layer.columns, 0) / weights
+    const seconds = secondsSince(start)
+    return {
+      model: source,
+      out: destination.folder,
+      method: o.method,
+      sparsity: { target: target(o, achieved), achieved },
+      seconds,
+      peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
+      layers: reports,
+    }
+  } catch (error) {
+    await destination.abort()
+    throw error
+  }
+}
+
+const secondsSince = (start: number) => (performance.now() - start) / 1000
+
+type Parsed = z.output<typeof schema>
+
+/** Plans the job; see planPruning. */
+function planJob({ device, weights, checkpoint, name }: Engine, o: Parsed, offload: boolean) {
+  const job: Omit<PlannedJob, 'offload'> = {
+    ...o,
+    ...o.calibration,
+    samples: o.calibration?.samples ?? 1,
+    device: device.name,
+    dtype: weights.dtype,
+    writes: o.out !== undefined,
+  }
+  return planPruning(name, checkpoint.config, { ...job, offload })
+}
+
+/**
+ * Decides how activations leave the device's memory while they wait, if they have to; where memory is limited by a plan of the job,
+ * whose work is returned. Throws OUT_OF_MEMORY, WRITE_FAILED.
+ */
+async function planMemory(
+  engine: Engine,
+  o: Parsed,
+): Promise<{ work?: Work; offload?: Offload | undefined }> {
+  const { device } = engine
+  const file = o.offload === undefined ? undefined : device.createSpillFile(o.offload)
+  const move: Offload = (tensor) => device.offload(tensor, file)
+  // The context and the libraries of a GPU take some of its memory.
+  const limit = o.memory ?? (device.memory === undefined ? undefined : 0.9 * device.memory)
+  if (limit === undefined) return { offload: file && move }
+  const { plan, work } = await planJob(engine, o, false)
+  const needed = plan.memory.peak
+  if (needed <= limit) return { work }
+  const elsewhere = file !== undefined || !device.traits.inHostMemory
+  if (elsewhere && (await planJob(engine, o, true)).plan.memory.peak <= limit) return { work, offload: move }
+  const advice = elsewhere ? '' : 'offload (a folder for activations), '
+  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}dtype "bfloat16", fewer samples or a shorter sequenceLength`
+  throw new SparseGptError('OUT_OF_MEMORY', message)
+}
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 : 1)} GB`
+
+async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile> {
+  const masks = await MaskFile.open(file)
+  for (const linear of layers.flat()) masks.require(`${linear.name}.weight`, storedShape(linear))
+  return masks
+}
+
+async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+  if (!o.calibration || !methodNamed(o.method).statistic) return []
+  const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
+  const { samples: count, seed } = o.calibration
+  const options = { samples: count, seed, sequenceLength, signal: o.signal }
+  const { windows, text } = await calibrationWindows(engine, o.calibration, options)
+  if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
+  return windows
+}
+
+/** The share asked for; a mask asks for what it marks. */
+function target(o: Parsed, achieved: number): number {
+  if (o.pattern) return o.pattern.n / o.pattern.m
+  return o.mask === undefined ? (o.sparsity ?? 0.5) : achieved
+}

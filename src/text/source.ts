@@ -1,0 +1,190 @@
+import * as z from 'zod'
+import { abortable } from '../abort.js'
+import { SparseGptError } from '../errors.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
+import { datasetNames, datasetText, openC4, type DatasetName } from './dataset.js'
+import { PythonRandom } from './python-random.js'
+import { readText } from './text.js'
+import { isTokenFile, readTokenFile } from './token-file.js'
+import { checkTokens, type Vocabulary } from './vocabulary.js'
+import { drawWindows, splitWindows } from './windows.js'
+
+/** Where text comes from: a named data set, a file, or token ids. Exactly one is given. */
+export interface TextSource {
+  /**
+   * The name of a data set, which is downloaded from the hub unless its cache has it, and prepared as the paper's code
+   * does.
+   */
+  dataset?: DatasetName
+  /**
+   * The path of a file. Of a .jsonl, .jsonl.gz, .json.gz or .parquet file the field `textField` of every row is taken,
+   * of a .safetensors file the token ids that saveTokens wrote, of any other its whole text.
+   */
+  file?: string
+  /** The field of a row, or the column, that holds the text. Default: 'text'. */
+  textField?: string
+  /** The token ids of a text, in the place of the text itself. */
+  tokens?: ArrayLike<number>
+  /** The function that is called while a data set is downloaded. */
+  onDownload?: (progress: DownloadProgress) => void
+}
+
+/**
+ * The schema of a TextSource, to be extended by the options of what reads it; it does not check that exactly one is
+ * given.
+ */
+export const textSource = z.object({
+  dataset: z.enum(datasetNames).optional(),
+  file: z.string().min(1).optional(),
+  textField: z.string().min(1).default('text'),
+  tokens: z
+    .custom<ArrayLike<number>>(
+      (value) => Array.isArray(value) || (ArrayBuffer.isView(value) && 'length' in value),
+      'must be an array of token ids',
+    )
+    .optional(),
+  onDownload: z
+    .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function')
+    .optional(),
+})
+
+type Source = z.output<typeof textSource>
+
+/** What a calibration text gives. */
+interface CalibrationWindows {
+  /** The windows: `samples` of them, of `sequenceLength` token ids each. */
+  windows: Int32Array[]
+  /** The token ids that the windows were drawn from; absent when they are not of one text. */
+  text?: Int32Array
+}
+
+/**
+ * The windows of a calibration text, drawn as the paper's code draws them: from one text, or, of C4, each from a document
+ * of its own that is longer than a window. A file of windows gives its first ones.
+ *
+ * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (too short), INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED,
+ * WRITE_FAILED, ABORTED.
+ */
+export async function calibrationWindows(
+  model: Vocabulary,
+  source: Source,
+  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+): Promise<CalibrationWindows> {
+  if (checkedKind(source) === 'dataset' && source.dataset === 'c4')
+    return drawDocuments(model, source, options)
+  const { ids, windowLength } = await readSource(model, source, 'calibration', options.signal)
+  if (windowLength !== undefined) return takeWindows(source.file ?? '', ids, windowLength, options)
+  return { windows: drawWindows(ids, options), text: ids }
+}
+
+/**
+ * The token ids of an evaluation text, to be split into windows of `sequenceLength`: of C4, as many as the paper's code
+ * keeps; else all.
+ *
+ * Throws as calibrationWindows does.
+ */
+export async function evaluationTokens(
+  model: Vocabulary,
+  source: Source,
+  options: { sequenceLength: number; signal?: AbortSignal | undefined },
+): Promise<Int32Array> {
+  checkedKind(source)
+  const { ids } = await readSource(model, source, 'evaluation', options.signal)
+  return source.dataset === 'c4' ? ids.slice(0, c4Windows * options.sequenceLength) : ids
+}
+
+const c4Windows = 256
+
+function checkedKind(source: Source): 'dataset' | 'file' | 'tokens' {
+  const given = (['dataset', 'file', 'tokens'] as const).filter((name) => source[name] !== undefined)
+  const [kind] = given
+  if (kind === undefined || given.length > 1) {
+    throw new SparseGptError('INVALID_OPTION', 'option file: give exactly one of dataset, file and tokens')
+  }
+  return kind
+}
+
+async function readSource(
+  model: Vocabulary,
+  source: Source,
+  use: 'calibration' | 'evaluation',
+  signal: AbortSignal | undefined,
+): Promise<{ ids: Int32Array; windowLength?: number }> {
+  if (source.tokens !== undefined) {
+    const ids = Int32Array.from(source.tokens)
+    checkTokens(ids, source.tokens, model.vocabularySize)
+    return { ids }
+  }
+  if (source.dataset !== undefined) {
+    const { onDownload } = source
+    return { ids: await encode(model, await datasetText(source.dataset, use, { onDownload, signal })) }
+  }
+  const file = source.file ?? ''
+  if (isTokenFile(file)) return readTokenFile(file, model.vocabularySize)
+  return { ids: await encode(model, await readText(file, { textField: source.textField })) }
+}
+
+/**
+ * The token ids of a text as one sequence, post-processor included. Throws INVALID_CHECKPOINT for an id that the model
+ * lacks.
+ */
+async function encode(model: Vocabulary, text: string): Promise<Int32Array> {
+  const ids = await (await model.tokenizer()).encode(text)
+  const largest = ids.reduce((a, b) => Math.max(a, b), 0)
+  if (largest >= model.vocabularySize) {
+    const message = `${model.folder}: the tokenizer gives id ${largest}, but the model's vocabulary has ${model.vocabularySize} entries`
+    throw new SparseGptError('INVALID_CHECKPOINT', message)
+  }
+  return ids
+}
+
+/** The windows of C4: documents are drawn until one is longer than a window, then a window of it. */
+async function drawDocuments(
+  model: Vocabulary,
+  source: Source,
+  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+): Promise<CalibrationWindows> {
+  const { samples, sequenceLength, signal } = options
+  const random = new PythonRandom(options.seed)
+  const store = await openC4({ onDownload: source.onDownload, signal })
+  const tooShort = new Set<number>()
+  const windows: Int32Array[] = []
+  try {
+    while (windows.length < samples) {
+      abortable(signal)
+      if (tooShort.size === store.count) {
+        const message = `none of the ${store.count} documents of C4 has more than ${sequenceLength} tokens: give a shorter sequence length`
+        throw new SparseGptError('INVALID_TEXT', message)
+      }
+      const index = random.randint(0, store.count - 1)
+      if (tooShort.has(index)) continue
+      const ids = await encode(model, await store.document(index))
+      if (ids.length <= sequenceLength) {
+        tooShort.add(index)
+        continue
+      }
+      const offset = random.randint(0, ids.length - sequenceLength - 1)
+      windows.push(ids.slice(offset, offset + sequenceLength))
+    }
+  } finally {
+    await store.close()
+  }
+  return { windows }
+}
+
+function takeWindows(
+  file: string,
+  ids: Int32Array,
+  windowLength: number,
+  { samples, sequenceLength }: { samples: number; sequenceLength: number },
+): CalibrationWindows {
+  const count = windowLength === 0 ? 0 : ids.length / windowLength
+  if (windowLength !== sequenceLength || count < samples) {
+    throw new SparseGptError(
+      'INVALID_TEXT',
+      `${file} holds ${count} windows of ${windowLength} tokens, but ${samples} of ${sequenceLength} are asked for: give ` +
+        'samples and sequenceLength that fit',
+    )
+  }
+  return { windows: splitWindows(ids, windowLength, samples) }
+}

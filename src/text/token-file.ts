@@ -1,0 +1,74 @@
+import { readFile, writeFile } from 'node:fs/promises'
+import { extname, resolve } from 'node:path'
+import { readError, reason } from '../files/read-error.js'
+import { readSafetensorsHeader, serializeHeader } from '../files/safetensors.js'
+import { SparseGptError } from '../errors.js'
+
+const tensorName = 'tokens'
+
+/** Whether a file of this name holds token ids rather than text. */
+export const isTokenFile = (file: string) => extname(file).toLowerCase() === '.safetensors'
+
+/** The contents of a token file: those of a text, or windows of equal length that were already drawn from one. */
+interface TokenFile {
+  /** The token ids, those of all windows one after the other. */
+  ids: Int32Array
+  /** The number of tokens of each window; undefined when `ids` is a text to draw windows from. */
+  windowLength?: number
+}
+
+/**
+ * Saves token ids, so that a text need not be encoded again. The file is a safetensors file with one I32 tensor
+ * `tokens`: [n] for a text, [windows, sequence] for windows (all of one length). It replaces a file of that name.
+ *
+ * @throws SparseGptError INVALID_OPTION for a name that does not end in .safetensors, or windows of different lengths;
+ * WRITE_FAILED.
+ */
+export async function saveTokens(file: string, tokens: Int32Array | readonly Int32Array[]): Promise<void> {
+  if (!isTokenFile(file)) {
+    throw new SparseGptError('INVALID_OPTION', `option saveTokens: ${file} must end in .safetensors`)
+  }
+  const windows = tokens instanceof Int32Array ? [tokens] : tokens
+  const length = windows[0]?.length ?? 0
+  if (windows.some((window) => window.length !== length)) {
+    throw new SparseGptError('INVALID_OPTION', 'option saveTokens: the windows must be of equal length')
+  }
+  const shape = tokens instanceof Int32Array ? [length] : [windows.length, length]
+  const { header } = serializeHeader([{ name: tensorName, dtype: 'I32', shape }], {})
+  const bytes = windows.map((window) => new Uint8Array(window.buffer, window.byteOffset, window.byteLength))
+  await writeFile(file, Buffer.concat([header, ...bytes])).catch((error: unknown) => {
+    throw new SparseGptError('WRITE_FAILED', `cannot write ${resolve(file)}: ${reason(error)}`, {
+      cause: error,
+    })
+  })
+}
+
+/**
+ * Reads what saveTokens wrote; I64, as PyTorch makes it, is read too.
+ *
+ * @throws SparseGptError FILE_NOT_FOUND; INVALID_CHECKPOINT for a damaged file; INVALID_TEXT for one without such a
+ * tensor, or with an id that is not in [0, vocabulary).
+ */
+export async function readTokenFile(file: string, vocabulary: number): Promise<TokenFile> {
+  const path = resolve(file)
+  const { tensors } = await readSafetensorsHeader(path)
+  const tensor = tensors.find(({ name }) => name === tensorName)
+  if (!tensor || !['I32', 'I64'].includes(tensor.dtype) || ![1, 2].includes(tensor.shape.length)) {
+    const message = `${path} is no token file: it needs a tensor "${tensorName}", I32 [tokens] or [windows, sequence]`
+    throw new SparseGptError('INVALID_TEXT', message)
+  }
+  const contents = await readFile(path).catch((error: unknown) => {
+    throw readError(error, path, 'give an existing token file')
+  })
+  // A copy, for its alignment.
+  const bytes = Uint8Array.from(contents.subarray(tensor.offset, tensor.offset + tensor.bytes)).buffer
+  const ids =
+    tensor.dtype === 'I32' ? new Int32Array(bytes) : Int32Array.from(new BigInt64Array(bytes), Number)
+  const wrong = ids.findIndex((id) => id < 0 || id >= vocabulary)
+  if (wrong >= 0) {
+    const message = `${path} has the token id ${ids[wrong] ?? 0} at position ${wrong}, but the model's vocabulary has ${vocabulary} entries: it was made with another tokenizer`
+    throw new SparseGptError('INVALID_TEXT', message)
+  }
+  const [, windowLength] = tensor.shape
+  return windowLength === undefined ? { ids } : { ids, windowLength }
+}

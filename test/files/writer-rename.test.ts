@@ -1,0 +1,31 @@
+import * as actual from 'node:fs/promises'
+import { join } from 'node:path'
+import { expect, jest, test } from '@jest/globals'
+import { filled, writeConfig, writeSafetensors } from './files.js'
+import { temporaryFolder } from '../temporary.js'
+
+// The rename to `out` cannot be made to fail from outside once the checks have passed, so it is replaced here.
+const rename = jest.fn(actual.rename)
+jest.unstable_mockModule('node:fs/promises', () => ({ ...actual, default: actual, rename }))
+const { openCheckpoint } = await import('../../src/files/checkpoint.js')
+const { CheckpointWriter } = await import('../../src/files/writer.js')
+
+test('when the last rename fails, the folder that force would replace is put back', async () => {
+  const work = await temporaryFolder()
+  const [folder, out] = [join(work, 'source'), join(work, 'out')]
+  await actual.mkdir(folder)
+  await writeConfig(folder)
+  await writeSafetensors(join(folder, 'model.safetensors'), [filled('a', 5, 1)])
+  await actual.mkdir(out)
+  await actual.writeFile(join(out, 'old.txt'), 'old')
+  const writer = await CheckpointWriter.create(await openCheckpoint(folder), out, { force: true })
+  rename.mockImplementation(async (from, to) => {
+    if (String(from).includes('.partial-')) throw Object.assign(new Error('EIO: rename'), { code: 'EIO' })
+    await actual.rename(from, to)
+  })
+  await expect(writer.commit()).rejects.toMatchObject({ code: 'WRITE_FAILED' })
+  expect(rename).toHaveBeenCalledTimes(3)
+  expect(await actual.readdir(out)).toEqual(['old.txt'])
+  expect((await actual.readdir(work)).sort()).toEqual(['out', 'source'])
+  await writer.abort()
+})

@@ -1,0 +1,153 @@
+import { readFile, stat, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { beforeAll, describe, expect, test } from '@jest/globals'
+import { loadModel, plan, prune } from '../../src/index.js'
+import { readSafetensorsHeader } from '../../src/files/safetensors.js'
+import { goldenModels } from '../models/golden-models.js'
+import { describeWithShared, sharedPath } from '../shared.js'
+import { expectError, temporaryFolder } from '../temporary.js'
+import { writeTinyModel } from '../tiny-model.js'
+
+let folder: string
+beforeAll(async () => {
+  folder = await temporaryFolder()
+  await writeFile(
+    join(folder, 'config.json'),
+    JSON.stringify({
+      model_type: 'opt',
+      vocab_size: 1000,
+      hidden_size: 256,
+      ffn_dim: 1024,
+      num_hidden_layers: 4,
+      num_attention_heads: 4,
+      torch_dtype: 'float16',
+    }),
+  )
+})
+
+const size = { samples: 16, sequenceLength: 128 }
+const tokens = 16 * 128
+const [h, f] = [256, 1024]
+
+describe('arithmetic and disk of a small OPT, from its config alone', () => {
+  test('by block: two passes, but one after the last block', async () => {
+    const { flop, disk, blocks, prunedWeights } = await plan(folder, size)
+    const matrices = 4 * h * h + 2 * h * f
+    expect([blocks, prunedWeights]).toEqual([4, 4 * matrices])
+    // The last group's outputs are not needed in the passes that collect.
+    const collected = matrices - h * f
+    expect(flop.linear).toBe(2 * tokens * (4 * collected + 3 * matrices))
+    // Each query sees itself and what is before it.
+    expect(flop.attention).toBe(7 * 4 * tokens * 64.5 * h)
+    // q, k and v share a matrix.
+    expect(flop.gram).toBe(4 * tokens * (3 * h * (h + 1) + f * (f + 1)))
+    expect(flop.factor).toBeCloseTo((4 * (3 * h ** 3 + f ** 3)) / 3, -2)
+    expect(flop.solve).toBe(4 * (4 * h * h * h + f * h * h + h * f * f))
+    expect(flop.total).toBe(flop.linear + flop.attention + flop.gram + flop.factor + flop.solve)
+    const biases = 4 * h + f + h + 4 * h
+    const other = 1000 * h + 2050 * h + 2 * h
+    expect(disk.written).toBe(2 * (4 * (matrices + biases) + other))
+    expect(disk.offloadFile).toBe(0)
+  })
+
+  test('by layer: one pass, which ends at the last layer', async () => {
+    const matrices = 4 * h * h + 2 * h * f
+    const { flop } = await plan(folder, { ...size, sequential: 'layer' })
+    expect(flop.linear).toBe(2 * tokens * (4 * matrices - h * f))
+  })
+
+  test('magnitude needs no activations', async () => {
+    const { flop, memory } = await plan(folder, { method: 'magnitude' })
+    expect(flop.total).toBe(0)
+    expect(memory.parts).toMatchObject({ hiddenStates: 0, gram: 0 })
+  })
+
+  test('layers that are left out cost no Gram matrix', async () => {
+    const { flop, prunedWeights } = await plan(folder, { ...size, include: 'fc1', maxBlock: 2 })
+    expect(prunedWeights).toBe(2 * h * f)
+    expect(flop.gram).toBe(2 * tokens * h * (h + 1))
+  })
+})
+
+describe('memory', () => {
+  test('its parts make the peak; more windows, a wider dtype and larger Grams take more', async () => {
+    const base = (await plan(folder, size)).memory
+    const sum = Object.values(base.parts).reduce((a, b) => a + b, 0)
+    expect(sum).toBe(base.peak)
+    expect(base.parts.hiddenStates).toBe(tokens * h * 4)
+    const many = (await plan(folder, { ...size, samples: 64 })).memory
+    expect(many.parts.hiddenStates).toBe(4 * base.parts.hiddenStates)
+    expect((await plan(folder, { ...size, samples: 64, dtype: 'bfloat16' })).memory.peak).toBeLessThan(
+      many.peak,
+    )
+    const away = await plan(folder, { ...size, samples: 64, offload: true })
+    expect(away.memory.peak).toBeLessThan(many.peak)
+    expect(away.disk.offloadFile).toBe(64 * 128 * h * 4)
+    // Read and written again in each of seven passes, and written at first.
+    expect(away.disk.offloaded).toBeGreaterThan(12 * away.disk.offloadFile)
+  })
+
+  test('of a GPU holds no pages of files and no process', async () => {
+    const { parts } = (await plan(folder, { ...size, device: 'cuda' })).memory
+    expect(parts.process).toBe(0)
+    expect(parts.weights).toBeGreaterThan(0)
+  })
+
+  test('of a GPU holds two blocks: one is loaded while the one before is pruned', async () => {
+    const weights = async (maxBlock: number) =>
+      (await plan(folder, { ...size, device: 'cuda', maxBlock })).memory.parts.weights
+    const one = await weights(1)
+    expect([await weights(2), await weights(4)]).toEqual([2 * one, 2 * one])
+  })
+})
+
+describe('bad input', () => {
+  test('options are checked as those of prune', async () => {
+    await expectError(
+      plan(folder, { sparsity: 0.5, pattern: '2:4' }),
+      'INVALID_OPTION',
+      /plan: option pattern/,
+    )
+    await expectError(plan(folder, { sequenceLength: 4096 }), 'INVALID_OPTION', /context of 2048/)
+    await expectError(plan(folder, { minBlock: 4 }), 'INVALID_OPTION', /leave none of the model's 4 blocks/)
+  })
+  test('a folder without config.json', async () => {
+    await expectError(plan(await temporaryFolder()), 'FILE_NOT_FOUND', /has no config\.json/)
+  })
+})
+
+test('what was planned is what a run reads, writes and prunes', async () => {
+  const tiny = await writeTinyModel(await temporaryFolder())
+  const planned = await plan(tiny, { samples: 4, sequenceLength: 32, pattern: '2:4' })
+  const model = await loadModel(tiny, { threads: 1 })
+  const out = join(await temporaryFolder(), 'out')
+  const calibration = {
+    tokens: Int32Array.from({ length: 200 }, (_, i) => (i * 7) % 32),
+    samples: 4,
+    sequenceLength: 32,
+  }
+  const report = await prune(model, { calibration, pattern: '2:4', out })
+  await model.dispose()
+  expect(report.layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)).toBe(
+    planned.prunedWeights,
+  )
+  const { tensors } = await readSafetensorsHeader(join(out, 'model.safetensors'))
+  expect(tensors.reduce((sum, { bytes }) => sum + bytes, 0)).toBe(planned.disk.written)
+  expect((await stat(join(out, 'model.safetensors'))).size).toBeGreaterThan(planned.disk.written)
+})
+
+describeWithShared('the golden models of every family', () => {
+  test.each(goldenModels)('%s: the plan has the weights that the files have', async (name) => {
+    const source = sharedPath('golden', 'models', name) ?? ''
+    const copy = await temporaryFolder()
+    await writeFile(join(copy, 'config.json'), await readFile(join(source, 'config.json')))
+    for (const sequential of ['block', 'layer'] as const) {
+      const { disk, flop, prunedWeights } = await plan(copy, { samples: 8, sequenceLength: 32, sequential })
+      const { tensors } = await readSafetensorsHeader(join(source, 'model.safetensors'))
+      const stored = tensors.reduce((sum, { bytes }) => sum + bytes, 0)
+      expect([name, Math.abs(disk.written / stored - 1) < 0.01]).toEqual([name, true])
+      expect(prunedWeights).toBeGreaterThan(0)
+      expect(flop.solve).toBeGreaterThan(0)
+    }
+  })
+})
