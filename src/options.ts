@@ -1,5 +1,11 @@
-import type * as z from 'zod'
+import * as z from 'zod'
 import { SparseGptError } from './errors.js'
+
+/** Validates a path as the system takes it. */
+export const path = z
+  .string()
+  .min(1)
+  .regex(/^[^\0]*$/, 'must not contain a NUL character')
 
 /**
  * Parses `value` with `schema`; throws INVALID_OPTION that names the option, its value and what is allowed.
@@ -10,21 +16,34 @@ export function parseOptions<Schema extends z.ZodType>(
   value: unknown,
   subject: string,
 ): z.output<Schema> {
-  const result = schema.safeParse(value)
-  if (result.success) return result.data
-  const problems = result.error.issues.map((issue) => {
-    if (issue.code === 'unrecognized_keys') return `unknown option ${issue.keys.join(', ')}`
-    const name = issue.path.join('.')
-    const given: unknown = issue.path.reduce<unknown>(
-      (inner, key) => (typeof inner === 'object' && inner !== null ? Reflect.get(inner, key) : undefined),
-      value,
-    )
-    return `option ${name}: ${issue.message}${given === undefined ? '' : ` (given: ${show(given)})`}`
-  })
-  throw new SparseGptError('INVALID_OPTION', `${subject}: ${problems.join('; ')}`)
+  try {
+    const result = schema.safeParse(value)
+    if (result.success) return result.data
+    const problems = result.error.issues.map((issue) => problemOf(issue, value))
+    throw new SparseGptError('INVALID_OPTION', `${subject}: ${problems.join('; ')}`)
+  } catch (cause) {
+    if (cause instanceof SparseGptError) throw cause
+    // A getter that throws, or a proxy that has been revoked.
+    throw new SparseGptError('INVALID_OPTION', `${subject}: the options cannot be read`, { cause })
+  }
+}
+
+function problemOf(issue: z.core.$ZodIssue, value: unknown): string {
+  if (issue.code === 'unrecognized_keys') return `unknown option ${issue.keys.join(', ')}`
+  const given: unknown = issue.path.reduce<unknown>(
+    (inner, key) => (typeof inner === 'object' && inner !== null ? Reflect.get(inner, key) : undefined),
+    value,
+  )
+  const shown = given === undefined ? '' : ` (given: ${show(given)})`
+  if (issue.path.length === 0) return `the options must be an object${shown}`
+  return `option ${issue.path.map(String).join('.')}: ${issue.message}${shown}`
 }
 
 function show(value: unknown): string {
-  if (typeof value === 'object' && value !== null) return value.constructor.name
-  return typeof value === 'string' ? JSON.stringify(value) : String(value)
+  if (typeof value === 'string') return JSON.stringify(value)
+  if (typeof value === 'function') return 'a function'
+  // 'Date' from '[object Date]'; an object need not have a constructor to ask.
+  return typeof value === 'object' && value !== null
+    ? Object.prototype.toString.call(value).slice(8, -1)
+    : String(value)
 }

@@ -410,7 +410,7 @@ struct TriangularProduct {
   }
 };
 
-// SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) with the factor R. What goes is `given` (u8, may be empty), else with
+// SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) with the factor R. Zeros stay zero: they go first. What goes is `given` (u8, may be empty), else with
 // m > 0 the n smallest scores of every m neighbours in a row, else trunc(count · sparsity) smallest of every block_size columns.
 // bits > 0 also rounds the kept weights to each row's grid. `loss`: f64 [1, 1], ½ Σ (w - q)² / U_jj². Throws NON_FINITE,
 // INVALID_OPTION as SelectMask does.

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -45,7 +47,9 @@ struct Grid {
         high = std::max(high, w.weight[i]);
       }
       if (low == 0 && high == 0) low = -1, high = 1;
-      const float step = (high - low) / max;
+      float step = (high - low) / max;
+      if (std::isinf(step)) step = high / max - low / max;
+      step = std::max(step, std::numeric_limits<float>::denorm_min());
       scale[r] = step;
       zero[r] = std::nearbyint(-low / step);
     });
@@ -60,6 +64,28 @@ void zero_dead_columns(ThreadPool& pool, const WeightMatrix& w, const uint8_t* d
   pool.parallel_for(w.rows, [&](int64_t r, int) {
     for (int64_t j : columns) w.weight[r * w.columns + j] = 0;
   });
+}
+
+// The power of two by which the scaled errors (w - q) / U_jj are multiplied before they are squared, so that no square leaves the
+// range of a float: 1 unless the weights are extraordinary.
+float loss_scale(ThreadPool& pool, const WeightMatrix& w, const float* factor) {
+  std::vector<int32_t> largest(static_cast<size_t>(w.rows));  // bits of non-negative floats order as the floats do
+  pool.parallel_for(w.rows, [&](int64_t r, int) {
+    int32_t most = 0;
+    for (int64_t i = r * w.columns; i < (r + 1) * w.columns; ++i) {
+      int32_t bits;
+      std::memcpy(&bits, w.weight + i, sizeof bits);
+      most = std::max(most, bits & 0x7fffffff);
+    }
+    largest[static_cast<size_t>(r)] = most;
+  });
+  const int32_t bits = largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end());
+  float weight, diagonal = 0;
+  std::memcpy(&weight, &bits, sizeof weight);
+  for (int64_t j = 0; j < w.columns; ++j) diagonal = std::max(diagonal, factor[j * w.columns + j]);
+  const double size = static_cast<double>(weight) * diagonal;
+  if (!(size > 0) || (size > 0x1p-40 && size < 0x1p40)) return 1;
+  return static_cast<float>(std::ldexp(1.0, std::clamp(-std::ilogb(size), -126, 126)));
 }
 
 // Columns that are swept together where the choice of weights does not ask for blocks of a certain size.
@@ -92,7 +118,7 @@ Gemm carried(int64_t columns, int64_t rows, int64_t depth, int64_t factor_stride
 class RowSolver {
  public:
   RowSolver(ThreadPool& pool, Level level, const WeightMatrix& w, const float* factor, const Choice& choice,
-            const SolverSizes& sizes, const Grid& grid)
+            const SolverSizes& sizes, const Grid& grid, float loss_scale)
       : pool_(pool),
         level_(level),
         w_(w),
@@ -100,6 +126,7 @@ class RowSolver {
         choice_(choice),
         block_columns_(sizes.block_columns),
         grid_(grid),
+        loss_scale_(loss_scale),
         stride_(sizes.stride),
         thread_scratch_(sizes.tile_scratch),
         error_(pool.scratch<float>(sizes.error)),
@@ -110,7 +137,7 @@ class RowSolver {
     if (choice.couples_rows()) search_.emplace(pool, level);
   }
 
-  // Returns Σ (w - q)² / U_jj² of the rows [first, first + rows).
+  // Returns Σ (loss_scale (w - q) / U_jj)² of the rows [first, first + rows).
   double solve(int64_t first, int64_t rows) {
     first_ = first;
     rows_ = rows;
@@ -202,6 +229,7 @@ class RowSolver {
       tile.grid_zero = grid_.zero.data() + row;
       tile.grid_max = grid_.max;
     }
+    tile.loss_scale = loss_scale_;
     tile.scratch = tile_scratch_.data() + thread * thread_scratch_;
     return tile;
   }
@@ -215,6 +243,7 @@ class RowSolver {
   const Choice& choice_;
   const int64_t block_columns_;
   const Grid& grid_;
+  const float loss_scale_;
 
   const int64_t stride_, thread_scratch_;
   Scratch<float> error_;  // [columns][stride]
@@ -252,13 +281,14 @@ double prune_sparsegpt(ThreadPool& pool, Level level, const WeightMatrix& w, con
   const SolverSizes sizes(w.rows, w.columns, choice.couples_rows(), m, block_size, bits);
   const Grid grid(pool, w, bits, sizes.grid);
   zero_dead_columns(pool, w, dead);
-  RowSolver solver(pool, level, w, factor, choice, sizes, grid);
+  const float scale = loss_scale(pool, w, factor);
+  RowSolver solver(pool, level, w, factor, choice, sizes, grid, scale);
   double loss = 0;
   for (int64_t first = 0; first < w.rows; first += sizes.chunk_rows)
     loss += solver.solve(first, std::min(sizes.chunk_rows, w.rows - first));
   // A loss beyond what a double holds comes of weights that are not finite.
   if (!std::isfinite(loss)) require_finite(pool, level, w);
-  return 0.5 * loss;
+  return 0.5 * loss / scale / scale;
 }
 
 void CpuBackend::compute(const PruneSparsegpt& o) {

@@ -8,7 +8,7 @@
 
 namespace sparsegpt::cpu {
 
-// Which weights go; see sparsegpt::PruneSparsegpt. given: [rows, columns] or null.
+// Which weights go besides zeros; see sparsegpt::PruneSparsegpt. given: [rows, columns] or null.
 struct Choice {
   double sparsity;
   int n, m;

@@ -18,7 +18,7 @@ struct BlockTile {
   // the block. Lanes without a row hold zero.
   float* error;
   int64_t error_stride;
-  // What to prune: one of the three.
+  // What to prune besides zeros, which stay zero: one of the three.
   const uint8_t* given;  // as weight: where not zero
   const float* scores;  // [B][lanes]: where not above the threshold
   float threshold;
@@ -26,14 +26,16 @@ struct BlockTile {
   const float* grid_scale;  // [rows] quantization grid, or null
   const float* grid_zero;  // [rows]
   float grid_max;
+  float loss_scale;  // of (w - q) / U_jj before it is squared
   float* scratch;  // tile_scratch(B) floats
 };
 
 constexpr int64_t tile_scratch(int64_t columns) { return 4 * columns * lanes; }
 
-// scores [B][lanes] = |w| / U_jj with w compensated for all columns before the block; infinite in lanes without a row.
+// scores [B][lanes] = |w| / U_jj with w compensated for all columns before the block, 0 where it is zero before that;
+// infinite in lanes without a row.
 SPARSEGPT_KERNEL(score, void, const BlockTile& tile, float* scores);
-// Returns Σ (w - q)² / U_jj².
+// Returns Σ (loss_scale (w - q) / U_jj)².
 SPARSEGPT_KERNEL(sweep, double, const BlockTile& tile);
 
 }  // namespace sparsegpt::cpu

@@ -70,6 +70,10 @@ __device__ bool last_block(uint32_t* ticket) {
   return last;
 }
 
+__device__ inline void skip_absent_zeros(Ranking& scores) {
+  if (scores.zeros != nullptr && *scores.any_zeros == 0) scores.zeros = nullptr;
+}
+
 // The score of element e of a tile that starts at row `first`; a tile has far fewer elements than 2^32, and 32-bit division is
 // the faster one.
 __device__ uint32_t tile_key(const Ranking& scores, int64_t first, unsigned e) {
@@ -78,6 +82,7 @@ __device__ uint32_t tile_key(const Ranking& scores, int64_t first, unsigned e) {
 }
 
 __global__ void count_buckets(Ranking scores, int64_t tile_rows, int pass, unsigned long long count, SelectionState* state) {
+  skip_absent_zeros(scores);
   __shared__ unsigned histogram[selection_buckets];
   const int buckets = pass_buckets(pass);
   for (int b = static_cast<int>(threadIdx.x); b < buckets; b += blockDim.x) histogram[b] = 0;
@@ -119,6 +124,7 @@ __global__ void count_buckets(Ranking scores, int64_t tile_rows, int pass, unsig
 }
 
 __global__ void set_quotas(Ranking scores, int64_t tile_rows, SelectionState* state, unsigned long long* quota) {
+  skip_absent_zeros(scores);
   const int64_t tiles = (scores.rows + tile_rows - 1) / tile_rows;
   const uint32_t threshold = state->threshold.key;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {

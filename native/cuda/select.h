@@ -12,6 +12,9 @@ struct Ranking {
   const float* weight;                      // [rows, columns], rows `stride` apart
   int64_t rows, columns, stride;
   const float* factor;
+  const uint8_t* zeros = nullptr;           // where not zero the score is 0; rows `zeros_stride` apart, or null
+  int64_t zeros_stride = 0;
+  const uint32_t* any_zeros = nullptr;      // whether to look at `zeros` at all: dense matrices need not read them
 };
 
 // The outcome of a selection: scores whose bits are below `key` go, and so do the first `ties` of those that equal it, in the

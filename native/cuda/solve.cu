@@ -76,34 +76,79 @@ __global__ void make_grid(const float* weight, int64_t rows, int64_t columns, fl
     float low = -combine_block(-lowest, Largest()), high = combine_block(highest, Largest());
     if (low == 0 && high == 0) low = -1, high = 1;
     if (threadIdx.x == 0) {
-      const float step = (high - low) / max;
+      float step = (high - low) / max;
+      if (step == INFINITY) step = high / max - low / max;
+      step = fmaxf(step, __uint_as_float(1));  // the smallest of all
       scale[r] = step;
       zero[r] = rintf(-low / step);
     }
   }
 }
 
-struct ZeroDead {
+// Zeros stay zero: their part of the mask is known before anything is chosen. `any` is set when there are some.
+struct MarkZeros {
   float* weight;
+  uint8_t* mask;
   int64_t columns;
   const uint8_t* dead;
+  uint32_t* any;
   __device__ void operator()(int64_t e) const {
     if (dead[e % columns]) weight[e] = 0;
+    const bool zero = weight[e] == 0;
+    mask[e] = zero;
+    if (zero) *any = 1;
   }
 };
 
-struct AddMatrix {
+// Adds the zeros of some columns, `stride` apart, to their mask.
+struct AddZeros {
+  const float* weight;
+  uint8_t* mask;
+  int64_t columns, stride;
+  __device__ void operator()(int64_t e) const {
+    const int64_t at = e / columns * stride + e % columns;
+    if (weight[at] == 0) mask[at] = 1;
+  }
+};
+
+// The largest absolute weight; bits of non-negative floats order as the floats do. `largest` is zero before.
+__global__ void find_largest(const float* weight, int64_t count, uint32_t* largest) {
+  float most = 0;
+  for (int64_t e = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; e < count; e += int64_t{gridDim.x} * blockDim.x)
+    most = fmaxf(most, fabsf(weight[e]));
+  most = combine_block(most, Largest());
+  if (threadIdx.x == 0) atomicMax(largest, __float_as_uint(most));
+}
+
+// The power of two by which w / U_jj is multiplied before it is squared, so that no square leaves the range of a float: 1 unless the
+// weights are extraordinary. Divides the U_jj that scores are formed with by it. One block of threads.
+__global__ void set_scale(const uint32_t* largest, float* diagonal, int64_t columns, float* scale) {
+  float smallest = INFINITY;
+  for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) smallest = fminf(smallest, diagonal[j]);
+  smallest = -combine_block(-smallest, Largest());
+  const double size = static_cast<double>(__uint_as_float(*largest)) / smallest;
+  const bool usual = !(size > 0) || (size > 0x1p-40 && size < 0x1p40);
+  const float factor = usual ? 1.0f : static_cast<float>(ldexp(1.0, min(max(-ilogb(size), -126), 126)));
+  for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) diagonal[j] /= factor;
+  if (threadIdx.x == 0) *scale = factor;
+}
+
+// Adds the weights; where they are zero the sum is, too.
+struct AddWeights {
   float* out;
   const float* in;
   int64_t columns, in_stride;
-  __device__ void operator()(int64_t e) const { out[e] += in[e / columns * in_stride + e % columns]; }
+  __device__ void operator()(int64_t e) const {
+    const float weight = in[e / columns * in_stride + e % columns];
+    out[e] = weight == 0 ? 0.0f : out[e] + weight;
+  }
 };
 
-__global__ void sum_losses(double* loss, const double* parts, int64_t count) {
+__global__ void sum_losses(double* loss, const double* parts, int64_t count, const float* scale) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
   sum = combine_block(sum, Sum());
-  if (threadIdx.x == 0) *loss = 0.5 * sum;
+  if (threadIdx.x == 0) *loss = 0.5 * sum / *scale / *scale;
 }
 
 }  // namespace
@@ -132,7 +177,11 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
     launch("prune_sparsegpt", make_grid, grid_of_rows(rows), dim3(block_threads), 0, stream_, w, rows, columns, grid_max,
            grid_scale.data<float>(), grid_zero.data<float>());
   }
-  for_indices("prune_sparsegpt", stream_, rows * columns, ZeroDead{w, columns, dead.data<uint8_t>()});
+  // Of the whole matrix: the bits of the largest weight, and whether there are zeros.
+  const Tensor facts = scratch(DType::u8, 1, 2 * sizeof(uint32_t)), scale = scratch(DType::f32, 1, 1);
+  auto *largest = reinterpret_cast<uint32_t*>(facts.bytes()), *any_zeros = largest + 1;
+  check(cudaMemsetAsync(facts.bytes(), 0, byte_size(facts), stream_), "clearing memory");
+  for_indices("prune_sparsegpt", stream_, rows * columns, MarkZeros{w, pruned, columns, dead.data<uint8_t>(), any_zeros});
 
   // `weight` holds the dense W right of the current piece and Q left of it; `error` the dense W, and E = W - Q left of it.
   const Tensor error = scratch(DType::f32, rows, columns);
@@ -143,6 +192,9 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
   launch("prune_sparsegpt", invert_piece, dim3(static_cast<unsigned>(pieces.count())), dim3(sweep_columns),
          static_cast<size_t>(piece_size) * sweep_columns * sizeof(float), stream_, factor, pieces, c.strip,
          inverse.data<float>(), packed.data<float>(), int64_t{c.packed}, inverse_diagonal.data<float>());
+  launch("prune_sparsegpt", find_largest, grid_of_rows(rows), dim3(block_threads), 0, stream_, w, rows * columns, largest);
+  launch("prune_sparsegpt", set_scale, dim3(1), dim3(block_threads), 0, stream_, largest, inverse_diagonal.data<float>(),
+         columns, scale.data<float>());
   const Tensor carried = scratch(DType::f32, rows, piece_size);
   const Tensor losses = zeroed(c.tiles);
   const Chooser chooser(*context_, rows, sweep_rows);
@@ -160,7 +212,7 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
       } else {
         clear(ready);
       }
-      for_indices("prune_sparsegpt", stream_, rows * size, AddMatrix{ready.data<float>(), w + begin, size, columns});
+      for_indices("prune_sparsegpt", stream_, rows * size, AddWeights{ready.data<float>(), w + begin, size, columns});
       const Ranking scores{
           Ranking::sparsegpt, ready.data<float>(), rows, size, size, inverse_diagonal.data<float>() + begin};
       if (o.m > 0) {
@@ -169,6 +221,7 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
         chooser.choose(scores, o.sparsity);
         chooser.write_mask(scores, pruned + begin, columns);
       }
+      for_indices("prune_sparsegpt", stream_, rows * size, AddZeros{w + begin, pruned + begin, size, columns});
       chosen = pruned + begin;
     }
 
@@ -186,7 +239,8 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
       }
       // Choose: the smallest w² / U_jj² over all rows.
       if (chosen == nullptr && !c.inside)
-        chooser.choose({Ranking::sparsegpt, piece.data<float>(), rows, width, columns, inverse_diagonal.data<float>() + at},
+        chooser.choose({Ranking::sparsegpt, piece.data<float>(), rows, width, columns, inverse_diagonal.data<float>() + at,
+                        pruned + at, columns, any_zeros},
                        o.sparsity);
       Sweep s{};
       s.rows = rows;
@@ -200,6 +254,8 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
       s.packed = packed.data<float>() + index * c.packed;
       s.strip = c.strip;
       s.diagonal = inverse_diagonal.data<float>() + at;
+      s.any_zeros = any_zeros;
+      s.scale = scale.data<float>();
       s.n = o.n;
       s.m = c.inside ? o.m : 0;
       s.state = chooser.state();
@@ -215,7 +271,7 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
   }
   check_weight();
   launch("prune_sparsegpt", sum_losses, dim3(1), dim3(block_threads), 0, stream_, o.loss.data<double>(),
-         losses.data<double>(), c.tiles);
+         losses.data<double>(), c.tiles, scale.data<float>());
 }
 
 }  // namespace sparsegpt::cuda

@@ -19,15 +19,16 @@ struct alignas(16) Quad {
 // How the sweep learns what to prune.
 enum SweepKind { by_mask = 0, by_any_group = -1 };  // > 0: groups of that many
 
-// Marks the n smallest scores (w / U_jj)² of the group of m columns from `first` on, the leftmost of equal ones first.
+// Marks the n smallest scores (scale · w / U_jj)² of the group of m columns from `first` on, the leftmost of equal ones first; what is
+// marked before scores 0.
 template <int m_known>
 __device__ inline void mark_group(unsigned& pruned, const float (&w)[sweep_strip], const float* tile, int first, int n,
-                                  int m) {
+                                  int m, float scale) {
   float scores[sweep_strip];
 #pragma unroll
   for (int a = 0; a < (m_known > 0 ? m_known : m); ++a) {
-    const float ratio = w[first + a] * (1.0f / tile[(first + a) * sweep_strip + first + a]);
-    scores[a] = ratio * ratio;
+    const float ratio = w[first + a] * (1.0f / tile[(first + a) * sweep_strip + first + a]) * scale;
+    scores[a] = pruned >> (first + a) & 1u ? 0.0f : ratio * ratio;
   }
 #pragma unroll
   for (int a = 0; a < (m_known > 0 ? m_known : m); ++a) {
@@ -39,19 +40,21 @@ __device__ inline void mark_group(unsigned& pruned, const float (&w)[sweep_strip
 }
 
 // The column loop over one strip of one row: prunes and rounds each column and moves its error to the columns right of it in
-// the strip. In: w; out: w = q and the errors (w - q) / U_jj. Returns the sum of the squared errors.
+// the strip. In: w; out: w = q and the errors (w - q) / U_jj. Returns the sum of the
+// squares of scale times the errors.
 template <int kind>
 __device__ inline float sweep_one_strip(float (&w)[sweep_strip], float (&errors)[sweep_strip], unsigned& pruned,
-                                        const float* tile, int count, const Sweep& s, float grid_scale, float grid_zero) {
+                                        const float* tile, int count, const Sweep& s, float scale, float grid_scale,
+                                        float grid_zero) {
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < sweep_strip; ++i) {
     errors[i] = 0;
     if (i >= count) continue;
     if constexpr (kind > 0) {
-      if (i % kind == 0) mark_group<kind>(pruned, w, tile, i, s.n, kind);
+      if (i % kind == 0) mark_group<kind>(pruned, w, tile, i, s.n, kind, scale);
     } else if constexpr (kind == by_any_group) {
-      if (i % s.m == 0) mark_group<0>(pruned, w, tile, i, s.n, s.m);
+      if (i % s.m == 0) mark_group<0>(pruned, w, tile, i, s.n, s.m, scale);
     }
     float u[sweep_strip];
 #pragma unroll
@@ -71,7 +74,8 @@ __device__ inline float sweep_one_strip(float (&w)[sweep_strip], float (&errors)
     const float error = (value - q) * (1.0f / u[i]);
     w[i] = q;
     errors[i] = error;
-    squares += error * error;
+    const float scaled = error * scale;
+    squares += scaled * scaled;
 #pragma unroll
     for (int j = i + 1; j < sweep_strip; ++j) w[j] -= error * u[j];
   }
@@ -97,15 +101,19 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
   const bool by_threshold = kind == by_mask && s.chosen == nullptr;
   const Threshold threshold = by_threshold ? s.state->threshold : Threshold{};
   const unsigned long long quota = by_threshold ? s.quota[blockIdx.x] : 0;
+  // Only a choice by threshold looks at a weight more than once.
+  const bool look_for_zeros = kind != by_mask || *s.any_zeros != 0;
+  const auto is_zero = [&](int r, int j) { return look_for_zeros && s.mask[(first_row + r) * s.stride + j] != 0; };
   const auto key = [&](int r, int j) {
+    if (is_zero(r, j)) return key_of(0.0f);
     const float ratio = weights[j * weight_pitch + r] / s.diagonal[j];
     return key_of(ratio * ratio);
   };
   for (int e = static_cast<int>(threadIdx.x); e < sweep_rows * size; e += sweep_threads) {
     const int r = e / size, j = e % size;
     weights[j * weight_pitch + r] = r < rows ? s.weight[(first_row + r) * s.stride + j] : 0.0f;
-    bool chosen = false;
-    if (kind == by_mask && r < rows) {
+    bool chosen = r < rows && is_zero(r, j);
+    if (kind == by_mask && r < rows && !chosen) {
       if (by_threshold) {
         const uint32_t k = key(r, j);
         chosen = k < threshold.key || (k == threshold.key && quota == all_equal);
@@ -125,6 +133,7 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
   const bool rounds = s.grid_scale != nullptr && lane < rows;
   const float grid_scale = rounds ? s.grid_scale[first_row + lane] : 1.0f;
   const float grid_zero = rounds ? s.grid_zero[first_row + lane] : 0.0f;
+  const float scale = *s.scale;
   double loss = 0;
   float w[sweep_strip], errors[sweep_strip];
   const float* strip = factor;
@@ -136,9 +145,9 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
     for (int i = 0; i < sweep_strip; ++i) {
       const bool inside = s0 + i < s1;
       w[i] = inside ? weights[(s0 + i) * weight_pitch + lane] : 0.0f;
-      if (kind == by_mask && inside && masks[(s0 + i) * mask_pitch + lane]) pruned |= 1u << i;
+      if (inside && masks[(s0 + i) * mask_pitch + lane]) pruned |= 1u << i;
     }
-    loss += sweep_one_strip<kind>(w, errors, pruned, strip, s1 - s0, s, grid_scale, grid_zero);
+    loss += sweep_one_strip<kind>(w, errors, pruned, strip, s1 - s0, s, scale, grid_scale, grid_zero);
 
     const float* above = strip + sweep_strip * sweep_strip;
 #pragma unroll 2

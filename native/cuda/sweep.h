@@ -11,19 +11,21 @@ struct Sweep {
   int size;                // columns of the piece
   float* weight;           // in: compensated for all columns before; out: q
   float* error;            // in: dense w; out: w - q
-  uint8_t* mask;           // out: 1 where pruned
+  uint8_t* mask;           // in: 1 where the dense w is zero; out: 1 where pruned
   const uint8_t* chosen;   // given mask (may be `mask` itself), or null
   int64_t chosen_stride;
   const float* packed;     // the piece's factor, see strip_size
   int strip;               // whole groups of m, at most sweep_strip
-  const float* diagonal;   // U_jj
+  const uint32_t* any_zeros;  // whether that is so anywhere
+  const float* diagonal;   // U_jj / scale
+  const float* scale;      // of (w - q) / U_jj before it is squared
   int n, m;                // m > 0: n of m, else by threshold when nothing is chosen
   const SelectionState* state;
   const unsigned long long* quota;
   const float* grid_scale;  // [rows], or null
   const float* grid_zero;
   float grid_max;
-  double* losses;  // [tiles of sweep_rows rows], added to
+  double* losses;  // [tiles of sweep_rows rows], added to: scale² times theirs
 };
 void sweep(cudaStream_t stream, const Sweep& s);
 

@@ -12,6 +12,7 @@ __device__ inline uint32_t key_of(float score) { return __float_as_uint(score) &
 __device__ inline float score_of(const Ranking& s, int64_t row, int64_t column) {
   const float w = s.weight[row * s.stride + column];
   if (s.kind == Ranking::magnitude) return fabsf(w);
+  if (s.zeros != nullptr && s.zeros[row * s.zeros_stride + column]) return 0;
   const float ratio = w / s.factor[column];
   return ratio * ratio;
 }

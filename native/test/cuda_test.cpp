@@ -611,6 +611,57 @@ TEST("cuda: SparseGPT, patterns, given masks, quantization, dead columns") {
   });
 }
 
+TEST("cuda: SparseGPT keeps zeros, and takes weights of any size") {
+  on_every_gpu([](Both& both) {
+    struct Case {
+      int n, m, bits;
+      int64_t block;
+      bool mask;
+    };
+    const Case cases[] = {{0, 0, 0, 128, false}, {0, 0, 0, 200, false}, {0, 0, 4, 128, false},  {2, 4, 0, 128, false},
+                          {4, 8, 0, 128, false}, {3, 7, 0, 128, false}, {9, 18, 0, 128, false}, {0, 0, 0, 128, true}};
+    uint64_t seed = 60;
+    for (const Case& c : cases) {
+      for (const double share : {0.2, 0.7}) {
+        Random random(++seed);
+        const int64_t rows = random.integer(1, 80), columns = c.m > 0 ? c.m * random.integer(1, 250 / c.m) : 250;
+        auto p = random_problem(random, rows, columns, 2 * columns);
+        thin_out(random, p, share);
+        Method method;
+        method.n = c.n;
+        method.m = c.m;
+        method.bits = c.bits;
+        method.block_size = c.block;
+        if (c.mask) {
+          method.mask.resize(p.weight.size());
+          for (uint8_t& m : method.mask) m = random.flip() ? 1 : 0;
+        }
+        describe_case(both.name, ", ", c.n, ":", c.m, ", bits ", c.bits, ", blocks of ", c.block, ", ", share, " zero");
+        check_solved(both, p, method, c.mask ? 0 : std::max<int64_t>(2, rows * columns / (c.bits > 0 ? 50 : 500)));
+        const Solved actual = solve_with(both.gpu, p, method);
+        int64_t filled = 0;
+        for (size_t i = 0; i < p.weight.size(); ++i)
+          filled += p.weight[i] == 0 && (actual.weight[i] != 0 || actual.mask[i] != 1);
+        CHECK_EQUAL(filled, int64_t{0});
+      }
+    }
+    for (const int exponent : {70, -70}) {
+      for (const int m : {0, 4}) {
+        Random random(90);
+        auto p = random_problem(random, 40, 140, 300);
+        for (float& w : p.weight) w = std::ldexp(w, exponent);
+        Method method;
+        method.n = m / 2;
+        method.m = m;
+        describe_case(both.name, ", 2^", exponent, ", m ", m);
+        const Solved expected = solve_with(both.cpu, p, method), actual = solve_with(both.gpu, p, method);
+        CHECK(differences(actual.mask, expected.mask) <= 12);
+        CHECK_CLOSE(actual.loss / expected.loss, 1, 1e-2);
+      }
+    }
+  });
+}
+
 TEST("cuda: equal scores go in the order of their index") {
   on_every_gpu([](Both& both) {
     Random random(40);

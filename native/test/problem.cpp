@@ -99,6 +99,11 @@ Pruned solve(const Problem& p, const Method& method, ThreadPool& pool, cpu::Leve
   return out;
 }
 
+void thin_out(Random& random, Problem& problem, double share) {
+  for (float& w : problem.weight)
+    if (random.uniform(0, 1) < share) w = random.flip() ? 0.0f : -0.0f;
+}
+
 Pruned solve_plainly(const Problem& p, const Method& method) {
   const int64_t rows = p.rows, n = p.columns;
   const auto at = [n](int64_t i, int64_t j) { return static_cast<size_t>(i * n + j); };
@@ -114,7 +119,9 @@ Pruned solve_plainly(const Problem& p, const Method& method) {
   Pruned out;
   out.weight.resize(w.size());
   out.mask.resize(w.size());
-  const auto score = [&](int64_t r, int64_t j) { return w[at(r, j)] * w[at(r, j)] / (u(j, j) * u(j, j)); };
+  // Zeros stay zero.
+  const auto zero = [dense = w, at](int64_t r, int64_t j) { return dense[at(r, j)] == 0; };
+  const auto score = [&](int64_t r, int64_t j) { return zero(r, j) ? 0 : w[at(r, j)] * w[at(r, j)] / (u(j, j) * u(j, j)); };
   for (int64_t begin = 0; begin < n; begin += method.block_size) {
     const int64_t end = std::min(begin + method.block_size, n);
     if (!method.mask.empty()) {
@@ -137,6 +144,7 @@ Pruned solve_plainly(const Problem& p, const Method& method) {
           for (int64_t j = i; j < i + method.m; ++j) scores.push_back(score(r, j));
           for (size_t j : smallest(scores, method.n)) out.mask[at(r, i + static_cast<int64_t>(j))] = 1;
         }
+        if (zero(r, i)) out.mask[at(r, i)] = 1;
         double q = out.mask[at(r, i)] != 0 ? 0 : w[at(r, i)];
         if (method.bits > 0) {
           const float* row = p.weight.data() + r * n;

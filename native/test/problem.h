@@ -19,6 +19,9 @@ struct Problem {
 // tokens < columns gives a singular Hessian, which only the dampening makes definite.
 Problem random_problem(Random& random, int64_t rows, int64_t columns, int64_t tokens);
 
+// Sets about this share of the weights to zero.
+void thin_out(Random& random, Problem& problem, double share);
+
 // How to prune; `mask` may be empty.
 struct Method {
   double sparsity = 0.5;

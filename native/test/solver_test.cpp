@@ -38,7 +38,7 @@ void check_same(const Problem& p, const Pruned& actual, const Pruned& expected, 
     CHECK_EQUAL(different, flips);
   }
   CHECK_CLOSE(worst, 0, 2e-4);
-  CHECK_CLOSE(actual.loss / expected.loss, 1, 1e-3);
+  CHECK_CLOSE(expected.loss == 0 ? actual.loss + 1 : actual.loss / expected.loss, 1, 1e-3);
   int64_t left = 0;  // pruned but not zero
   for (size_t i = 0; i < actual.mask.size(); ++i)
     left += actual.mask[i] > 1 || (actual.mask[i] == 1 && actual.weight[i] != 0);
@@ -224,6 +224,77 @@ TEST("SparseGPT: dead columns become zero") {
       for (int64_t r = 0; r < 60; ++r) CHECK_EQUAL(actual.weight[static_cast<size_t>(r * 140 + j)], 0.0f);
     if (kind < 2) check_same(p, actual, solve_plainly(p, method), 20);
     if (kind == 2) CHECK_EQUAL(actual.loss, 0.0);
+  }
+}
+
+TEST("SparseGPT: zeros stay zero and count towards the goal") {
+  uint64_t seed = 70;
+  for (const auto [n, m] : {Pattern{0, 0}, Pattern{2, 4}, Pattern{4, 8}, Pattern{3, 7}}) {
+    for (const auto [share, sparsity] : {std::pair(0.7, 0.5), std::pair(0.4, 0.6), std::pair(0.5, 0.0)}) {
+      for (const bool given : {false, true}) {
+        if (given && m > 0) continue;
+        Random random(++seed);
+        const int64_t rows = 61, columns = 168;
+        auto p = random_problem(random, rows, columns, 3 * columns);
+        thin_out(random, p, share);
+        Method method;
+        method.n = n;
+        method.m = m;
+        method.sparsity = sparsity;
+        method.block_size = m > 0 ? 10 * m : 50;
+        if (given) method.mask = random_mask(random, p.weight.size());
+        describe_case(n, ":", m, ", ", share, " zero, sparsity ", sparsity, given ? ", mask" : "");
+        const auto actual = solve_on(p, method);
+        check_same(p, actual, solve_plainly(p, method), rows * columns / 500);
+        method.bits = 4;
+        const auto rounded = solve_on(p, method);
+        int64_t filled = 0;
+        for (size_t i = 0; i < p.weight.size(); ++i)
+          if (p.weight[i] == 0)
+            filled += actual.weight[i] != 0 || actual.mask[i] == 0 || rounded.weight[i] != 0 || rounded.mask[i] == 0;
+        CHECK_EQUAL(filled, int64_t{0});
+        // What is zero is not pruned again: only a share of zeros below the goal takes more.
+        const auto zeros = std::count(p.weight.begin(), p.weight.end(), 0.0f);
+        if (m == 0 && !given && share > sparsity + 0.1) CHECK_EQUAL(ones(actual.mask), static_cast<int64_t>(zeros));
+      }
+    }
+  }
+}
+
+// Powers of two are exact in every step.
+TEST("SparseGPT: weights of any size are pruned alike, and have their loss") {
+  Random random(81);
+  const auto p = random_problem(random, 40, 140, 300);
+  for (const auto [n, m] : {Pattern{0, 0}, Pattern{2, 4}}) {
+    Method method;
+    method.n = n;
+    method.m = m;
+    const auto expected = solve_on(p, method);
+    for (int exponent : {80, 66, 40, -40, -70}) {
+      describe_case(n, ":", m, ", 2^", exponent);
+      auto scaled = p;
+      for (float& w : scaled.weight) w = std::ldexp(w, exponent);
+      const auto actual = solve_on(scaled, method);
+      CHECK(actual.mask == expected.mask);
+      CHECK_CLOSE(std::ldexp(actual.loss, -2 * exponent) / expected.loss, 1, 1e-6);
+    }
+  }
+}
+
+TEST("SparseGPT: grids of the smallest and the largest weights") {
+  Random random(82);
+  auto p = random_problem(random, 20, 60, 200);
+  Method method;
+  method.bits = 4;
+  for (const float size : {1e-45f, 1e-43f, 1e-38f, 3e38f}) {
+    describe_case("size ", size);
+    auto scaled = p;
+    for (float& w : scaled.weight) w = random.flip() ? size : -size;
+    for (size_t i = 0; i < scaled.hessian.size(); ++i) scaled.hessian[i] = i % 61 == 0 ? 1.0f : 0.0f;
+    const auto actual = solve_on(scaled, method);
+    bool finite = std::isfinite(actual.loss);
+    for (float w : actual.weight) finite = finite && std::isfinite(w);
+    CHECK(finite);
   }
 }
 

@@ -28,7 +28,10 @@ export function evalCommand(): Command {
     .description("Measure a model's perplexity on a text.")
     .argument('<model>', modelArgument)
     .requiredOption(`--dataset ${textArgument}`, 'text to predict')
-    .option('--text-field <name>', 'field of a .jsonl or .parquet file that holds the text (default: text)')
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--windows <n>', 'evaluate only the first n windows', number)
     .option('--json', 'print one JSON object on stdout')

@@ -1,6 +1,6 @@
 import { Command, Option } from 'commander'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { perplexity } from '../sdk/perplexity.js'
+import { preparePerplexity } from '../sdk/perplexity.js'
 import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
@@ -17,7 +17,7 @@ import {
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
-import { duration, withProgress } from './progress.js'
+import { duration, withProgress, type Progress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags {
@@ -43,7 +43,10 @@ export function pruneCommand(): Command {
     .argument('<model>', modelArgument)
     .requiredOption('--out <dir>', 'folder for the pruned model')
     .option(`--calibration ${textArgument}`, 'text whose activations the pruning preserves')
-    .option('--text-field <name>', 'field of a .jsonl or .parquet file that holds the text (default: text)')
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
     .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
@@ -64,8 +67,23 @@ export function pruneCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
+  let failure: Error | undefined
   const result = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, async (opened) => {
+      let evaluating: Progress | undefined
+      // What the evaluation needs is read first: a text that cannot be used is to fail before hours of pruning.
+      const measure =
+        evaluation === undefined
+          ? undefined
+          : await withProgress('reading the evaluation text', (progress) =>
+              preparePerplexity(opened, {
+                ...given({ sequenceLength: seqlen }),
+                ...textSource(evaluation),
+                onDownload: showDownload(progress),
+                signal,
+                onProgress: (fraction) => evaluating?.update(fraction),
+              }),
+            )
       const report = await withProgress('pruning', (progress) => {
         progress.update(0, 'reading the calibration text')
         return prune(opened, {
@@ -85,20 +103,22 @@ async function run(model: string, flags: Flags): Promise<void> {
           },
         })
       })
-      if (evaluation === undefined) return report
-      const { perplexity: measured } = await withProgress('evaluating', (progress) =>
-        perplexity(opened, {
-          ...given({ sequenceLength: seqlen }),
-          ...textSource(evaluation),
-          onDownload: showDownload(progress),
-          signal,
-          onProgress: (fraction) => progress.update(fraction),
-        }),
-      )
-      return { ...report, perplexity: measured }
+      if (!measure) return report
+      try {
+        const { perplexity } = await withProgress('evaluating', (progress) => {
+          evaluating = progress
+          return measure()
+        })
+        return { ...report, perplexity }
+      } catch (error) {
+        failure = error as Error
+        return report
+      }
     }),
   )
   process.stdout.write(json ? `${JSON.stringify({ ...result, model })}\n` : summary(result))
+  // The pruned model stands, and so does its report.
+  if (failure !== undefined) throw failure
 }
 
 function summary(result: PruneReport & { perplexity?: number }): string {

@@ -1,9 +1,13 @@
-import { readFile, readdir, stat } from 'node:fs/promises'
+import { readdir, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { SparseGptError } from '../errors.js'
+import { quoted } from '../quoted.js'
+import { foreignContents } from './foreign-contents.js'
 import { duplicateKey } from './json-keys.js'
 import { isPlainName } from './plain-name.js'
+import { parseJson } from './python-json.js'
 import { readError, reason } from './read-error.js'
+import { readRegularFile } from './regular-file.js'
 import { readSafetensorsHeader, type StoredTensor } from './safetensors.js'
 import { readTorchFile } from './torch-file.js'
 
@@ -45,7 +49,10 @@ const formats = [safetensors, torch]
 export interface Shard {
   /** The name of the file in the folder, for example `model-00001-of-00002.safetensors`. */
   file: string
-  /** The tensors of the file, in the order in which it lists them: by offset in a safetensors file. */
+  /**
+   * The tensors of the file, in the order in which it lists them: by offset in a safetensors file. Where there is an index,
+   * those that it lists in this file.
+   */
   tensors: StoredTensor[]
   /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
   metadata: Record<string, string>
@@ -71,21 +78,24 @@ export interface Checkpoint {
  * headers only; nothing in a .bin file is run.
  *
  * @throws SparseGptError FILE_NOT_FOUND when the folder, config.json or the weights are missing; UNSUPPORTED_MODEL when
- * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or index and shards disagree.
+ * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or a shard lacks a tensor that the index
+ * lists in it.
  */
 export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const path = resolve(folder)
   const names = await listFolder(path, folder)
   const config = await readConfig(path, names)
   const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
-  if (!format) throw noWeights(path, names)
+  if (!format) throw names.includes(adapterConfig) ? await adapter(path) : noWeights(path, names)
   const { single, index, read } = format
   if (names.includes(single)) {
-    const shards = [{ file: single, ...(await read(join(path, single))) }]
-    return { folder: path, config, shards, tensors: collectTensors(path, shards) }
+    const shard = { file: single, ...(await read(join(path, single))) }
+    const tensors = new Map(shard.tensors.map((tensor) => [tensor.name, tensor]))
+    return { folder: path, config, shards: [shard], tensors }
   }
   const mapped = await readWeightMap(join(path, index), format)
   const shards: Shard[] = []
+  const tensors = new Map<string, StoredTensor>()
   for (const file of [...new Set(mapped.values())].sort()) {
     if (!names.includes(file)) {
       throw new SparseGptError(
@@ -93,9 +103,12 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
         `${join(path, file)} does not exist, but ${index} names it: download the missing shard`,
       )
     }
-    shards.push({ file, ...(await read(join(path, file))) })
+    const shard = await read(join(path, file))
+    // The index decides: what it does not list, or lists elsewhere, is no part of the checkpoint.
+    const listed = shard.tensors.filter(({ name }) => mapped.get(name) === file)
+    for (const tensor of listed) tensors.set(tensor.name, tensor)
+    shards.push({ file, ...shard, tensors: listed })
   }
-  const tensors = collectTensors(path, shards)
   checkWeightMap(join(path, index), mapped, tensors)
   return { folder: path, config, index, shards, tensors }
 }
@@ -109,9 +122,11 @@ export async function readConfig(folder: string, names?: string[]): Promise<Reco
   const path = resolve(folder)
   names ??= await listFolder(path, folder)
   if (!names.includes('config.json')) {
+    if (names.includes(adapterConfig)) throw await adapter(path)
     throw new SparseGptError(
       'FILE_NOT_FOUND',
-      `${path} has no config.json: a model folder in Hugging Face layout is needed`,
+      (await cacheRoot(path, names)) ??
+        `${path} has no config.json: a model folder in Hugging Face layout is needed`,
     )
   }
   return (await readJsonObject(join(path, 'config.json'))).value
@@ -129,7 +144,39 @@ async function listFolder(path: string, given: string): Promise<string[]> {
   }
 }
 
+/** The file of settings that a folder of a LoRA adapter has. */
+const adapterConfig = 'adapter_config.json'
+
+async function adapter(path: string): Promise<SparseGptError> {
+  const { value } = await readJsonObject(join(path, adapterConfig))
+  const base = value['base_model_name_or_path']
+  const of = typeof base === 'string' ? ` of ${quoted(base)}` : ''
+  return new SparseGptError(
+    'UNSUPPORTED_MODEL',
+    `${path} is a LoRA adapter${of}, not a model: merge it into its model first (peft: merge_and_unload(), then ` +
+      'save_pretrained(folder))',
+  )
+}
+
+/** What to say of the folder that the hub's cache keeps of a repository, in which the model lies deeper. */
+async function cacheRoot(path: string, names: string[]): Promise<string | undefined> {
+  if (!names.includes('snapshots') || !names.includes('blobs')) return undefined
+  const [snapshot = '<revision>'] = (await readdir(join(path, 'snapshots')).catch(() => [])).sort()
+  const id = /^models--(.+?)--(.+)$/.exec(basename(path))?.slice(1).join('/')
+  const or = id === undefined ? '' : `, or the hub id ${id}`
+  return `${path} is a repository in the hub's cache, which has no config.json of its own: give ${join(path, 'snapshots', snapshot)}${or}`
+}
+
 function noWeights(path: string, names: string[]): SparseGptError {
+  const shard = names.find((name) => /^(pytorch_)?model-\d+-of-\d+\.(safetensors|bin)$/.test(name))
+  const format = formats.find(({ extension }) => shard?.endsWith(extension))
+  if (shard !== undefined && format) {
+    return new SparseGptError(
+      'FILE_NOT_FOUND',
+      `${join(path, format.index)} does not exist, but there is ${shard}: download the index, which says which shard has ` +
+        'which tensor',
+    )
+  }
   const other = names.find((name) => /\.(bin|pt|pth|gguf|h5|msgpack|safetensors)$/i.test(name))
   if (other !== undefined) {
     return new SparseGptError(
@@ -143,14 +190,18 @@ function noWeights(path: string, names: string[]): SparseGptError {
 
 const weightFiles = () => formats.flatMap(({ single, index }) => [single, index]).join(', ')
 
+/** The largest config or index that is read, in bytes: an index has about 100 per tensor. */
+const maxJsonBytes = 2 ** 27
+
 async function readJsonObject(file: string): Promise<{ value: Record<string, unknown>; text: string }> {
-  const text = await readFile(file, 'utf8').catch((error: unknown) => {
-    throw readError(error, file, 'a readable file is needed')
-  })
+  const advice = 'a readable file is needed'
+  const text = (await readRegularFile(file, { advice, maxBytes: maxJsonBytes })).toString('utf8')
   let value: unknown
   try {
-    value = JSON.parse(text)
+    value = parseJson(text)
   } catch (error) {
+    const foreign = foreignContents(text)
+    if (foreign !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `${file} ${foreign}`)
     const message = `${file} is not valid JSON: ${reason(error)}`
     throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
   }
@@ -178,7 +229,7 @@ export async function readWeightMap(file: string, { extension }: WeightFormat): 
       if (typeof shard !== 'string' || !isPlainName(shard) || !shard.endsWith(extension)) {
         throw new SparseGptError(
           'INVALID_CHECKPOINT',
-          `${file} maps tensor ${JSON.stringify(name)} to ${JSON.stringify(shard)}, ` +
+          `${file} maps tensor ${JSON.stringify(name)} to ${quoted(shard)}, ` +
             `which is not the plain name of a ${extension} file in the same folder`,
         )
       }
@@ -187,38 +238,12 @@ export async function readWeightMap(file: string, { extension }: WeightFormat): 
   )
 }
 
-function collectTensors(path: string, shards: Shard[]): Map<string, StoredTensor> {
-  const tensors = new Map<string, StoredTensor>()
-  for (const shard of shards) {
-    for (const tensor of shard.tensors) {
-      const other = tensors.get(tensor.name)
-      if (other) {
-        throw new SparseGptError(
-          'INVALID_CHECKPOINT',
-          `${path} has the tensor ${JSON.stringify(tensor.name)} in both ${basename(other.file)} and ${shard.file}`,
-        )
-      }
-      tensors.set(tensor.name, tensor)
-    }
-  }
-  return tensors
-}
-
 function checkWeightMap(file: string, mapped: Map<string, string>, tensors: Map<string, StoredTensor>): void {
   for (const [name, shard] of mapped) {
-    const tensor = tensors.get(name)
-    if (!tensor || basename(tensor.file) !== shard) {
+    if (!tensors.has(name)) {
       throw new SparseGptError(
         'INVALID_CHECKPOINT',
         `${file} says that tensor ${JSON.stringify(name)} is in ${shard}, but it is not`,
-      )
-    }
-  }
-  for (const { name, file: shard } of tensors.values()) {
-    if (!mapped.has(name)) {
-      throw new SparseGptError(
-        'INVALID_CHECKPOINT',
-        `${file} does not mention tensor ${JSON.stringify(name)}, which is in ${basename(shard)}`,
       )
     }
   }

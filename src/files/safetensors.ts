@@ -1,13 +1,16 @@
-import { open } from 'node:fs/promises'
 import { isUtf8 } from 'node:buffer'
 import { resolve } from 'node:path'
 import { parse } from 'lossless-json'
 import { SparseGptError } from '../errors.js'
-import { duplicateKey } from './json-keys.js'
+import { quoted } from '../quoted.js'
+import { foreignContents } from './foreign-contents.js'
+import { structureOf } from './json-keys.js'
 import { readError, reason } from './read-error.js'
+import { openRegularFile } from './regular-file.js'
 
-/** The bytes per element of every dtype that a safetensors file may have. */
+/** The bytes per element of every dtype that a safetensors file may have; some elements are parts of bytes. */
 export const storedBytes = {
+  C64: 8,
   F64: 8,
   F32: 4,
   F16: 2,
@@ -23,6 +26,12 @@ export const storedBytes = {
   U64: 8,
   F8_E4M3: 1,
   F8_E5M2: 1,
+  F8_E8M0: 1,
+  F8_E4M3FNUZ: 1,
+  F8_E5M2FNUZ: 1,
+  F6_E2M3: 0.75,
+  F6_E3M2: 0.75,
+  F4: 0.5,
 } as const
 
 /** The dtype of a tensor in a file, as safetensors names it. */
@@ -59,6 +68,11 @@ export interface StoredTensor extends TensorLayout {
 
 const lengthBytes = 8
 const maxHeaderBytes = 100_000_000
+// Far beyond any model, and read within seconds.
+const maxDepth = 32
+const maxKeys = 2 ** 19
+/** The longest header, in characters, whose numbers are looked at one by one. */
+const maxOddHeader = 2 ** 22
 
 /**
  * Reads the header of a safetensors file and checks all that the format prescribes, so that every tensor returned lies
@@ -121,9 +135,8 @@ export function serializeHeader(
 async function readHeaderText(path: string): Promise<{ json: string; fileBytes: number }> {
   const advice = 'give an existing safetensors file'
   try {
-    const handle = await open(path, 'r')
+    const { handle, bytes: fileBytes } = await openRegularFile(path, advice)
     try {
-      const fileBytes = (await handle.stat()).size
       if (fileBytes < lengthBytes) {
         throw invalid(path, `it has ${fileBytes} bytes; a safetensors file has at least ${lengthBytes}`)
       }
@@ -138,6 +151,11 @@ async function readHeaderText(path: string): Promise<{ json: string; fileBytes: 
       }
       // Compared as BigInt: the untrusted 64-bit length need not fit a number.
       const claimed = (await readExactly(lengthBytes, 0)).readBigUInt64LE()
+      if (claimed > BigInt(Math.min(maxHeaderBytes, fileBytes - lengthBytes))) {
+        const beginning = await readExactly(Math.min(fileBytes, 256), 0)
+        const foreign = foreignContents(beginning.toString('latin1'))
+        if (foreign !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `${path} ${foreign}`)
+      }
       if (claimed > BigInt(maxHeaderBytes)) {
         throw invalid(path, `its header claims ${claimed} bytes; at most ${maxHeaderBytes} are allowed`)
       }
@@ -158,11 +176,20 @@ async function readHeaderText(path: string): Promise<{ json: string; fileBytes: 
 
 function parseHeader(path: string, json: string): Record<string, unknown> {
   if (!json.startsWith('{')) throw invalid(path, "its header does not begin with '{'")
+  const { twice, depth, keys, plain } = structureOf(json, { depth: maxDepth, keys: maxKeys })
+  if (depth > maxDepth) throw invalid(path, `its header is nested more than ${maxDepth} levels deep`)
+  if (keys > maxKeys) throw invalid(path, `its header has more than ${maxKeys} entries in one place`)
+  if (!plain && json.length > maxOddHeader) {
+    throw invalid(path, 'its header has a number that is not a plain integer of at most 15 digits')
+  }
   let entries: unknown
   try {
+    // Where nothing can be rounded, the parser of the language does it, which is twenty times as fast.
     // Only plain digits become numbers: 1.0, 1e2 and -1 stay text and are refused where an integer is due, and an
     // integer beyond 2^53 is not rounded into a valid one.
-    entries = parse(json, null, (digits) => (/^\d+$/.test(digits) ? Number(digits) : { number: digits }))
+    entries = plain
+      ? JSON.parse(json)
+      : parse(json, null, (digits) => (/^\d+$/.test(digits) ? Number(digits) : { number: digits }))
   } catch (error) {
     throw new SparseGptError(
       'INVALID_CHECKPOINT',
@@ -170,14 +197,13 @@ function parseHeader(path: string, json: string): Record<string, unknown> {
       { cause: error },
     )
   }
-  const twice = duplicateKey(json)
   if (twice !== undefined)
     throw invalid(path, `its header has the key ${JSON.stringify(twice)} twice in one place`)
   return entries as Record<string, unknown>
 }
 
 function readMetadata(path: string, value: unknown): Record<string, string> {
-  if (value === undefined) return {}
+  if (value === undefined || value === null) return {}
   if (!isMap(value)) throw invalid(path, '__metadata__ must be a map of strings')
   for (const [key, text] of Object.entries(value)) {
     if (typeof text !== 'string')
@@ -188,12 +214,14 @@ function readMetadata(path: string, value: unknown): Record<string, string> {
 
 function readEntry(path: string, name: string, entry: unknown, dataStart: number): StoredTensor {
   const wrong = (what: string) => invalid(path, `tensor ${JSON.stringify(name)} ${what}`)
-  if (!isMap(entry) || Object.keys(entry).sort().join() !== 'data_offsets,dtype,shape') {
-    throw wrong('must have exactly the fields dtype, shape and data_offsets')
+  // Other fields are read over, as the format's own library does.
+  if (!isMap(entry)) throw wrong('must have the fields dtype, shape and data_offsets')
+  for (const field of ['dtype', 'shape', 'data_offsets']) {
+    if (!Object.hasOwn(entry, field)) throw wrong(`lacks the field ${field}`)
   }
   const { dtype, shape, data_offsets: range } = entry
   if (!isStoredDType(dtype)) {
-    throw wrong(`has the dtype ${JSON.stringify(dtype)}; known are ${Object.keys(storedBytes).join(', ')}`)
+    throw wrong(`has the dtype ${quoted(dtype)}; known are ${Object.keys(storedBytes).join(', ')}`)
   }
   if (!isSizes(shape)) throw wrong('has a shape that is not a list of non-negative integers below 2^53')
   if (!isSizes(range) || range.length !== 2) {
@@ -202,11 +230,13 @@ function readEntry(path: string, name: string, entry: unknown, dataStart: number
   const [begin, end] = range as [number, number]
   if (begin > end) throw wrong(`has data_offsets that end (${end}) before they begin (${begin})`)
   // BigInt: [2^40, 2^40, 0] must not pass, or fail, by what rounding makes of it.
-  let bytes = BigInt(storedBytes[dtype])
+  let bits = BigInt(8 * storedBytes[dtype])
   for (const size of shape) {
-    bytes *= BigInt(size)
-    if (bytes > BigInt(Number.MAX_SAFE_INTEGER)) throw wrong('has a shape with more than 2^53 bytes')
+    bits *= BigInt(size)
+    if (bits / 8n > BigInt(Number.MAX_SAFE_INTEGER)) throw wrong('has a shape with more than 2^53 bytes')
   }
+  if (bits % 8n !== 0n) throw wrong(`has elements of ${dtype} that do not fill whole bytes`)
+  const bytes = bits / 8n
   if (bytes !== BigInt(end - begin)) {
     throw wrong(`has ${end - begin} bytes of data, but its dtype and shape need ${bytes}`)
   }

@@ -29,7 +29,8 @@ const arrays = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array, 8: BigUint64Arra
 export function gather(tensor: StoredTensor): Uint8Array {
   const { file, dtype, shape, strides, offset, bytes } = tensor
   if (!strides) return readBytes(file, offset, bytes)
-  const width = storedBytes[dtype]
+  // Only torch files have strides, and their elements are whole bytes.
+  const width = storedBytes[dtype] as keyof typeof arrays
   const reach = shape.reduce((sum, size, i) => sum + (size - 1) * (strides[i] ?? 0), 1)
   const span = readBytes(file, offset, reach * width)
   const source = new arrays[width](span.buffer as ArrayBuffer)

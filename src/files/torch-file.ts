@@ -1,8 +1,10 @@
-import { open, type FileHandle } from 'node:fs/promises'
+import type { FileHandle } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { SparseGptError } from '../errors.js'
+import { foreignContents } from './foreign-contents.js'
 import { Dict, Global, PickleFault, Tuple, unpickle, type Opaque, type Value } from './pickle.js'
 import { readError } from './read-error.js'
+import { openRegularFile } from './regular-file.js'
 import { storedBytes, tensorBytes, type StoredDType, type StoredTensor } from './safetensors.js'
 import { isContiguous, maxGatheredBytes } from './strided.js'
 import { read, readZipDirectory, ZipFault, type ZipEntry } from './zip.js'
@@ -70,7 +72,7 @@ export async function readTorchFile(
 ): Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }> {
   const path = resolve(file)
   try {
-    const handle = await open(path, 'r')
+    const { handle } = await openRegularFile(path, 'give an existing .bin file')
     try {
       return { tensors: await readTensors(path, handle), metadata: { format: 'pt' } }
     } finally {
@@ -86,9 +88,11 @@ export async function readTorchFile(
 }
 
 async function readTensors(path: string, handle: FileHandle): Promise<StoredTensor[]> {
-  const start = Buffer.alloc(legacyMagic.length)
+  const start = Buffer.alloc(64)
   await handle.read(start, 0, start.length, 0)
-  if (start.equals(legacyMagic)) {
+  const foreign = foreignContents(start.toString('latin1'))
+  if (foreign !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `${path} ${foreign}`)
+  if (start.subarray(0, legacyMagic.length).equals(legacyMagic)) {
     throw new SparseGptError(
       'INVALID_CHECKPOINT',
       `${path} is in the format of torch 1.5 and older, which is not read: convert it with ` +

@@ -37,7 +37,7 @@ interface OutputShard {
 interface Entry {
   /** The file that it, or what takes its place, is written to. */
   shard: OutputShard
-  /** Whether it must be written; else it is copied when nobody does. */
+  /** Whether it must be written; else it is copied when nobody has. */
   due: boolean
   /** How far its writing has come. */
   state: 'unwritten' | 'writing' | 'written' | 'failed'

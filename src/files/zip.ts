@@ -18,6 +18,8 @@ const centralBytes = 46
 const localBytes = 30
 const maxCommentBytes = 65535
 const maxDirectoryBytes = 2 ** 26
+/** The number of entries that are read within seconds; an archive has one per storage, and a model at most thousands. */
+const maxEntries = 2 ** 17
 
 const unknown16 = 0xffff
 const unknown32 = 0xffffffff
@@ -38,6 +40,9 @@ export async function readZipDirectory(handle: FileHandle): Promise<Map<string, 
   }
   if (end.count > end.bytes / centralBytes) {
     throw new ZipFault(`its directory is too short for the ${end.count} entries it is said to have`)
+  }
+  if (end.count > maxEntries) {
+    throw new ZipFault(`it has ${end.count} entries; allowed are ${maxEntries}`)
   }
   const directory = await read(handle, end.offset, end.bytes)
   const entries = new Map<string, ZipEntry>()

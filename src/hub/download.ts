@@ -7,6 +7,7 @@ import { writeFully } from '../files/copy-range.js'
 import { reason } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { isTransient } from './failure.js'
+import { HubTimeout } from './http.js'
 
 /** The number of tries without a single new byte before giving up. */
 const maxTries = 5
@@ -49,7 +50,8 @@ export async function download(
       } catch (error) {
         abortable(signal)
         position = Math.max(before, Math.min((await handle.stat()).size, expected.size))
-        tries = position > before ? 1 : tries + 1
+        // Silence has been waited for already: one more try, not four.
+        tries = position > before ? 1 : tries + (error instanceof HubTimeout ? maxTries - 1 : 1)
         if (!isTransient(error) || tries > maxTries) throw error
         await sleep(firstPause * 2 ** (tries - 1))
       }

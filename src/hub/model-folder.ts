@@ -17,7 +17,8 @@ const companions =
   /^((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|merges\.txt|chat_template\.jinja|.*\.model|(LICENSE|NOTICE|USE_POLICY)(\.(txt|md))?)$/i
 
 /**
- * The folder of a model that is given as a local folder or as a hub id, `org/name` or `org/name@revision`. Of a model on
+ * The folder of a model that is given as a local folder or as a hub id, `org/name`, `org/name@revision`, or
+ * `gpt2` without an organization. Of a model on
  * the hub only what is needed is downloaded, and only what the cache lacks: config, tokenizer, and the weights as
  * safetensors or else as .bin; with `configOnly` nothing but config.json. A local folder wins over a hub id.
  *
@@ -44,7 +45,13 @@ export async function resolveModel(
         'org/name@revision)',
     )
   }
-  const snapshot = await Snapshot.open({ type: 'model', name, revision }, options)
+  const snapshot = await Snapshot.open({ type: 'model', name, revision }, options).catch((error: unknown) => {
+    // A name without a slash may have been meant for a folder.
+    const folder = !name.includes('/') && error instanceof SparseGptError && error.code === 'DOWNLOAD_FAILED'
+    if (!folder) throw error
+    const message = `${path} does not exist, and as a hub id: ${error.message}`
+    throw new SparseGptError('FILE_NOT_FOUND', message, { cause: error })
+  })
   const files = await snapshot.rootFiles()
   if (!files.includes('config.json')) {
     const place = `the model ${pathOrHubId} (${snapshot.folder})`
@@ -76,9 +83,10 @@ export async function resolveModel(
 }
 
 /**
- * One slash, as the hub's ids have; no dots that lead elsewhere, and no `--`, which stands for the slash in the cache.
+ * One slash, as the hub's ids have, or none, as its oldest; no dots that lead elsewhere, and no `--`, which stands for the
+ * slash in the cache.
  */
 const isRepositoryName = (name: string) =>
-  /^[A-Za-z0-9_][\w.-]*\/[A-Za-z0-9_][\w.-]*$/.test(name) && !/--|\.\./.test(name)
+  /^([A-Za-z0-9_][\w.-]*\/)?[A-Za-z0-9_][\w.-]*$/.test(name) && !/--|\.\./.test(name)
 
 const isRevision = (revision: string) => /^[\w][\w./-]*$/.test(revision) && !/\.\.|\/\/|\/$/.test(revision)

@@ -2,17 +2,19 @@ import { mkdir, readFile, readdir, rename, stat, symlink, writeFile } from 'node
 import { dirname, join, relative } from 'node:path'
 import {
   datasetInfo,
-  downloadFile,
   getRepoFolderName,
+  HubApiError,
   listFiles,
   modelInfo,
   pathsInfo,
 } from '@huggingface/hub'
 import { abortable } from '../abort.js'
+import { isPlainName } from '../files/plain-name.js'
 import { reason, systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { download } from './download.js'
 import { downloadFailed, isTransient } from './failure.js'
+import { hubFetch, openFile } from './http.js'
 import { hubSettings, type HubSettings } from './settings.js'
 
 /** A repository of the hub at a revision. */
@@ -46,6 +48,8 @@ export interface DownloadOptions {
 }
 
 const commitPattern = /^[0-9a-f]{40}$/
+/** The number of files and folders that a repository's root may have. */
+const maxEntries = 100_000
 const objectPattern = /^([0-9a-f]{40}|[0-9a-f]{64})$/
 
 /**
@@ -111,8 +115,15 @@ export class Snapshot {
     if (this.local) return cached
     try {
       const names: string[] = []
+      let entries = 0
       for await (const { type, path } of listFiles({ ...this.request(), revision: this.commit })) {
-        if (type === 'file') names.push(path)
+        if (++entries > maxEntries) {
+          const message = `${title(this.repository)} lists more than ${maxEntries} files: it is no model`
+          throw new SparseGptError('DOWNLOAD_FAILED', message)
+        }
+        if (type !== 'file') continue
+        if (!isPlainName(path)) throw this.badName(path)
+        names.push(path)
       }
       return names
     } catch (error) {
@@ -125,6 +136,8 @@ export class Snapshot {
 
   /** Makes sure that `folder` has these files (paths from the root). Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED. */
   async fetch(paths: readonly string[]): Promise<void> {
+    const strange = paths.find((path) => !path.split('/').every(isPlainName))
+    if (strange !== undefined) throw this.badName(strange)
     const missing: string[] = []
     for (const path of paths) if (!(await exists(join(this.folder, path)))) missing.push(path)
     if (missing.length === 0) return
@@ -169,11 +182,11 @@ export class Snapshot {
     const link = join(this.folder, file.path)
     await mkdir(dirname(blob), { recursive: true })
     await mkdir(dirname(link), { recursive: true })
-    if (!(await exists(blob))) {
+    if (!(await hasSize(blob, file.size))) {
       // Python's name for it, so that either goes on where the other stopped.
       const incomplete = `${blob}.incomplete`
       try {
-        await download(incomplete, file, (start) => this.open(file.path, start), onBytes, signal)
+        await download(incomplete, file, (start) => this.open(file, start), onBytes, signal)
       } catch (error) {
         throw this.failure(file.path, error)
       }
@@ -188,11 +201,30 @@ export class Snapshot {
     onBytes(file.size)
   }
 
-  private async open(path: string, start: number): Promise<AsyncIterable<Uint8Array>> {
-    // Plain HTTP: the chunked xet protocol has no resumable byte stream of its own.
-    const blob = await downloadFile({ ...this.request(), path, revision: this.commit, xet: false })
-    if (!blob) throw new SparseGptError('DOWNLOAD_FAILED', `${title(this.repository)} has no file ${path}`)
-    return (start === 0 ? blob : blob.slice(start)).stream()
+  private async open(
+    { path, size }: { path: string; size: number },
+    start: number,
+  ): Promise<AsyncIterable<Uint8Array>> {
+    const { repository, settings } = this
+    const place = path.split('/').map(encodeURIComponent).join('/')
+    const url = `${page(repository, settings)}/resolve/${this.commit}/${place}`
+    const range = start === 0 ? undefined : `bytes=${start}-${size - 1}`
+    const { message, url: from } = await openFile(settings, url, range, this.options.signal)
+    const status = message.statusCode ?? 0
+    const begins =
+      start === 0 ? status === 200 : message.headers['content-range']?.startsWith(`bytes ${start}-`)
+    if (begins && (start === 0 || status === 206)) return message
+    message.destroy()
+    if (status < 400) {
+      const what = `answers with status ${status} to a request for the bytes from ${start} on`
+      throw new SparseGptError('DOWNLOAD_FAILED', `${from} ${what}`)
+    }
+    throw new HubApiError(from, status)
+  }
+
+  private badName(path: string): SparseGptError {
+    const message = `${title(this.repository)} lists a file ${JSON.stringify(path)}, which is no name of a file in its folder`
+    return new SparseGptError('DOWNLOAD_FAILED', message)
   }
 
   private request() {
@@ -206,17 +238,8 @@ export class Snapshot {
   }
 }
 
-function requestOf(
-  { type, name }: Repository,
-  { endpoint, token }: HubSettings,
-  { signal }: DownloadOptions,
-) {
-  return {
-    repo: { type, name },
-    hubUrl: endpoint,
-    ...(token === undefined ? {} : { accessToken: token }),
-    fetch: ((url, init) => fetch(url, { ...init, ...(signal ? { signal } : {}) })) as typeof fetch,
-  }
+function requestOf({ type, name }: Repository, settings: HubSettings, { signal }: DownloadOptions) {
+  return { repo: { type, name }, hubUrl: settings.endpoint, fetch: hubFetch(settings, signal) }
 }
 
 async function resolveRevision(repository: Repository, settings: HubSettings, options: DownloadOptions) {
@@ -271,6 +294,13 @@ const title = ({ type, name, revision }: Repository) =>
 
 const page = ({ type, name }: Repository, { endpoint }: HubSettings) =>
   `${endpoint}/${type === 'model' ? '' : 'datasets/'}${name}`
+
+/** Whether there is a file of this size: a write that a power cut has undone leaves another. */
+const hasSize = (path: string, size: number) =>
+  stat(path).then(
+    (stats) => stats.isFile() && stats.size === size,
+    () => false,
+  )
 
 const exists = (path: string) =>
   stat(path).then(

@@ -28,7 +28,7 @@ export class Engine {
   /** The angles by the frequencies that they are of, up to the longest sequence so far. */
   private readonly rotary = new Map<Float32Array, RotaryTables>()
   private readonly positions = new Map<string, Tensor>()
-  private disposed = false
+  private isDisposed = false
 
   constructor(
     readonly device: Device,
@@ -47,6 +47,11 @@ export class Engine {
     return this.currentCheckpoint.folder
   }
 
+  /** Whether dispose() has been called. */
+  get disposed(): boolean {
+    return this.isDisposed
+  }
+
   get vocabularySize(): number {
     return this.architecture.vocabularySize
   }
@@ -59,8 +64,8 @@ export class Engine {
 
   /** Frees native memory and threads. The model cannot be used afterwards. */
   async dispose(): Promise<void> {
-    if (this.disposed) return
-    this.disposed = true
+    if (this.isDisposed) return
+    this.isDisposed = true
     this.weights.dispose()
     for (const { cosine, sine } of this.rotary.values()) for (const table of [cosine, sine]) table.dispose()
     for (const tensor of this.positions.values()) tensor.dispose()

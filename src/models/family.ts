@@ -1,7 +1,9 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
 import type { Activation } from '../native/device.js'
+import { quoted } from '../quoted.js'
 import type { Architecture } from './architecture.js'
+import { checkForwardEntries } from './forward-entries.js'
 import type { ParameterSpec } from './specs.js'
 import type { Weights } from './weights.js'
 
@@ -24,37 +26,92 @@ const activationNames: Record<string, Activation> = {
   swish: 'silu',
 }
 
-export const size = z
-  .int()
-  .min(1)
-  .max(2 ** 31 - 1)
+/** An integer from 1 to `largest`. */
+const upTo = (largest: number) => {
+  const error = `must be an integer from 1 to ${largest}`
+  return z.int({ error }).min(1, { error }).max(largest, { error })
+}
+
+/** A width of weights: far above those of any model, low enough that what is made of it in advance stays small. */
+export const size = upTo(2 ** 24)
+
+/** The number of blocks. */
+export const blockCount = upTo(512)
+
+/** A number of tokens: what a query sees, or what a model has positions for without a table of them. */
+export const tokenCount = upTo(2 ** 31 - 1)
+
+const largestHeads = 2 ** 13
+const largestHeadDim = 2 ** 13
+const mostExperts = 2 ** 15
 
 export const activation = z.string().transform((name, context) => {
-  const kind = activationNames[name]
-  if (kind) return kind
+  if (Object.hasOwn(activationNames, name)) return activationNames[name]!
   const known = Object.keys(activationNames).join(', ')
   context.issues.push({
     code: 'custom',
     input: name,
-    message: `"${name}" is not supported; known are ${known}`,
+    message: `${quoted(name)} is not supported; known are ${known}`,
   })
   return z.NEVER
 })
 
-/** Parses config.json with a family's schema; throws INVALID_CHECKPOINT that names the entries that are wrong. */
-export function parseConfig<Schema extends z.ZodType>(schema: Schema, config: unknown): z.output<Schema> {
-  const result = schema.safeParse(config)
-  if (result.success) return result.data
-  const problems = result.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`)
-  throw new SparseGptError('INVALID_CHECKPOINT', `config.json: ${problems.join('; ')}`)
+/**
+ * Parses config.json with a family's schema. Of an entry that may be missing null means the same, or false where it is true or
+ * false. Throws INVALID_CHECKPOINT that names the entries that are wrong; UNSUPPORTED_MODEL for entries that change the forward
+ * pass and are not in the schema.
+ */
+export function parseConfig<Schema extends z.ZodObject>(
+  schema: Schema,
+  config: Record<string, unknown>,
+): z.output<Schema> {
+  const given = Object.entries(config).map(([entry, value]): [string, unknown] => {
+    const field = (schema.shape as Record<string, z.ZodType | undefined>)[entry]
+    if (value !== null || !field || field.safeParse(null).success) return [entry, value]
+    return [entry, field.safeParse(false).success ? false : undefined]
+  })
+  const result = schema.safeParse(Object.fromEntries(given))
+  if (!result.success) {
+    const problems = result.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`)
+    throw new SparseGptError('INVALID_CHECKPOINT', `config.json: ${problems.join('; ')}`)
+  }
+  checkForwardEntries(config, Object.keys(schema.shape))
+  return result.data
 }
 
-/** Throws INVALID_CHECKPOINT unless heads divide the hidden size, and key/value heads the heads. */
+/** Throws INVALID_CHECKPOINT unless heads divide the hidden size, and key/value heads the heads, in sizes that models have. */
 export function checkHeads(hidden: number, heads: number, kvHeads: number, headDim?: number): void {
+  let fault: string | undefined
   if ((headDim === undefined && hidden % heads !== 0) || heads % kvHeads !== 0) {
-    const message = `config.json: ${heads} heads with ${kvHeads} key/value heads do not divide the hidden size ${hidden}`
-    throw new SparseGptError('INVALID_CHECKPOINT', message)
+    fault = `${heads} heads with ${kvHeads} key/value heads do not divide the hidden size ${hidden}`
+  } else if (heads > largestHeads) {
+    fault = `${heads} heads; at most ${largestHeads} are supported`
+  } else if ((headDim ?? hidden / heads) > largestHeadDim) {
+    fault = `${headDim ?? hidden / heads} dimensions per head; at most ${largestHeadDim} are supported`
   }
+  if (fault !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `config.json: ${fault}`)
+}
+
+/** Throws INVALID_CHECKPOINT unless the number of experts is one that models have, and no more are active than there are. */
+export function checkExperts(
+  blocks: number,
+  experts: number,
+  active: number,
+  entry = 'num_local_experts',
+): void {
+  let fault: string | undefined
+  if (active > experts) fault = `num_experts_per_tok ${active} exceeds ${entry} ${experts}`
+  else if (blocks * experts > mostExperts) {
+    fault = `${entry} ${experts} in ${blocks} blocks; at most ${mostExperts} experts in all are supported`
+  }
+  if (fault !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `config.json: ${fault}`)
+}
+
+/** Throws INVALID_CHECKPOINT unless `layer_types`, where it is given, has a kind for every block. */
+export function checkLayerTypes(types: readonly unknown[] | null | undefined, blocks: number): void {
+  if (!types || types.length === blocks) return
+  const message = `config.json: layer_types is for ${types.length} blocks, but num_hidden_layers is ${blocks}`
+  throw new SparseGptError('INVALID_CHECKPOINT', message)
 }
 
 /** Throws UNSUPPORTED_MODEL, naming the entry of config.json, unless the model is of the kind that is implemented. */
@@ -62,7 +119,7 @@ export function checkSupported(supported: boolean, entry: string, value: unknown
   if (supported) return
   throw new SparseGptError(
     'UNSUPPORTED_MODEL',
-    `config.json: ${entry} ${JSON.stringify(value)} is not supported; ${what}`,
+    `config.json: ${entry} ${quoted(value)} is not supported; ${what}`,
   )
 }
 
@@ -84,12 +141,16 @@ export function layerNorms(size: number, ...names: string[]): ParameterSpec[] {
   ])
 }
 
-/** The weight of the output head: the embedding's when they are tied, or when the checkpoint stores no other. */
+/**
+ * The weight of the output head: the embedding's when they are tied, or when config.json does not say and the checkpoint stores no
+ * other.
+ */
 export function headWeight(
   weights: Weights,
   tied: boolean,
   embedding: string,
   name = 'lm_head.weight',
 ): string {
-  return tied || !weights.has(name) ? embedding : name
+  const unsaid = (weights.config['tie_word_embeddings'] ?? undefined) === undefined
+  return tied || (unsaid && !weights.has(name)) ? embedding : name
 }

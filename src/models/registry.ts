@@ -1,4 +1,5 @@
 import { SparseGptError } from '../errors.js'
+import { quoted } from '../quoted.js'
 import { bloom } from './families/bloom.js'
 import { falcon } from './families/falcon.js'
 import type { Family } from './family.js'
@@ -14,6 +15,7 @@ import { opt } from './families/opt.js'
 import { phi } from './families/phi.js'
 import { phi3 } from './families/phi3.js'
 import { qwen2, qwen3 } from './families/qwen.js'
+import { checkNotQuantized } from './quantization.js'
 
 const families: readonly Family[] = [
   bloom,
@@ -34,12 +36,13 @@ const families: readonly Family[] = [
   qwen3,
 ]
 
-/** The family of a config.json; throws UNSUPPORTED_MODEL that lists the known ones. */
+/** The family of a config.json; throws UNSUPPORTED_MODEL that lists the known ones, and for quantized weights. */
 export function familyOf(config: Record<string, unknown>): Family {
+  checkNotQuantized(config)
   const type = config.model_type
   const family = families.find((candidate) => candidate.modelType === type)
   if (family) return family
   const known = families.map((candidate) => candidate.modelType).join(', ')
-  const given = type === undefined ? 'is missing' : `${JSON.stringify(type)} is not supported`
+  const given = type === undefined ? 'is missing' : `${quoted(type)} is not supported`
   throw new SparseGptError('UNSUPPORTED_MODEL', `config.json: model_type ${given}; supported are ${known}`)
 }

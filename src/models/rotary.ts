@@ -1,5 +1,6 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
+import { quoted } from '../quoted.js'
 
 /** Rotary position embedding: pair i of a head turns by position · frequency i. */
 export interface Rotary {
@@ -9,14 +10,19 @@ export interface Rotary {
   scale: number
 }
 
+const ropeParameters = z.looseObject({
+  rope_theta: z.number().positive().nullish(),
+  partial_rotary_factor: z.number().positive().max(1).nullish(),
+})
+
 /**
  * The rotary entries of config.json: `rope_theta`, `rope_scaling` and `partial_rotary_factor` of transformers 4, which 5 has
  * in `rope_parameters`.
  */
 export const rotaryConfig = z.object({
   rope_theta: z.number().positive().optional(),
-  rope_scaling: z.record(z.string(), z.unknown()).nullish(),
-  rope_parameters: z.record(z.string(), z.unknown()).nullish(),
+  rope_scaling: ropeParameters.nullish(),
+  rope_parameters: ropeParameters.nullish(),
   partial_rotary_factor: z.number().positive().max(1).optional(),
   max_position_embeddings: z.int().min(1).default(2048),
   original_max_position_embeddings: z.int().min(1).optional(),
@@ -47,8 +53,16 @@ const scalings = z.discriminatedUnion('rope_type', [
 
 /** How many of a head's dimensions are rotated, when the config may say that only a part is. */
 export function rotaryDimensions(config: RotaryConfig, headDim: number, usual = 1): number {
-  const given = config.rope_parameters?.partial_rotary_factor
-  return Math.trunc(headDim * (typeof given === 'number' ? given : (config.partial_rotary_factor ?? usual)))
+  const given = config.rope_parameters?.partial_rotary_factor ?? config.rope_scaling?.partial_rotary_factor
+  return Math.trunc(headDim * (given ?? config.partial_rotary_factor ?? usual))
+}
+
+/** Throws UNSUPPORTED_MODEL when a part of each head is to be rotated, in families that rotate all of it. */
+export function checkWholeHeads(config: RotaryConfig, headDim: number): void {
+  const dimensions = rotaryDimensions(config, headDim)
+  if (dimensions === headDim) return
+  const message = `config.json: partial_rotary_factor (${dimensions} of ${headDim} dimensions) is not supported for this model_type; it must be 1`
+  throw new SparseGptError('UNSUPPORTED_MODEL', message)
 }
 
 /**
@@ -71,17 +85,27 @@ export function rotaryFrequencies(theta: number, dimensions: number): Float32Arr
  */
 export function rotaryPositions(config: RotaryConfig, dimensions: number, usualTheta = 10000): Rotary {
   const given = config.rope_parameters ?? config.rope_scaling ?? {}
+  // Parameters by kind of layer, or more scales: what they would change must not be passed over.
+  const foreign = Object.entries(given).find(
+    ([entry, value]) =>
+      (typeof value === 'object' && value !== null && !Array.isArray(value)) ||
+      (entry === 'llama_4_scaling_beta' && value !== null),
+  )
+  if (foreign) {
+    const message = `config.json: the rope parameter ${foreign[0]} ${quoted(foreign[1])} is not supported for this model_type`
+    throw new SparseGptError('UNSUPPORTED_MODEL', message)
+  }
   const parsed = scalings.safeParse({
     original_max_position_embeddings: config.original_max_position_embeddings,
     ...given,
     rope_type: given.rope_type ?? given.type ?? 'default',
   })
   if (!parsed.success) {
-    const message = `config.json: rope scaling ${JSON.stringify(given)} is not supported; default, linear, llama3 and longrope are`
+    const message = `config.json: rope scaling ${quoted(given)} is not supported; default, linear, llama3 and longrope are`
     throw new SparseGptError('UNSUPPORTED_MODEL', message)
   }
   const scaling = parsed.data
-  const theta = typeof given.rope_theta === 'number' ? given.rope_theta : (config.rope_theta ?? usualTheta)
+  const theta = given.rope_theta ?? config.rope_theta ?? usualTheta
   const unscaled = rotaryFrequencies(theta, dimensions)
   switch (scaling.rope_type) {
     case 'default':

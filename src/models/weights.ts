@@ -4,6 +4,7 @@ import { gather } from '../files/strided.js'
 import { SparseGptError } from '../errors.js'
 import type { DType, FileHandle } from '../native/addon.js'
 import type { Device, Tensor } from '../native/device.js'
+import { missingTensor } from './missing-tensor.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
 
@@ -21,6 +22,11 @@ export class Weights {
     readonly dtype: 'float32' | 'bfloat16',
   ) {}
 
+  /** The contents of config.json. */
+  get config(): Record<string, unknown> {
+    return this.checkpoint.config
+  }
+
   has(name: string): boolean {
     return this.checkpoint.tensors.has(name)
   }
@@ -30,26 +36,28 @@ export class Weights {
     return prefixes.find((prefix) => this.has(prefix + name)) ?? prefixes[0]
   }
 
-  /** Throws INVALID_CHECKPOINT unless the checkpoint has the tensor with this shape. */
+  /**
+   * What the checkpoint says of a tensor. Throws INVALID_CHECKPOINT unless it has the tensor with this shape, UNSUPPORTED_MODEL for
+   * an element type that is not computed with, and for names of quantized weights or an adapter.
+   */
   require(name: string, shape: readonly number[]): StoredTensor {
     const stored = this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
-    if (!stored) {
-      throw new SparseGptError(
-        'INVALID_CHECKPOINT',
-        `${this.checkpoint.folder}: the tensor ${name} is missing`,
-      )
-    }
+    if (!stored) throw missingTensor(this.checkpoint.folder, name, this.checkpoint.tensors.keys())
     if (stored.shape.length !== shape.length || stored.shape.some((size, i) => size !== shape[i])) {
       const message = `${stored.file}: the tensor ${name} is [${stored.shape.join(', ')}], but config.json implies [${shape.join(', ')}]`
       throw new SparseGptError('INVALID_CHECKPOINT', message)
     }
+    if (!dtypes[stored.dtype]) {
+      const message = `${stored.file}: the tensor ${name} has dtype ${stored.dtype}; supported are F32, BF16 and F16`
+      throw new SparseGptError('UNSUPPORTED_MODEL', message)
+    }
     return stored
   }
 
-  /** An embedding that is tied to the head may be stored under the head's name only. */
+  /** An embedding that config.json ties to the head may be stored under the head's name only. */
   private tiedHead(name: string): StoredTensor | undefined {
     const isEmbedding = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$/.test(name)
-    if (!isEmbedding || this.checkpoint.config.tie_word_embeddings === false) return undefined
+    if (!isEmbedding || this.config['tie_word_embeddings'] !== true) return undefined
     return this.checkpoint.tensors.get('lm_head.weight')
   }
 
@@ -65,11 +73,7 @@ export class Weights {
     const replaced = this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
-    const dtype = dtypes[info.dtype]
-    if (!dtype) {
-      const message = `${info.file}: the tensor ${name} has dtype ${info.dtype}; supported are F32, BF16 and F16`
-      throw new SparseGptError('UNSUPPORTED_MODEL', message)
-    }
+    const dtype = dtypes[info.dtype]!
     // What cannot be mapped is read: elements that lie apart, or across the borders that the processor expects.
     if (info.strides || info.offset % storedBytes[info.dtype] !== 0) {
       return this.device.within([], () => this.device.upload(gather(info), shape, dtype))
@@ -137,7 +141,12 @@ export class Weights {
     this.replaced.set(name, tensor)
   }
 
-  /** Takes all weights from `checkpoint` from then on, which has the same tensors. */
+  /** The weights that replace() has put in the place of the checkpoint's, in their stored form; they stay the weights' own. */
+  get replacements(): ReadonlyMap<string, Tensor> {
+    return this.replaced
+  }
+
+  /** Takes all weights from `checkpoint` from then on, which has the same tensors, and those that were replaced as they are. */
   reopen(checkpoint: Checkpoint): void {
     this.checkpoint = checkpoint
     this.files.clear()

@@ -126,7 +126,7 @@ export class Device extends Methods {
 
   /** Waits until everything enqueued so far has run; rejects with the first failure as SparseGptError. */
   async synchronize(): Promise<void> {
-    await awaitNative(this.executor.synchronize(this.handle))
+    await awaitNative(() => this.executor.synchronize(this.handle))
   }
 
   /** Waits for the queue and frees the device. Failures of what was still queued are not reported. */
@@ -164,7 +164,7 @@ export class Device extends Methods {
     ])
     const operands = [...made, ...Object.entries({ ...call.change, ...call.read })]
     const fields = Object.fromEntries(operands.map(([key, tensor]) => [key, tensor?.handle]))
-    this.executor.run(this.handle, name, { ...fields, ...call.settings }, call)
+    native(() => this.executor.run(this.handle, name, { ...fields, ...call.settings }, call))
     if (arithmetic) this.work.flop[arithmetic] += call.flop ?? 0
     this.work.bytes += bytesMoved(
       call,
@@ -178,7 +178,7 @@ export class Device extends Methods {
   /** Makes a tensor whose elements are not initialised. */
   empty(dtype: DType, shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
-    const handle = this.executor.allocate(this.handle, dtype, rows, columns)
+    const handle = native(() => this.executor.allocate(this.handle, dtype, rows, columns))
     const tensor = new Tensor(handle, dtype, shape, this.executor)
     this.scope.getStore()?.push(tensor)
     return tensor
@@ -203,14 +203,14 @@ export class Device extends Methods {
   upload(array: Float32Array | Int32Array | Uint8Array, shape: readonly number[], as?: DType): Tensor {
     const own = array instanceof Float32Array ? 'float32' : array instanceof Int32Array ? 'int32' : 'uint8'
     const tensor = this.empty(as ?? own, shape)
-    this.executor.upload(this.handle, tensor.handle, array)
+    native(() => this.executor.upload(this.handle, tensor.handle, array))
     return tensor
   }
 
   /** Resolves to the tensor's elements, of float32, float64, int32 and uint8 tensors only. Waits for the queue. */
   async read(tensor: Tensor): Promise<HostArray> {
     const array = allocateHost(tensor.dtype, tensor.rows * tensor.width)
-    await awaitNative(this.executor.download(this.handle, tensor.handle, array))
+    await awaitNative(() => this.executor.download(this.handle, tensor.handle, array))
     return array
   }
 
@@ -225,7 +225,7 @@ export class Device extends Methods {
 
   /** Gives a mapped tensor's pages back to the system once what is enqueued so far has run. */
   releasePages(tensor: Tensor): void {
-    this.executor.releasePages(this.handle, tensor.handle)
+    native(() => this.executor.releasePages(this.handle, tensor.handle))
   }
 
   /** Makes a nameless file in an existing folder for `offload`. Throws WRITE_FAILED. */
@@ -238,7 +238,7 @@ export class Device extends Methods {
    * without one from a GPU to the host's memory. A failure (WRITE_FAILED) shows at the next synchronisation.
    */
   offload(tensor: Tensor, file?: SpillFileHandle): void {
-    this.executor.offload(this.handle, tensor.handle, file)
+    native(() => this.executor.offload(this.handle, tensor.handle, file))
   }
 }
 

@@ -17,10 +17,10 @@ export function native<T>(call: () => T): T {
   }
 }
 
-/** Awaits the addon; what it rejects with becomes a SparseGptError. */
-export async function awaitNative(promise: Promise<void>): Promise<void> {
+/** Calls the addon and awaits it; what it throws or rejects with becomes a SparseGptError. */
+export async function awaitNative(call: () => Promise<void>): Promise<void> {
   try {
-    await promise
+    await call()
   } catch (error) {
     throw asSparseGptError(error)
   }

@@ -1,6 +1,5 @@
 import { storedBytes, type StoredTensor } from '../files/safetensors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
-import { BlockWeights } from '../models/block-weights.js'
 import { Engine } from '../models/engine.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
@@ -9,6 +8,7 @@ import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
 import { methodNamed } from '../pruning/methods/methods.js'
+import { askForEveryTensor } from './required-tensors.js'
 import { ShapeExecutor } from './shape-executor.js'
 
 /** What pruning a model takes. Sizes are in bytes. */
@@ -126,13 +126,7 @@ function shapesOnly(name: string, config: Record<string, unknown>, o: Pick<Plann
 /** Lists all tensors of a checkpoint with this config.json. */
 export function checkpointTensors(config: Record<string, unknown>): StoredTensor[] {
   const { weights, engine } = shapesOnly('', config, { device: 'cpu', dtype: 'float32' })
-  const { architecture, device } = engine
-  const [embedded] = engine.embed([[new Int32Array(1)]])
-  if (embedded) architecture.finish(weights, device, embedded.hidden)
-  architecture.head(weights)
-  architecture.headBias?.(weights)
-  for (let index = 0; index < architecture.blockCount; index++)
-    new BlockWeights(device, weights, architecture.block(index)).dispose()
+  askForEveryTensor(engine)
   return [...weights.planned.tensors.values()]
 }
 

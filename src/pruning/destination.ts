@@ -1,4 +1,5 @@
 import { openCheckpoint, type StoredTensor } from '../files/checkpoint.js'
+import { dense } from '../files/encodings/dense.js'
 import type { Encoding } from '../files/encodings/encoding.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
@@ -21,6 +22,8 @@ export interface Destination {
 
 /** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
 export class FolderDestination implements Destination {
+  private readonly stored = new Set<string>()
+
   private constructor(
     private readonly engine: Engine,
     private readonly writer: CheckpointWriter,
@@ -49,10 +52,15 @@ export class FolderDestination implements Destination {
     return this.encoding.usesMask ?? false
   }
 
-  async store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+  store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+    this.stored.add(weightName)
+    return this.write(weightName, matrix, this.encoding, mask)
+  }
+
+  private async write(weightName: string, matrix: Tensor, encoding: Encoding, mask?: Tensor): Promise<void> {
     const { device, checkpoint } = this.engine
     const { name, dtype, shape } = checkpoint.tensors.get(weightName) as StoredTensor
-    const encoded = await this.encoding.encode(device, { name, dtype, shape, matrix, mask })
+    const encoded = await encoding.encode(device, { name, dtype, shape, matrix, mask })
     try {
       const parts = encoded.map(({ tensor, ...layout }) => {
         const store = async (fd: number, position: number) => {
@@ -68,6 +76,10 @@ export class FolderDestination implements Destination {
   }
 
   async commit(): Promise<void> {
+    // What was pruned in memory before, and not again, is part of the model too; its masks are gone, so it is written plainly.
+    for (const [name, matrix] of this.engine.weights.replacements) {
+      if (!this.stored.has(name)) await this.write(name, matrix, dense)
+    }
     await this.writer.commit()
     this.engine.reopen(await openCheckpoint(this.folder))
   }

@@ -44,7 +44,10 @@ const regularExpression = z
   .union([z.instanceof(RegExp), z.string()])
   .transform((value, context) => {
     try {
-      return new RegExp(value)
+      // The flags g and y say where the search for the next match begins, which is not to depend on the layer before.
+      return typeof value === 'string'
+        ? new RegExp(value)
+        : new RegExp(value.source, value.flags.replace(/[gy]/g, ''))
     } catch (error) {
       context.issues.push({
         code: 'custom',

@@ -96,6 +96,8 @@ export async function pruneBlocks(
         await engine.passBlock(index, weights, batches, { step, offload: o.offload })
       }
     }
+    // What became of the last matrix may still be on the queue.
+    await device.synchronize()
     return reports
   } finally {
     for (const { hidden } of batches) hidden.dispose()

@@ -1,3 +1,4 @@
+import { SparseGptError } from '../errors.js'
 import type { Device, Tensor } from '../native/device.js'
 
 /** What a method needs to know of a layer's inputs: a sum over the calibration tokens. */
@@ -6,7 +7,7 @@ export interface Statistic {
   shape(columns: number): number[]
   /** Adds scale · what the rows of `input`, [tokens, columns], amount to. */
   add(device: Device, sum: Tensor, input: Tensor, scale: number): void
-  /** The sum from Σ x xᵀ, float32 [columns, columns], for callers who have that. */
+  /** The sum, an array of its own, from Σ x xᵀ, float32 [columns, columns], for callers who have that. Throws NOT_POSITIVE_DEFINITE. */
   fromHessian(hessian: Float32Array, columns: number): Float32Array
 }
 
@@ -14,13 +15,18 @@ export interface Statistic {
 export const gramMatrix: Statistic = {
   shape: (columns) => [columns, columns],
   add: (device, sum, input, scale) => device.accumulateGram(sum, input, scale),
-  fromHessian: (hessian) => hessian,
+  fromHessian: (hessian) => new Float32Array(hessian),
 }
 
 /** The sums of squares Σ x², [columns]. */
 export const squareSums: Statistic = {
   shape: (columns) => [columns],
   add: (device, sum, input, scale) => device.accumulateSquares(sum, input, scale),
-  fromHessian: (hessian, columns) =>
-    Float32Array.from({ length: columns }, (_, j) => hessian[j * columns + j] ?? 0),
+  fromHessian: (hessian, columns) => {
+    const squares = Float32Array.from({ length: columns }, (_, j) => hessian[j * columns + j] ?? 0)
+    const column = squares.findIndex((square) => square < 0)
+    if (column < 0) return squares
+    const message = `the Hessian's diagonal is ${squares[column] ?? 0} in column ${column}: it is not a Gram matrix of the layer's inputs`
+    throw new SparseGptError('NOT_POSITIVE_DEFINITE', message)
+  },
 }

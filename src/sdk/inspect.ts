@@ -1,6 +1,7 @@
 import { openCheckpoint, type Checkpoint } from '../files/checkpoint.js'
 import { resolveModel } from '../hub/model-folder.js'
 import type { DownloadOptions } from '../hub/snapshot.js'
+import { checkNotQuantized } from '../models/quantization.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, type Tensor } from '../native/device.js'
@@ -30,11 +31,13 @@ const patterns = [
 /**
  * Counts the zeros of every tensor of a checkpoint, of whatever architecture; a folder or a hub id, as for loadModel.
  *
- * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL (weights in another format), DEVICE_UNAVAILABLE.
+ * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL (weights in another format, or quantized),
+ * DEVICE_UNAVAILABLE.
  */
 export async function inspect(pathOrHubId: string, options: DownloadOptions = {}): Promise<Inspection> {
   const { folder } = await resolveModel(pathOrHubId, options)
   const checkpoint = await openCheckpoint(folder)
+  checkNotQuantized(checkpoint.config)
   const device = new Device('cpu')
   try {
     const weights = new Weights(device, checkpoint, 'float32')

@@ -5,13 +5,13 @@ import { resolveModel } from '../hub/model-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import { Engine, type Batch } from '../models/engine.js'
 import { familyOf } from '../models/registry.js'
-import { storedShape } from '../models/specs.js'
 import { Weights } from '../models/weights.js'
 import { Device, type DeviceName, type Tensor } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions } from '../options.js'
+import { checkTensors } from '../planning/required-tensors.js'
 import type { Tokenizer } from '../text/tokenizer.js'
-import { checkTokens } from '../text/vocabulary.js'
+import { tokenIds } from '../text/vocabulary.js'
 
 /** Where and how a model computes. */
 export interface LoadOptions {
@@ -68,11 +68,26 @@ export interface Model {
 
 const engines = new WeakMap<Model, Engine>()
 
-/** The engine behind a model. Throws INVALID_OPTION for what loadModel has not made. */
-export function engineOf(model: Model): Engine {
+/**
+ * The engine behind a model. Throws INVALID_OPTION for what loadModel has not made, and for a model that has been disposed of;
+ * `subject` is the function that was called.
+ */
+export function engineOf(model: Model, subject = 'sparsegpt'): Engine {
   const engine = engines.get(model)
-  if (engine) return engine
-  throw new SparseGptError('INVALID_OPTION', 'the model must be one that loadModel has returned')
+  if (!engine) {
+    const message = `${subject}: the first argument must be a model that loadModel has returned (await loadModel(…))`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  requireAlive(engine, subject)
+  return engine
+}
+
+function requireAlive(engine: Engine, subject: string): void {
+  if (!engine.disposed) return
+  throw new SparseGptError(
+    'INVALID_OPTION',
+    `${subject}: the model ${engine.name} has been disposed of: load it again`,
+  )
 }
 
 /**
@@ -89,14 +104,11 @@ export async function loadModel(pathOrHubId: string, options: LoadOptions = {}):
   const { folder, name } = await resolveModel(pathOrHubId, o)
   const checkpoint = await openCheckpoint(folder)
   const family = familyOf(checkpoint.config)
+  checkTensors(family, checkpoint)
   const device = new Device(o.device, o.threads)
   try {
     const weights = new Weights(device, checkpoint, o.dtype)
     const architecture = family.build(checkpoint.config, weights)
-    for (let i = 0; i < architecture.blockCount; i++) {
-      const { prefix, linears } = architecture.block(i)
-      for (const linear of linears) weights.require(`${prefix}${linear.name}.weight`, storedShape(linear))
-    }
     return modelOf(new Engine(device, architecture, weights, checkpoint, name))
   } catch (error) {
     await device.close()
@@ -121,17 +133,19 @@ function modelOf(engine: Engine): Model {
 }
 
 async function logits(engine: Engine, ids: readonly (readonly number[])[]): Promise<Logits> {
-  const sequence = ids[0]?.length ?? 0
+  const isRow = (row: unknown): boolean => Array.isArray(row) || ArrayBuffer.isView(row)
+  const areRows = (rows: unknown): boolean => Array.isArray(rows) && rows.every(isRow)
+  const sequence = areRows(ids) ? (ids[0]?.length ?? 0) : 0
   if (sequence === 0 || ids.some((row) => row.length !== sequence)) {
     throw new SparseGptError(
       'INVALID_OPTION',
       'logits: ids must be one or more sequences of the same length >= 1',
     )
   }
+  requireAlive(engine, 'logits')
   engine.checkSequence(sequence)
   const { vocabularySize, device } = engine
-  const windows = ids.map((row) => Int32Array.from(row))
-  windows.forEach((window, i) => checkTokens(window, ids[i] ?? [], vocabularySize))
+  const windows = ids.map((row) => tokenIds(row, vocabularySize))
   const owned: Tensor[] = []
   const [batch] = engine.embed([windows]) as [Batch]
   try {

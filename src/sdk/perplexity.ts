@@ -48,11 +48,32 @@ const tokensAtOnce = 32768
  * (shorter than one window), NON_FINITE, ABORTED.
  */
 export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
+  return (await preparePerplexity(model, options))()
+}
+
+/**
+ * Reads and checks all that `perplexity` needs besides the weights: the text, its encoding, its length. Returns the measurement, which
+ * sees the weights as they are when it is called. Throws as `perplexity` does.
+ */
+export async function preparePerplexity(
+  model: Model,
+  options: PerplexityOptions,
+): Promise<() => Promise<Perplexity>> {
+  const engine = engineOf(model, 'perplexity')
   const o = parseOptions(schema.strict(), options, 'perplexity')
-  const engine = engineOf(model)
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
   const tokens = await evaluationTokens(engine, o, { sequenceLength, signal: o.signal })
   const windows = splitWindows(tokens, sequenceLength, o.windows)
+  return () => measure(engine, windows, tokens.length, o)
+}
+
+async function measure(
+  engine: Engine,
+  windows: readonly Int32Array[],
+  tokens: number,
+  o: Pick<z.output<typeof schema>, 'onProgress' | 'signal'>,
+): Promise<Perplexity> {
+  const sequenceLength = windows[0]!.length
   const perBatch = engine.windowsPerBatch(sequenceLength)
   const chunks = batched(windows, Math.max(1, Math.floor(tokensAtOnce / sequenceLength)))
 
@@ -77,7 +98,7 @@ export async function perplexity(model: Model, options: PerplexityOptions): Prom
   }
   return {
     perplexity: Math.exp(sum / windows.length),
-    tokens: tokens.length,
+    tokens,
     windows: windows.length,
     sequenceLength,
   }

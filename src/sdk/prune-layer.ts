@@ -87,7 +87,7 @@ const schema = pruningOptions
   })
 
 /**
- * Prunes one weight matrix, for callers with their own pipeline. Runs on native threads; do not change the arrays meanwhile.
+ * Prunes one weight matrix, for callers with their own pipeline. Runs on native threads; the arrays are copied before it returns.
  *
  * Method: SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1); magnitude; Wanda (Sun et al. 2023, arXiv
  * 2306.11695).
@@ -102,10 +102,8 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PrunedLaye
   try {
     return await device.within(owned, () => run(device, o))
   } catch (error) {
-    if (error instanceof SparseGptError && error.code === 'NON_FINITE') {
-      throw new SparseGptError('NON_FINITE', `pruneLayer: ${error.message}`, { cause: error })
-    }
-    throw error
+    if (!(error instanceof SparseGptError)) throw error
+    throw new SparseGptError(error.code, `pruneLayer: ${error.message}`, { cause: error })
   } finally {
     for (const tensor of owned) tensor.dispose()
     await device.close()
@@ -115,18 +113,13 @@ export async function pruneLayer(options: PruneLayerOptions): Promise<PrunedLaye
 async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLayer> {
   const shape = [o.rows, o.columns]
   const method = methodNamed(o.method)
+  // Copies of the arrays, made before the first wait: their owner may change, transfer or resize them while native threads read.
   const sum = o.hessian && method.statistic?.fromHessian(o.hessian, o.columns)
-  const weight = device.upload(o.weight, shape)
+  const weight = device.upload(new Float32Array(o.weight), shape)
+  const mask = o.mask && new Uint8Array(o.mask).map((entry) => (entry ? 1 : 0))
   const solver = method.prepare(device, o, sum && device.upload(sum, method.statistic!.shape(o.columns)))
   const selection = {
-    ...(o.mask
-      ? {
-          given: device.upload(
-            o.mask.map((entry) => (entry ? 1 : 0)),
-            shape,
-          ),
-        }
-      : {}),
+    ...(mask ? { given: device.upload(mask, shape) } : {}),
     ...(o.pattern ? { pattern: o.pattern } : {}),
     sparsity: o.sparsity ?? 0.5,
   }
@@ -136,7 +129,7 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
     weight: await device.readFloat32(weight),
     mask: (await device.read(solved.mask)) as Uint8Array,
     loss: solved.loss,
-    sparsity: solved.zeros / o.weight.length,
+    sparsity: solved.zeros / (o.rows * o.columns),
     dampening: solver.preparation ? { used: dampening, retries } : null,
     deadColumns,
   }

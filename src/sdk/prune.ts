@@ -10,7 +10,7 @@ import { storedShape, type LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
 import { planPruning, type PlannedJob } from '../planning/planned-job.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
-import { parseOptions } from '../options.js'
+import { parseOptions, path } from '../options.js'
 import { engineOf, type Model } from './model.js'
 import {
   checkSelection,
@@ -69,21 +69,21 @@ export interface PruneOptions extends ModelPruningOptions {
 
 const schema = modelPruningOptions
   .extend({
-    mask: z.string().min(1).optional(),
+    mask: path.optional(),
     calibration: textSource
       .extend({
         samples,
         sequenceLength: z.int().min(1).optional(),
         seed: z.int().default(0),
-        saveTokens: z.string().endsWith('.safetensors').optional(),
+        saveTokens: path.endsWith('.safetensors').optional(),
       })
       .strict()
       .optional(),
-    out: z.string().min(1).optional(),
+    out: path.optional(),
     force: z.boolean().default(false),
     encoding: z.enum(Object.keys(encodings) as EncodingName[]).default('dense'),
     profile: z.boolean().default(false),
-    offload: z.string().min(1).optional(),
+    offload: path.optional(),
     memory: memorySize.optional(),
     onProgress: z
       .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
@@ -108,8 +108,8 @@ const schema = modelPruningOptions
  */
 export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
   const start = performance.now()
+  const engine = engineOf(model, 'prune')
   const o = parseOptions(schema, options, 'prune')
-  const engine = engineOf(model)
   const source = engine.folder
   const layers = selectLayers(engine.architecture, o)
   const { offload, work: planned } = await planMemory(engine, o)

@@ -147,8 +147,7 @@ class DocumentStore {
         pendingBytes = 0
       }
       try {
-        for await (const line of readLines(file)) {
-          if (line.length === 0) continue
+        for await (const { bytes: line } of readLines(file)) {
           pending.push(line)
           pendingBytes += line.length
           end += line.length

@@ -1,31 +1,50 @@
 import { isUtf8 } from 'node:buffer'
-import { createReadStream } from 'node:fs'
+import { pipeline } from 'node:stream'
 import { createGunzip } from 'node:zlib'
 import { reason, systemCode } from '../files/read-error.js'
+import { openRegularFile } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
 
 const byteOrderMark = '\ufeff'
 
+/** How a text file is to be read, for messages about one that cannot be. */
+export const textAdvice = 'give an existing text, .jsonl, .json or .parquet file'
+
+/** The largest row, or line, that a file may have, in bytes. */
+const maxRowBytes = 2 ** 26
+/** Text packs to a tenth; only what was made to fill memory or time packs to less than a hundredth. */
+const maxGzipRatio = 100
+const gzipAllowance = 2 ** 24
+
 /** How the documents of a file are stored, by its name; undefined when the file is one text. */
-export function documentFormat(path: string): 'lines' | 'parquet' | undefined {
-  if (/\.(jsonl|jsonl\.gz|json\.gz)$/i.test(path)) return 'lines'
+export function documentFormat(path: string): 'lines' | 'json' | 'parquet' | undefined {
+  if (/\.(jsonl|ndjson)(\.gz)?$/i.test(path)) return 'lines'
+  if (/\.json(\.gz)?$/i.test(path)) return 'json'
   return /\.parquet$/i.test(path) ? 'parquet' : undefined
 }
 
 /**
- * The documents of a file, in order: the field of every JSON object of a `.jsonl` (or `.jsonl.gz`, `.json.gz`) file, one
- * per line with blank lines skipped, or a column of text of a `.parquet` file.
+ * The documents of a file, in order: the field of every JSON object of a `.jsonl` or `.ndjson` file, one per line with blank
+ * lines skipped; of a `.json` file, which has such lines or one list of objects; all of these may be packed (`.gz`); or a
+ * column of text of a `.parquet` file.
  *
- * Throws INVALID_TEXT (with the line or row) when one has no such text, or the file is damaged; file system errors.
+ * Throws INVALID_TEXT (with the line or row) when one has no such text, or the file is damaged; FILE_NOT_FOUND.
  */
 export async function* readDocuments(path: string, field: string): AsyncGenerator<string> {
-  if (documentFormat(path) === 'parquet') {
+  const format = documentFormat(path)
+  if (format === 'parquet') {
     yield* readParquet(path, field)
     return
   }
-  let number = 0
+  if (format === 'json' && (await beginsList(path))) {
+    for await (const { number, bytes } of readListed(path)) {
+      const where = `${path}, row ${number}`
+      yield textOf(decode(bytes, where), where, field)
+    }
+    return
+  }
   for await (const line of readLines(path)) {
-    const text = parseLine(path, ++number, line, field)
+    const text = parseLine(path, line.number, line.bytes, field)
     if (text !== undefined) yield text
   }
 }
@@ -35,11 +54,19 @@ export function parseLine(path: string, number: number, line: Buffer, field: str
   const decoded = decode(line, `${path}, line ${number}`)
   const json = number === 1 ? withoutMark(decoded) : decoded
   if (json.trim() === '') return undefined
+  return textOf(json, `${path}, line ${number}`, field)
+}
+
+/** The text of a row. Throws INVALID_TEXT, which says `where`. */
+function textOf(json: string, where: string, field: string): string {
   let value: unknown
   try {
     value = JSON.parse(json)
   } catch (error) {
-    throw new SparseGptError('INVALID_TEXT', `${path}, line ${number} is not valid JSON`, { cause: error })
+    const advice = /\.json(\.gz)?,/i.test(where)
+      ? ': a .json file must hold one list of rows, or one row in each line'
+      : ''
+    throw new SparseGptError('INVALID_TEXT', `${where} is not valid JSON${advice}`, { cause: error })
   }
   const text: unknown =
     typeof value === 'object' && value !== null && Object.hasOwn(value, field)
@@ -48,41 +75,137 @@ export function parseLine(path: string, number: number, line: Buffer, field: str
   if (typeof text !== 'string') {
     throw new SparseGptError(
       'INVALID_TEXT',
-      `${path}, line ${number} must be a JSON object with the text in its field ${JSON.stringify(field)}`,
+      `${where} must be a JSON object with the text in its field ${JSON.stringify(field)}`,
     )
   }
   return text
 }
 
 /**
- * The lines of a file as bytes, without their '\n'; of the unpacked file when its name ends in `.gz`. They come as a
- * stream, because a dataset's file can exceed what one read can hold. Throws INVALID_TEXT for a damaged gzip file; file
- * system errors.
+ * The lines of a file that are not empty, as bytes without their '\n', and their numbers from 1; of the unpacked file when its
+ * name ends in `.gz`. They come as a stream, because a dataset's file can exceed what one read can hold.
+ *
+ * Throws INVALID_TEXT for a damaged gzip file, or a line that is too long; FILE_NOT_FOUND.
  */
-export async function* readLines(path: string): AsyncGenerator<Buffer> {
-  let pending: Buffer[] = []
+export async function* readLines(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
+  const line = new Row(path, 'line')
   for await (const chunk of readChunks(path)) {
     let start = 0
     for (let end = chunk.indexOf(0x0a); end >= 0; end = chunk.indexOf(0x0a, start)) {
-      yield Buffer.concat([...pending, chunk.subarray(start, end)])
-      pending = []
+      line.add(chunk.subarray(start, end))
+      const taken = line.take()
+      if (taken.bytes.length > 0) yield taken
       start = end + 1
     }
-    pending.push(chunk.subarray(start))
+    line.add(chunk.subarray(start))
   }
-  yield Buffer.concat(pending)
+  const last = line.take()
+  if (last.bytes.length > 0) yield last
 }
 
-async function* readChunks(path: string): AsyncGenerator<Buffer> {
-  const file = createReadStream(path, { highWaterMark: 1 << 20 })
+/** A row that arrives in parts. */
+class Row {
+  private parts: Buffer[] = []
+  private bytes = 0
+  private taken = 0
+
+  constructor(
+    private readonly path: string,
+    private readonly noun: 'line' | 'row',
+  ) {}
+
+  /** Adds a part. Throws INVALID_TEXT when there is too much. */
+  add(part: Buffer): void {
+    if (part.length === 0) return
+    this.parts.push(part)
+    this.bytes += part.length
+    if (this.bytes <= maxRowBytes) return
+    const message = `${this.path}, ${this.noun} ${this.taken + 1} has more than ${maxRowBytes} bytes: give a file of rows`
+    throw new SparseGptError('INVALID_TEXT', message)
+  }
+
+  /** The row, complete, and its number from 1; what is added next is of another. */
+  take(): { number: number; bytes: Buffer } {
+    const bytes = this.parts.length === 1 ? this.parts[0]! : Buffer.concat(this.parts)
+    this.parts = []
+    this.bytes = 0
+    return { number: ++this.taken, bytes }
+  }
+}
+
+/** Which bytes are of blanks, or of the mark that a file may begin with. */
+const blank = new Uint8Array(256)
+for (const byte of Buffer.from(' \t\r\n\ufeff')) blank[byte] = 1
+
+/** Whether the first character that is not blank is a '['. */
+async function beginsList(path: string): Promise<boolean> {
+  for await (const chunk of readChunks(path)) {
+    const first = chunk.find((byte) => blank[byte] === 0)
+    if (first !== undefined) return first === 0x5b
+  }
+  return false
+}
+
+/** The rows of a file that holds one JSON list, as bytes. Throws as readLines does. */
+async function* readListed(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
+  const row = new Row(path, 'row')
+  let depth = 0
+  let inString = false
+  let escaped = false
+  let pending = false
+  let ended = false
+  const damaged = (what: string) => new SparseGptError('INVALID_TEXT', `${path} is not valid JSON: ${what}`)
+  for await (const chunk of readChunks(path)) {
+    let start = 0
+    for (let i = 0; i < chunk.length; i++) {
+      const byte = chunk[i]!
+      if (inString) {
+        if (escaped) escaped = false
+        else if (byte === 0x5c) escaped = true
+        else if (byte === 0x22) inString = false
+        continue
+      }
+      const ends = depth === 1 && (byte === 0x2c || byte === 0x5d)
+      if (ends) {
+        row.add(chunk.subarray(start, i))
+        // An empty list has no row.
+        if (pending || byte === 0x2c) yield row.take()
+        pending = false
+        ended = byte === 0x5d
+        start = i + 1
+      } else if (depth === 0 && (ended || byte !== 0x5b) && blank[byte] === 0)
+        throw damaged('something follows the list')
+      else if (blank[byte] === 0 && depth > 0) pending = true
+      if (byte === 0x22) inString = true
+      else if (byte === 0x5b || byte === 0x7b) {
+        if (depth++ === 0) start = i + 1
+      } else if (byte === 0x5d || byte === 0x7d) depth--
+    }
+    if (depth > 0) row.add(chunk.subarray(start))
+  }
+  if (depth > 0) throw damaged('the list does not end')
+}
+
+/** The bytes of a file, unpacked when its name ends in `.gz`. Throws FILE_NOT_FOUND, INVALID_TEXT. */
+export async function* readChunks(path: string): AsyncGenerator<Buffer> {
+  const { handle, bytes } = await openRegularFile(path, textAdvice)
+  const file = handle.createReadStream({ highWaterMark: 1 << 20 })
   if (!/\.gz$/i.test(path)) {
     yield* file as AsyncIterable<Buffer>
     return
   }
   const unpacked = createGunzip({ chunkSize: 1 << 20 })
-  file.on('error', (error) => unpacked.destroy(error)).pipe(unpacked)
+  pipeline(file, unpacked, () => undefined)
+  let total = 0
   try {
-    yield* unpacked as AsyncIterable<Buffer>
+    for await (const chunk of unpacked as AsyncIterable<Buffer>) {
+      total += chunk.length
+      if (total > gzipAllowance + maxGzipRatio * bytes) {
+        const message = `${path} unpacks to more than ${maxGzipRatio} times its size: it is no packed text`
+        throw new SparseGptError('INVALID_TEXT', message)
+      }
+      yield chunk
+    }
   } catch (error) {
     if (!systemCode(error)?.startsWith('Z_')) throw error
     const message = `${path} is not a valid gzip file (${reason(error)}): download it again`
@@ -97,6 +220,8 @@ async function* readParquet(path: string, column: string): AsyncGenerator<string
   const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } =
     await import('hyparquet')
   const { compressors } = await import('hyparquet-compressors')
+  const { handle } = await openRegularFile(path, textAdvice)
+  await handle.close()
   const file = await asyncBufferFromFile(path)
   const damaged = (error: unknown) => {
     const message = `${path} is not a parquet file that can be read: ${reason(error)}`

@@ -1,12 +1,15 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
+import { systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
+import { path } from '../options.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import { datasetNames, datasetText, openC4, type DatasetName } from './dataset.js'
+import { documentFormat } from './documents.js'
 import { PythonRandom } from './python-random.js'
 import { readText } from './text.js'
 import { isTokenFile, readTokenFile } from './token-file.js'
-import { checkTokens, type Vocabulary } from './vocabulary.js'
+import { tokenIds, type Vocabulary } from './vocabulary.js'
 import { drawWindows, splitWindows } from './windows.js'
 
 /** Where text comes from: a named data set, a file, or token ids. Exactly one is given. */
@@ -17,11 +20,12 @@ export interface TextSource {
    */
   dataset?: DatasetName
   /**
-   * The path of a file. Of a .jsonl, .jsonl.gz, .json.gz or .parquet file the field `textField` of every row is taken,
-   * of a .safetensors file the token ids that saveTokens wrote, of any other its whole text.
+   * The path of a file. Of a .jsonl, .ndjson, .json or .parquet file the field `textField` of every row is taken, of a
+   * .safetensors file the token ids that saveTokens wrote, of any other its whole text. All but the last two may be packed:
+   * .jsonl.gz, .txt.gz.
    */
   file?: string
-  /** The field of a row, or the column, that holds the text. Default: 'text'. */
+  /** The field of a row, or the column, that holds the text; only for files of rows. Default: 'text'. */
   textField?: string
   /** The token ids of a text, in the place of the text itself. */
   tokens?: ArrayLike<number>
@@ -35,8 +39,8 @@ export interface TextSource {
  */
 export const textSource = z.object({
   dataset: z.enum(datasetNames).optional(),
-  file: z.string().min(1).optional(),
-  textField: z.string().min(1).default('text'),
+  file: path.optional(),
+  textField: z.string().min(1).optional(),
   tokens: z
     .custom<ArrayLike<number>>(
       (value) => Array.isArray(value) || (ArrayBuffer.isView(value) && 'length' in value),
@@ -101,6 +105,14 @@ function checkedKind(source: Source): 'dataset' | 'file' | 'tokens' {
   if (kind === undefined || given.length > 1) {
     throw new SparseGptError('INVALID_OPTION', 'option file: give exactly one of dataset, file and tokens')
   }
+  if (
+    source.textField !== undefined &&
+    (kind !== 'file' || documentFormat(source.file ?? '') === undefined)
+  ) {
+    const what = kind === 'file' ? `${source.file} has no rows` : `${kind} has no such choice`
+    const message = `option textField: ${what}; a .jsonl, .json or .parquet file has`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
   return kind
 }
 
@@ -111,25 +123,37 @@ async function readSource(
   signal: AbortSignal | undefined,
 ): Promise<{ ids: Int32Array; windowLength?: number }> {
   if (source.tokens !== undefined) {
-    const ids = Int32Array.from(source.tokens)
-    checkTokens(ids, source.tokens, model.vocabularySize)
-    return { ids }
+    return { ids: tokenIds(source.tokens, model.vocabularySize) }
   }
   if (source.dataset !== undefined) {
     const { onDownload } = source
-    return { ids: await encode(model, await datasetText(source.dataset, use, { onDownload, signal })) }
+    return {
+      ids: await encode(model, await datasetText(source.dataset, use, { onDownload, signal }), signal),
+    }
   }
   const file = source.file ?? ''
   if (isTokenFile(file)) return readTokenFile(file, model.vocabularySize)
-  return { ids: await encode(model, await readText(file, { textField: source.textField })) }
+  const text = await readText(file, { textField: source.textField }).catch((error: unknown) => {
+    throw unknownDataset(file, error) ?? error
+  })
+  abortable(signal)
+  return { ids: await encode(model, text, signal) }
+}
+
+/** The error for a file that does not exist and whose name is that of no file, but might be meant for a data set. */
+function unknownDataset(file: string, error: unknown): SparseGptError | undefined {
+  const missing = error instanceof SparseGptError && systemCode(error.cause) === 'ENOENT'
+  if (!missing || !/^[\w-]+$/.test(file)) return undefined
+  const message = `${file} is neither a data set nor a file: the data sets are ${datasetNames.join(', ')}`
+  return new SparseGptError('FILE_NOT_FOUND', message, { cause: error })
 }
 
 /**
  * The token ids of a text as one sequence, post-processor included. Throws INVALID_CHECKPOINT for an id that the model
- * lacks.
+ * lacks, ABORTED.
  */
-async function encode(model: Vocabulary, text: string): Promise<Int32Array> {
-  const ids = await (await model.tokenizer()).encode(text)
+async function encode(model: Vocabulary, text: string, signal: AbortSignal | undefined): Promise<Int32Array> {
+  const ids = await (await model.tokenizer()).encode(text, { signal })
   const largest = ids.reduce((a, b) => Math.max(a, b), 0)
   if (largest >= model.vocabularySize) {
     const message = `${model.folder}: the tokenizer gives id ${largest}, but the model's vocabulary has ${model.vocabularySize} entries`
@@ -158,7 +182,7 @@ async function drawDocuments(
       }
       const index = random.randint(0, store.count - 1)
       if (tooShort.has(index)) continue
-      const ids = await encode(model, await store.document(index))
+      const ids = await encode(model, await store.document(index), signal)
       if (ids.length <= sequenceLength) {
         tooShort.add(index)
         continue

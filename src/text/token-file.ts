@@ -1,4 +1,5 @@
-import { readFile, writeFile } from 'node:fs/promises'
+import { randomBytes } from 'node:crypto'
+import { readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { extname, resolve } from 'node:path'
 import { readError, reason } from '../files/read-error.js'
 import { readSafetensorsHeader, serializeHeader } from '../files/safetensors.js'
@@ -19,7 +20,8 @@ interface TokenFile {
 
 /**
  * Saves token ids, so that a text need not be encoded again. The file is a safetensors file with one I32 tensor
- * `tokens`: [n] for a text, [windows, sequence] for windows (all of one length). It replaces a file of that name.
+ * `tokens`: [n] for a text, [windows, sequence] for windows (all of one length). It replaces a file of that name,
+ * complete or not at all.
  *
  * @throws SparseGptError INVALID_OPTION for a name that does not end in .safetensors, or windows of different lengths;
  * WRITE_FAILED.
@@ -36,11 +38,16 @@ export async function saveTokens(file: string, tokens: Int32Array | readonly Int
   const shape = tokens instanceof Int32Array ? [length] : [windows.length, length]
   const { header } = serializeHeader([{ name: tensorName, dtype: 'I32', shape }], {})
   const bytes = windows.map((window) => new Uint8Array(window.buffer, window.byteOffset, window.byteLength))
-  await writeFile(file, Buffer.concat([header, ...bytes])).catch((error: unknown) => {
+  const partial = `${resolve(file)}.${process.pid}-${randomBytes(4).toString('hex')}.tmp`
+  try {
+    await writeFile(partial, Buffer.concat([header, ...bytes]), { flag: 'wx' })
+    await rename(partial, file)
+  } catch (error) {
+    await rm(partial, { force: true }).catch(() => undefined)
     throw new SparseGptError('WRITE_FAILED', `cannot write ${resolve(file)}: ${reason(error)}`, {
       cause: error,
     })
-  })
+  }
 }
 
 /**
@@ -62,13 +69,14 @@ export async function readTokenFile(file: string, vocabulary: number): Promise<T
   })
   // A copy, for its alignment.
   const bytes = Uint8Array.from(contents.subarray(tensor.offset, tensor.offset + tensor.bytes)).buffer
-  const ids =
-    tensor.dtype === 'I32' ? new Int32Array(bytes) : Int32Array.from(new BigInt64Array(bytes), Number)
-  const wrong = ids.findIndex((id) => id < 0 || id >= vocabulary)
+  // Compared before they are narrowed to 32 bits, which would make valid ids of large ones.
+  const stored = tensor.dtype === 'I32' ? new Int32Array(bytes) : new BigInt64Array(bytes)
+  const wrong = stored.findIndex((id: number | bigint) => id < 0 || id >= vocabulary)
   if (wrong >= 0) {
-    const message = `${path} has the token id ${ids[wrong] ?? 0} at position ${wrong}, but the model's vocabulary has ${vocabulary} entries: it was made with another tokenizer`
+    const message = `${path} has the token id ${stored[wrong] ?? 0} at position ${wrong}, but the model's vocabulary has ${vocabulary} entries: it was made with another tokenizer`
     throw new SparseGptError('INVALID_TEXT', message)
   }
+  const ids = stored instanceof Int32Array ? stored : Int32Array.from(stored, Number)
   const [, windowLength] = tensor.shape
   return windowLength === undefined ? { ids } : { ids, windowLength }
 }

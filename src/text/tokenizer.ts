@@ -1,65 +1,116 @@
-import { readFile } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
-import { Tokenizer as NativeTokenizer } from 'tokenizers'
+import { readRegularFile } from '../files/regular-file.js'
+import { systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
+import { EncoderFault, EncoderProcess } from './encoder-process.js'
+import { foreignContents } from '../files/foreign-contents.js'
 import { gpt2Tokenizer } from './gpt2-tokenizer.js'
+import { cuttingOf, piecesOf, type Cutting } from './pieces.js'
 
 /** What turns a text into the token ids that a model was trained with. */
 export interface Tokenizer {
   /**
-   * The ids of `text` as one sequence, post-processor included (so, for example, with one leading `<s>`). Runs on a
-   * native thread.
+   * The ids of `text` as one sequence, post-processor included (so, for example, with one leading `<s>`). Runs in a process
+   * of its own, which ends when it is idle; a long text is encoded in pieces where that gives the same ids.
    *
-   * @throws SparseGptError INVALID_TEXT when the tokenizer cannot encode it.
+   * @throws SparseGptError INVALID_TEXT when the tokenizer cannot encode it; INVALID_CHECKPOINT when the tokenizer crashes,
+   * or takes too much memory or time; ABORTED.
    */
-  encode(text: string): Promise<Int32Array>
+  encode(text: string, options?: { signal?: AbortSignal | undefined }): Promise<Int32Array>
 }
+
+/** The size of a piece that is encoded by itself, in characters, and the number of pieces that are encoded side by side. */
+const pieceLength = 32_768
+const piecesAtOnce = 32
+
+const maxTokenizerBytes = 2 ** 28
 
 /**
  * Loads `tokenizer.json` of a model folder (Hugging Face's format, read by its own library). Truncation and padding that
  * the file may ask for are switched off: a whole text file is encoded as one sequence. In the place of a missing
  * tokenizer.json, the vocab.json and merges.txt of GPT-2 and OPT are taken.
  *
- * @throws SparseGptError FILE_NOT_FOUND when there is none of these; INVALID_CHECKPOINT when it is damaged.
+ * @throws SparseGptError FILE_NOT_FOUND when there is none of these; INVALID_CHECKPOINT when it is damaged, crashes the
+ * library, or takes too much memory or time; OUT_OF_MEMORY.
  */
 export async function loadTokenizer(folder: string): Promise<Tokenizer> {
   const file = join(resolve(folder), 'tokenizer.json')
-  const json = await readFile(file, 'utf8').catch(async (error: unknown) => {
-    const { code, message } = error as NodeJS.ErrnoException
-    const older = code === 'ENOENT' ? await gpt2Tokenizer(resolve(folder)) : undefined
-    if (older !== undefined) return older
-    const what = code === 'ENOENT' ? 'does not exist' : `cannot be read (${message})`
-    throw new SparseGptError(
-      'FILE_NOT_FOUND',
-      `${file} ${what}: copy it from the model's repository, or make it with transformers ` +
-        '(AutoTokenizer.from_pretrained(model).save_pretrained(folder))',
-      { cause: error },
-    )
-  })
-  let native: NativeTokenizer
-  try {
-    native = NativeTokenizer.fromString(json)
-    native.disableTruncation()
-    native.disablePadding()
-  } catch (error) {
-    throw new SparseGptError(
-      'INVALID_CHECKPOINT',
-      `${file} is not a valid tokenizer file: ${(error as Error).message}`,
-      { cause: error },
-    )
-  }
-  return {
-    async encode(text) {
-      try {
-        const encoding = await native.encode(text, null, { addSpecialTokens: true })
-        return Int32Array.from(encoding.getIds())
-      } catch (error) {
-        throw new SparseGptError(
-          'INVALID_TEXT',
-          `the tokenizer ${file} cannot encode the text: ${(error as Error).message}`,
-          { cause: error },
-        )
-      }
+  const advice =
+    "copy it from the model's repository, or make it with transformers " +
+    '(AutoTokenizer.from_pretrained(model).save_pretrained(folder))'
+  const json = await readRegularFile(file, { maxBytes: maxTokenizerBytes, advice }).then(
+    (bytes) => bytes.toString('utf8'),
+    async (error: unknown) => {
+      const missing = systemCode((error as Error).cause) === 'ENOENT'
+      const older = missing ? await gpt2Tokenizer(resolve(folder)) : undefined
+      if (older === undefined) throw error
+      return older
     },
+  )
+  const tokenizer = new ProcessTokenizer(file, json)
+  await tokenizer.load()
+  return tokenizer
+}
+
+class ProcessTokenizer implements Tokenizer {
+  private readonly process: EncoderProcess
+  private cutting: Cutting | 'unknown' | undefined = 'unknown'
+
+  constructor(
+    private readonly file: string,
+    private readonly json: string,
+  ) {
+    this.process = new EncoderProcess(json)
   }
+
+  /** Finds out whether the library takes the file. Throws INVALID_CHECKPOINT, OUT_OF_MEMORY. */
+  async load(): Promise<void> {
+    try {
+      await this.process.encode([], false)
+    } catch (error) {
+      if (!(error instanceof EncoderFault)) throw error
+      const what = error.death === undefined ? 'is not a valid tokenizer file' : 'cannot be loaded'
+      const message = `${this.file} ${foreignContents(this.json) ?? `${what}: ${error.message}`}`
+      throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
+    }
+  }
+
+  async encode(text: string, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<Int32Array> {
+    try {
+      return joined(await this.encodeParts(text, signal))
+    } catch (error) {
+      if (!(error instanceof EncoderFault)) throw error
+      const refused = error.death === undefined
+      const message = `the tokenizer ${this.file} cannot encode the text: ${error.message}`
+      throw new SparseGptError(refused ? 'INVALID_TEXT' : 'INVALID_CHECKPOINT', message, { cause: error })
+    }
+  }
+
+  private async encodeParts(text: string, signal: AbortSignal | undefined): Promise<Int32Array[]> {
+    if (text.length > 2 * pieceLength && this.cutting === 'unknown') this.cutting = cuttingOf(this.json)
+    const cutting = this.cutting === 'unknown' ? undefined : this.cutting
+    const pieces = cutting === undefined ? [text] : [...piecesOf(text, cutting, pieceLength)]
+    if (cutting === undefined || pieces.length === 1) return this.process.encode(pieces, true, signal)
+    const [first, ...others] = pieces
+    const last = others.pop()
+    // The special tokens that the post-processor puts around a text are those of its two ends.
+    const parts: Int32Array[] = []
+    for (const ids of await this.process.encode([first!], true, signal))
+      parts.push(ids.subarray(0, ids.length - cutting.after))
+    for (let i = 0; i < others.length; i += piecesAtOnce)
+      parts.push(...(await this.process.encode(others.slice(i, i + piecesAtOnce), false, signal)))
+    for (const ids of await this.process.encode([last!], true, signal))
+      parts.push(ids.subarray(cutting.before))
+    return parts
+  }
+}
+
+function joined(parts: readonly Int32Array[]): Int32Array {
+  const ids = new Int32Array(parts.reduce((sum, part) => sum + part.length, 0))
+  let at = 0
+  for (const part of parts) {
+    ids.set(part, at)
+    at += part.length
+  }
+  return ids
 }

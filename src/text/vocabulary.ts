@@ -11,17 +11,17 @@ export interface Vocabulary {
   tokenizer(): Promise<Tokenizer>
 }
 
-/**
- * Checks token ids that a caller has given: `ids` are the `given` numbers as 32-bit integers, so that a fraction or a
- * number out of range shows as a difference.
- *
- * Throws INVALID_OPTION when one is no integer in [0, vocabularySize).
- */
-export function checkTokens(ids: Int32Array, given: ArrayLike<number>, vocabularySize: number): void {
-  ids.forEach((id, i) => {
-    if (id < 0 || id >= vocabularySize || id !== given[i]) {
-      const message = `token id ${String(given[i])} at position ${i} is not an integer in [0, ${vocabularySize})`
-      throw new SparseGptError('INVALID_OPTION', message)
-    }
-  })
+/** The token ids that a caller has given. Throws INVALID_OPTION when one is no integer in [0, vocabularySize). */
+export function tokenIds(given: ArrayLike<number>, vocabularySize: number): Int32Array {
+  // All are checked before memory is taken for them: a sparse array can be of any length.
+  for (let i = 0; i < given.length; i++) {
+    const id: unknown = given[i]
+    if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < vocabularySize) continue
+    const shown = typeof id === 'number' || typeof id === 'bigint' ? String(id) : `of type ${typeof id}`
+    const message = `token id ${shown} at position ${i} is not an integer in [0, ${vocabularySize})`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  const ids = new Int32Array(given.length)
+  for (let i = 0; i < ids.length; i++) ids[i] = given[i] as number
+  return ids
 }

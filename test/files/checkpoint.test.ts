@@ -1,7 +1,9 @@
-import { mkdir, readdir, symlink, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, readdir, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
-import { openCheckpoint } from '../../src/files/checkpoint.js'
+import { openCheckpoint, readConfig } from '../../src/files/checkpoint.js'
+import { readSafetensorsHeader } from '../../src/files/safetensors.js'
+import { CheckpointWriter } from '../../src/files/writer.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { filled, writeConfig, writeSafetensors } from './files.js'
 import { writeTorch } from './torch-archive.js'
@@ -87,6 +89,101 @@ describe('openCheckpoint opens', () => {
   })
 })
 
+describe('the index decides', () => {
+  test('a tensor that it does not mention is no part of the checkpoint', async () => {
+    const { tensors, shards } = await openCheckpoint(await shardedFolder({ a: first, c: second }))
+    expect([...tensors.keys()]).toEqual(['a', 'c'])
+    expect(shards.map((shard) => shard.tensors.map(({ name }) => name))).toEqual([['a'], ['c']])
+  })
+
+  test('of a tensor in two shards the one is taken that it names', async () => {
+    for (const [shard, value] of [
+      [first, 1],
+      [second, 9],
+    ] as const) {
+      const folder = await shardedFolder({ a: shard, b: first, c: second })
+      await writeSafetensors(join(folder, second), [filled('c', 4, 3), filled('a', 2, 9)])
+      const checkpoint = await openCheckpoint(folder)
+      const { file, offset } = checkpoint.tensors.get('a')!
+      expect((await readFile(file))[offset]).toBe(value)
+      const out = join(await temporaryFolder(), 'out')
+      await (await CheckpointWriter.create(checkpoint, out, { force: false })).commit()
+      const copy = await openCheckpoint(out)
+      expect(copy.shards.flatMap(({ tensors }) => tensors.map(({ name }) => name)).sort()).toEqual([
+        'a',
+        'b',
+        'c',
+      ])
+      const written = copy.tensors.get('a')!
+      expect((await readFile(written.file))[written.offset]).toBe(value)
+    }
+  })
+
+  test('what is left out is not written', async () => {
+    const out = join(await temporaryFolder(), 'out')
+    const checkpoint = await openCheckpoint(await shardedFolder({ a: first, c: second }))
+    await (await CheckpointWriter.create(checkpoint, out, { force: false })).commit()
+    const { tensors } = await openCheckpoint(out)
+    expect([...tensors.keys()]).toEqual(['a', 'c'])
+    expect((await readSafetensorsHeader(join(out, first))).tensors).toHaveLength(1)
+  })
+})
+
+describe('openCheckpoint says what it is', () => {
+  const pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n'
+  const page = '<!DOCTYPE html>\n<html><body>Not Found</body></html>'
+
+  test.each(['model.safetensors', 'pytorch_model.bin', 'config.json'])(
+    '%s is a pointer or a page',
+    async (name) => {
+      const folder = await temporaryFolder()
+      await writeConfig(folder)
+      await writeFile(join(folder, name), pointer)
+      await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /is a Git LFS pointer.*git lfs pull/)
+      await writeFile(join(folder, name), page)
+      await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /is a web page.*download it again/)
+    },
+  )
+
+  test('the index of shards is a pointer', async () => {
+    const folder = await shardedFolder()
+    await writeIndex(folder, pointer)
+    await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /index\.json is a Git LFS pointer/)
+  })
+
+  test.each([first, 'pytorch_model-00001-of-00002.bin'])('%s without an index', async (shard) => {
+    const folder = await temporaryFolder()
+    await writeConfig(folder)
+    await writeFile(join(folder, shard), '')
+    await expectError(
+      openCheckpoint(folder),
+      'FILE_NOT_FOUND',
+      /index\.json does not exist, but there is .*00001-of-00002.*download the index/,
+    )
+  })
+
+  test('the root of a repository in the cache of the hub', async () => {
+    const folder = join(await temporaryFolder(), 'models--org--some-name')
+    const snapshot = join(folder, 'snapshots', '0123abcd')
+    for (const path of ['blobs', 'refs', join('snapshots', '0123abcd')])
+      await mkdir(join(folder, path), { recursive: true })
+    const error = await expectError(openCheckpoint(folder), 'FILE_NOT_FOUND', /hub id org\/some-name/)
+    expect(error.message).toContain(snapshot)
+    await expectError(readConfig(folder), 'FILE_NOT_FOUND', /in the hub's cache/)
+  })
+
+  test('a LoRA adapter, with and without a config.json', async () => {
+    const folder = await temporaryFolder()
+    const settings = { peft_type: 'LORA', base_model_name_or_path: 'org/base' }
+    await writeFile(join(folder, 'adapter_config.json'), JSON.stringify(settings))
+    await writeSafetensors(join(folder, 'adapter_model.safetensors'), [filled('a', 2, 1)])
+    const message = /is a LoRA adapter of "org\/base".*merge/
+    await expectError(openCheckpoint(folder), 'UNSUPPORTED_MODEL', message)
+    await writeConfig(folder)
+    await expectError(openCheckpoint(folder), 'UNSUPPORTED_MODEL', message)
+  })
+})
+
 describe('openCheckpoint refuses', () => {
   test('a missing folder', async () => {
     await expectError(
@@ -121,7 +218,7 @@ describe('openCheckpoint refuses', () => {
     await expectError(openCheckpoint(folder), 'FILE_NOT_FOUND', /has no weights/)
   })
 
-  test.each(['pytorch_model-00001-of-00002.bin', 'tf_model.h5', 'model-q4.gguf'])(
+  test.each(['pytorch_model.pt', 'tf_model.h5', 'model-q4.gguf'])(
     'weights that are only %s',
     async (name) => {
       const folder = await temporaryFolder()
@@ -195,22 +292,11 @@ describe('openCheckpoint refuses', () => {
     }
   })
 
-  test('a tensor that the index does not mention', async () => {
-    const folder = await shardedFolder({ a: first, c: second })
-    await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /does not mention tensor "b"/)
-  })
-
-  test('a tensor in two shards', async () => {
-    const folder = await shardedFolder()
-    await writeSafetensors(join(folder, second), [filled('c', 4, 3), filled('a', 2, 1)])
-    await expectError(openCheckpoint(folder), 'INVALID_CHECKPOINT', /"a" in both/)
-  })
-
   test('a folder in the place of the weights', async () => {
     const folder = await temporaryFolder()
     await writeConfig(folder)
     await mkdir(join(folder, 'model.safetensors'))
-    await expectError(openCheckpoint(folder), 'FILE_NOT_FOUND', /cannot be read/)
+    await expectError(openCheckpoint(folder), 'FILE_NOT_FOUND', /is a folder, not a file/)
   })
 })
 

@@ -10,7 +10,12 @@ const variables = [
   'HF_HUB_CACHE',
   'HUGGINGFACE_HUB_CACHE',
 ]
-const more = ['HF_TOKEN_PATH', 'XDG_CACHE_HOME']
+const proxies = ['http_proxy', 'https_proxy', 'all_proxy', 'no_proxy']
+const more = [
+  ...['HF_TOKEN_PATH', 'XDG_CACHE_HOME', 'HF_HUB_DOWNLOAD_TIMEOUT'],
+  ...proxies,
+  ...proxies.map((name) => name.toUpperCase()),
+]
 
 /** Before each test: a hub of its own, which the environment variables point to, and an empty cache. */
 export function useHub(): { hub: HubServer; home: string } {

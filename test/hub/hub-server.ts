@@ -31,6 +31,8 @@ export class HubServer {
   cuts: number[] = []
   /** Status of the next answers. */
   failures: number[] = []
+  /** Answers of the test's own: the first that returns true has answered. */
+  answers: ((path: string, request: IncomingMessage, response: ServerResponse) => boolean)[] = []
   /** Flips a byte of what is downloaded. */
   corrupt = false
 
@@ -71,6 +73,7 @@ export class HubServer {
       fail(response, failure, 'Busy')
       return
     }
+    if (this.answers.some((answer) => answer(path, request, response))) return
     const stored = /^\/cdn\/(\w+)$/.exec(path)
     // A storage provider's host, which must not see the token.
     if (stored && request.headers.authorization !== undefined) {
@@ -81,8 +84,8 @@ export class HubServer {
       this.send(request, response, this.find(stored[1]!))
       return
     }
-    const api = /^\/api\/(models|datasets)\/([^/]+\/[^/]+)\/(revision|tree|paths-info)\/(.+)$/.exec(path)
-    const resolve = /^\/(datasets\/)?([^/]+\/[^/]+)\/resolve\/([^/]+)\/(.+)$/.exec(path)
+    const api = /^\/api\/(models|datasets)\/((?:[^/]+\/)?[^/]+)\/(revision|tree|paths-info)\/(.+)$/.exec(path)
+    const resolve = /^\/(datasets\/)?((?:[^/]+\/)?[^/]+)\/resolve\/([^/]+)\/(.+)$/.exec(path)
     if (api) {
       const [, type, name, call, revision] = api
       const id = type === 'models' ? name! : `datasets/${name}`

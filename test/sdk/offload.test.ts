@@ -54,7 +54,7 @@ describe('the memory limit', () => {
     await expectError(
       pruned({ out, calibration: { file: 'no-such-text.txt' }, memory: '20MB' }),
       'OUT_OF_MEMORY',
-      /about 0\.1 GB are needed, but memory allows 0\.0 GB: use offload \(a folder.*fewer samples/,
+      /about 0\.1\d\d GB are needed, but memory allows 0\.020 GB: use offload \(a folder.*fewer samples/,
     )
     expect(await readdir(join(out, '..'))).toEqual([])
   })

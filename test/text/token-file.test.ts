@@ -4,6 +4,7 @@ import { describe, expect, test } from '@jest/globals'
 import { readTokenFile, saveTokens } from '../../src/text/token-file.js'
 import { writeSafetensors, type TestTensor } from '../files/files.js'
 import { readTensors } from '../safetensors-file.js'
+import { describeWithShared, sharedPath } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 
 const file = async () => join(await temporaryFolder(), 'tokens.safetensors')
@@ -29,6 +30,13 @@ describe('saveTokens', () => {
     await expectError(saveTokens('tokens.bin', ids), 'INVALID_OPTION', /must end in \.safetensors/)
     await expectError(saveTokens(await file(), [ids, Int32Array.of(1, 2)]), 'INVALID_OPTION', /equal length/)
     await expectError(saveTokens('/nowhere/x.safetensors', ids), 'WRITE_FAILED', /\/nowhere\/x/)
+  })
+})
+
+describeWithShared('ids beyond 32 bits', () => {
+  test('are refused with their place', async () => {
+    const path = sharedPath('cases', 'token-ids-beyond-int32.safetensors')!
+    await expectError(readTokenFile(path, 2 ** 31 - 1), 'INVALID_TEXT', /token id \d{10,} at position \d+/)
   })
 })
 
@@ -59,6 +67,12 @@ describe('readTokenFile', () => {
     const data = new Uint8Array(BigInt64Array.of(-1n).buffer)
     const negative = await write({ dtype: 'I64', shape: [1], data })
     await expectError(readTokenFile(negative, 4), 'INVALID_TEXT', /id -1 at position 0/)
+  })
+
+  test('refuses ids that 32 bits would make valid', async () => {
+    const data = new Uint8Array(BigInt64Array.of(3n, 2n ** 32n + 2n).buffer)
+    const path = await write({ dtype: 'I64', shape: [2], data })
+    await expectError(readTokenFile(path, 4), 'INVALID_TEXT', /id 4294967298 at position 1/)
   })
 
   test('refuses a damaged and a missing file', async () => {

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { readText } from '../../src/text/text.js'
 import { loadTokenizer } from '../../src/text/tokenizer.js'
 import { drawWindows } from '../../src/text/windows.js'
+import { expectError } from '../temporary.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 
 let folder: string
@@ -83,6 +84,11 @@ describe('loadTokenizer', () => {
   )
 })
 
+test('loadTokenizer knows a Git LFS pointer', async () => {
+  await save('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n')
+  await expectError(loadTokenizer(folder), 'INVALID_CHECKPOINT', /tokenizer\.json is a Git LFS pointer/)
+})
+
 describe("GPT-2's tokenizer files, where there is no tokenizer.json", () => {
   const write = async (config: object, vocabulary?: string) => {
     const path = await mkdtemp(join(folder, 'gpt2-'))
@@ -101,6 +107,24 @@ describe("GPT-2's tokenizer files, where there is no tokenizer.json", () => {
   ])('are read, %s', async (_title, settings, ids) => {
     const tokenizer = await loadTokenizer(await write(settings))
     expect([...(await tokenizer.encode('ab ab a<s>b'))]).toEqual(ids)
+  })
+
+  test.each([{}, undefined])(
+    'are read for a family that has it, with tokenizer_config.json of %j',
+    async (settings) => {
+      const path = await write(settings ?? {})
+      if (!settings) await rm(join(path, 'tokenizer_config.json'))
+      await writeFile(join(path, 'config.json'), '{"model_type":"gpt2","x":NaN}')
+      const tokenizer = await loadTokenizer(path)
+      expect([...(await tokenizer.encode('ab ab a'))]).toEqual([4, 5, 3, 1])
+    },
+  )
+
+  test('are not read where neither the class nor the family is known', async () => {
+    const path = await write({})
+    await expect(loadTokenizer(path)).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
+    await writeFile(join(path, 'config.json'), '{"model_type":"qwen2"}')
+    await expect(loadTokenizer(path)).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
   })
 
   test('are not taken for those of another tokenizer', async () => {

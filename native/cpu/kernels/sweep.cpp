@@ -55,7 +55,7 @@ struct ByGroup {
       for (int64_t k = 0; k < j; ++k) rest -= z[k] * factor[k * tile.columns + j];
       z[j] = rest * inverses[j];
       const vf scaled = (dense[j] + z[j]) * factor[j * tile.columns + j];
-      scores[j] = as_float(as_int(scaled) & 0x7fffffff);
+      scores[j] = as_float(as_int(scaled) & 0x7fffffff & (dense[j] != vf{}));
     }
     if (smallest > 0) {
       // With the column in the last bits no two are equal, and after n rounds of bubble sort the n-th smallest is in place.
@@ -128,12 +128,13 @@ void finish_strip(const BlockTile& tile, float* w, int64_t begin, int64_t some, 
     for (int64_t j = 0; j < count; ++j) {
       const float diagonal = factor[j * tile.columns + j];
       const vf value = dense[j] + carried[j] * inverses[j];
-      vf q = select(prune[j], vf{}, value);
+      const vi gone = prune[j] | (dense[j] == vf{});
+      vf q = select(gone, vf{}, value);
       if (tile.grid_scale != nullptr) q = grid.nearest(q, r);
-      const vf loss = (value - q) * diagonal, error = dense[j] - q;
+      const vf loss = (value - q) * (diagonal * tile.loss_scale), error = dense[j] - q;
       squares[r / width] += loss * loss;
       store(tile.error + (begin + j) * tile.error_stride + r, error);
-      store(w + (begin + j) * lanes + r, select(prune[j], as_float(vi{} + pruned_bits), q));
+      store(w + (begin + j) * lanes + r, select(gone, as_float(vi{} + pruned_bits), q));
 #pragma GCC unroll 8
       for (int64_t k = j + 1; k < count; ++k) carried[k] += error * factor[j * tile.columns + k];
     }
@@ -178,8 +179,8 @@ void score(const BlockTile& tile, float* scores) {
     float* s = scores + j * lanes;
     const float diagonal = tile.factor[j * columns + j];
     for (int64_t r = 0; r < lanes; r += width) {
-      const vf scaled = (load(w + j * lanes + r) + load(s + r)) * diagonal;
-      store(s + r, vmax(-scaled, scaled));
+      const vf dense = load(w + j * lanes + r), scaled = (dense + load(s + r)) * diagonal;
+      store(s + r, as_float(as_int(vmax(-scaled, scaled)) & (dense != vf{})));
     }
     for (int64_t r = tile.rows; r < lanes; ++r) s[r] = __builtin_inff();
   }

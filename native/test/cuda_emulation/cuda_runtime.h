@@ -97,12 +97,23 @@ T atomicMin(T* place, T value) {
   return old;
 }
 template <typename T>
+T atomicMax(T* place, T value) {
+  const T old = *place;
+  *place = std::max(old, value);
+  return old;
+}
+template <typename T>
 T min(T a, T b) {
   return b < a ? b : a;
 }
 template <typename T>
 T max(T a, T b) {
   return a < b ? b : a;
+}
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
 }
 inline unsigned __float_as_uint(float x) {
   unsigned bits;

@@ -1,15 +1,25 @@
 import * as z from 'zod'
 import type { Tensor } from '../../native/device.js'
 import { alibiSlopes } from '../alibi.js'
-import { checkHeads, headWeight, layerNorms, parseConfig, renamed, size, type Family } from '../family.js'
+import {
+  blockCount,
+  checkHeads,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  renamed,
+  size,
+  tokenCount,
+  type Family,
+} from '../family.js'
 
 const schema = z.object({
   vocab_size: size,
   hidden_size: size,
-  n_layer: size,
+  n_layer: blockCount,
   n_head: size,
   /** What it was trained with; ALiBi has no table that would end there. */
-  seq_length: size.default(2048),
+  seq_length: tokenCount.default(2048),
   layer_norm_epsilon: z.number().positive().default(1e-5),
   apply_residual_connection_post_layernorm: z.boolean().default(false),
   tie_word_embeddings: z.boolean().default(true),

@@ -2,7 +2,9 @@ import * as z from 'zod'
 import { alibiSlopes } from '../alibi.js'
 import {
   activation,
+  blockCount,
   checkHeads,
+  checkSupported,
   headWeight,
   layerNorms,
   parseConfig,
@@ -10,12 +12,12 @@ import {
   size,
   type Family,
 } from '../family.js'
-import { rotaryConfig, rotaryPositions } from '../rotary.js'
+import { checkWholeHeads, rotaryConfig, rotaryPositions } from '../rotary.js'
 
 const schema = rotaryConfig.extend({
   vocab_size: size,
   hidden_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   num_kv_heads: size.nullish(),
   ffn_hidden_size: size.nullish(),
@@ -47,6 +49,17 @@ export const falcon: Family = {
     const kvHeads = c.multi_query && !c.new_decoder_architecture ? 1 : several
     checkHeads(hidden, heads, kvHeads)
     const headDim = hidden / heads
+    checkWholeHeads(c, headDim)
+    const sideBySide = c.parallel_attn || !c.new_decoder_architecture
+    checkSupported(sideBySide, 'parallel_attn', false, 'with new_decoder_architecture it must be true')
+    // Transformers splits the fused matrix into as many keys as queries, whatever the config says.
+    const everyHead = c.new_decoder_architecture || c.multi_query || (c.num_kv_heads ?? heads) === heads
+    checkSupported(
+      everyHead,
+      'num_kv_heads',
+      c.num_kv_heads,
+      'without multi_query it must be the number of heads',
+    )
     const scale = headDim ** -0.5
     const parallel = c.new_decoder_architecture || c.parallel_attn
     const separateNorms = c.new_decoder_architecture && (c.num_ln_in_parallel_attn ?? 2) === 2

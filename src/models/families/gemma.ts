@@ -1,6 +1,14 @@
 import * as z from 'zod'
 import { llamaArchitecture, llamaConfig } from './llama.js'
-import { activation, checkSupported, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  checkLayerTypes,
+  checkSupported,
+  parseConfig,
+  size,
+  tokenCount,
+  type Family,
+} from '../family.js'
 
 const schema = llamaConfig.extend({
   head_dim: size.default(256),
@@ -42,7 +50,7 @@ export const gemma: Family = {
 const schema2 = schema.extend({
   hidden_activation: activation.default('gelu_tanh'),
   query_pre_attn_scalar: z.number().positive().default(256),
-  sliding_window: size.nullable().default(4096),
+  sliding_window: tokenCount.nullable().default(4096),
   layer_types: z.array(z.enum(['full_attention', 'sliding_attention'])).nullish(),
   attn_logit_softcapping: z.number().positive().nullable().default(50),
   final_logit_softcapping: z.number().positive().nullable().default(30),
@@ -54,6 +62,7 @@ export const gemma2: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema2, config)
+    checkLayerTypes(c.layer_types, c.num_hidden_layers)
     const sliding = (block: number) =>
       c.layer_types ? c.layer_types[block] === 'sliding_attention' : block % 2 === 0
     return llamaArchitecture({ ...c, hidden_act: c.hidden_activation }, weights, {

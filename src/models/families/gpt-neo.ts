@@ -1,17 +1,27 @@
 import * as z from 'zod'
 import { SparseGptError } from '../../errors.js'
-import { activation, checkHeads, headWeight, layerNorms, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  size,
+  tokenCount,
+  type Family,
+} from '../family.js'
 
 const kinds = z.array(z.enum(['global', 'local']))
 
 const schema = z.object({
   vocab_size: size,
   hidden_size: size,
-  num_layers: size,
+  num_layers: blockCount,
   num_heads: size,
   max_position_embeddings: size.default(2048),
   intermediate_size: size.nullish(),
-  window_size: size.default(256),
+  window_size: tokenCount.default(256),
   /** Runs of blocks: the kinds of attention, and how often they repeat. */
   attention_types: z.array(z.tuple([kinds, z.int().min(0)])).nullish(),
   activation_function: activation.default('gelu_tanh'),
@@ -31,11 +41,15 @@ export const gptNeo: Family = {
     checkHeads(hidden, heads, heads)
     const headDim = hidden / heads
     const runs = c.attention_types ?? [[['global', 'local'], 12]]
-    const attention = runs.flatMap(([kinds, count]) => Array.from({ length: count }, () => kinds).flat())
-    if (attention.length !== c.num_layers) {
-      const message = `config.json: attention_types is for ${attention.length} blocks, but num_layers is ${c.num_layers}`
+    const described = runs.reduce((sum, [kinds, count]) => sum + kinds.length * count, 0)
+    if (described !== c.num_layers) {
+      const message = `config.json: attention_types is for ${described} blocks, but num_layers is ${c.num_layers}`
       throw new SparseGptError('INVALID_CHECKPOINT', message)
     }
+    // A run without kinds adds nothing, however often it repeats.
+    const attention = runs
+      .filter(([kinds]) => kinds.length > 0)
+      .flatMap(([kinds, count]) => Array.from({ length: count }, () => kinds).flat())
     const prefix = weights.findPrefix(['transformer.', ''], 'wte.weight')
     const embedding = `${prefix}wte.weight`
 

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import {
   activation,
+  blockCount,
   checkHeads,
   headWeight,
   layerNorms,
@@ -15,7 +16,7 @@ const schema = rotaryConfig.extend({
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   hidden_act: activation.default('gelu'),
   layer_norm_eps: z.number().positive().default(1e-5),

@@ -1,10 +1,19 @@
 import * as z from 'zod'
-import { activation, checkHeads, headWeight, layerNorms, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  size,
+  type Family,
+} from '../family.js'
 
 const schema = z.object({
   vocab_size: size,
   n_embd: size,
-  n_layer: size,
+  n_layer: blockCount,
   n_head: size,
   n_positions: size.default(1024),
   n_inner: size.nullish(),

@@ -1,12 +1,21 @@
 import * as z from 'zod'
 import { SparseGptError } from '../../errors.js'
-import { activation, checkHeads, headWeight, layerNorms, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  size,
+  type Family,
+} from '../family.js'
 import { rotaryFrequencies } from '../rotary.js'
 
 const schema = z.object({
   vocab_size: size,
   n_embd: size,
-  n_layer: size,
+  n_layer: blockCount,
   n_head: size,
   n_positions: size.default(2048),
   n_inner: size.nullish(),

@@ -4,8 +4,8 @@ import type { LinearSpec, ParameterSpec } from '../specs.js'
 import type { Tensor } from '../../native/device.js'
 import type { Block } from '../block.js'
 import type { Steps } from '../steps.js'
-import { activation, checkHeads, headWeight, parseConfig, size, type Family } from '../family.js'
-import { rotaryConfig, rotaryPositions } from '../rotary.js'
+import { activation, blockCount, checkHeads, headWeight, parseConfig, size, type Family } from '../family.js'
+import { checkWholeHeads, rotaryConfig, rotaryPositions } from '../rotary.js'
 import type { Weights } from '../weights.js'
 
 /** What the config.json of LLaMA and of the families that share its blocks have in common. */
@@ -13,7 +13,7 @@ export const llamaConfig = rotaryConfig.extend({
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   num_key_value_heads: size.nullish(),
   head_dim: size.nullish(),
@@ -64,6 +64,7 @@ export function llamaArchitecture(
   const kvHeads = c.num_key_value_heads ?? heads
   checkHeads(hidden, heads, kvHeads, c.head_dim ?? undefined)
   const headDim = c.head_dim ?? hidden / heads
+  checkWholeHeads(c, headDim)
   const scale = variant.attentionScale ?? headDim ** -0.5
   const prefix = weights.findPrefix(['model.', ''], 'embed_tokens.weight')
   const embedding = `${prefix}embed_tokens.weight`

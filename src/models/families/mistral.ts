@@ -1,9 +1,9 @@
 import { llamaArchitecture, llamaConfig } from './llama.js'
-import { parseConfig, size, type Family } from '../family.js'
+import { parseConfig, tokenCount, type Family } from '../family.js'
 
 const schema = llamaConfig.extend({
   /** The window; null for none. The first Mistral model had one, and configs without the entry mean its size. */
-  sliding_window: size.nullable().default(4096),
+  sliding_window: tokenCount.nullable().default(4096),
 })
 
 /** Mistral: LLaMA with a sliding attention window. */

@@ -1,12 +1,11 @@
-import { SparseGptError } from '../../errors.js'
 import { llamaArchitecture, llamaConfig, type FeedForward } from './llama.js'
-import { parseConfig, size, type Family } from '../family.js'
+import { checkExperts, parseConfig, size, tokenCount, type Family } from '../family.js'
 import * as z from 'zod'
 
 const schema = llamaConfig.extend({
   rms_norm_eps: z.number().positive().default(1e-5),
   num_key_value_heads: size.nullable().default(8),
-  sliding_window: size.nullish(),
+  sliding_window: tokenCount.nullish(),
   num_local_experts: size.default(8),
   num_experts_per_tok: size.default(2),
 })
@@ -17,10 +16,7 @@ export const mixtral: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema, config)
-    if (c.num_experts_per_tok > c.num_local_experts) {
-      const message = `config.json: num_experts_per_tok ${c.num_experts_per_tok} exceeds num_local_experts ${c.num_local_experts}`
-      throw new SparseGptError('INVALID_CHECKPOINT', message)
-    }
+    checkExperts(c.num_hidden_layers, c.num_local_experts, c.num_experts_per_tok)
     return llamaArchitecture(c, weights, {
       window: () => c.sliding_window ?? undefined,
       usualTheta: 1e6,

@@ -1,12 +1,22 @@
 import * as z from 'zod'
 import type { Tensor } from '../../native/device.js'
-import { activation, checkHeads, layerNorms, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  checkSupported,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  size,
+  type Family,
+} from '../family.js'
 
 const schema = z.object({
   vocab_size: size,
   hidden_size: size,
   ffn_dim: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   max_position_embeddings: size.default(2048),
   word_embed_proj_dim: size.nullish(),
@@ -14,9 +24,8 @@ const schema = z.object({
   do_layer_norm_before: z.boolean().default(true),
   _remove_final_layer_norm: z.boolean().default(false),
   enable_bias: z.boolean().default(true),
-  layer_norm_elementwise_affine: z
-    .literal(true, { error: 'only OPT models whose layer norms have weights are supported' })
-    .default(true),
+  layer_norm_elementwise_affine: z.boolean().default(true),
+  tie_word_embeddings: z.boolean().default(true),
 })
 
 const epsilon = 1e-5
@@ -34,6 +43,8 @@ export const opt: Family = {
     checkHeads(hidden, heads, heads)
     const headDim = hidden / heads
     const embedded = c.word_embed_proj_dim ?? hidden
+    const affine = c.layer_norm_elementwise_affine
+    checkSupported(affine, 'layer_norm_elementwise_affine', affine, 'layer norms need weights')
     const prefix = weights.findPrefix(['model.decoder.', 'decoder.', ''], 'embed_tokens.weight')
     const embedding = `${prefix}embed_tokens.weight`
     const normFirst = c.do_layer_norm_before
@@ -96,7 +107,7 @@ export const opt: Family = {
         return device.linear(x, w.parameter(`${prefix}project_out.weight`, [embedded, hidden]))
       },
 
-      head: (w) => w.stored(embedding, [c.vocab_size, embedded]),
+      head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, embedded]),
     }
   },
 }

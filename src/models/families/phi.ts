@@ -1,12 +1,21 @@
 import * as z from 'zod'
-import { activation, checkHeads, headWeight, layerNorms, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  headWeight,
+  layerNorms,
+  parseConfig,
+  size,
+  type Family,
+} from '../family.js'
 import { rotaryConfig, rotaryDimensions, rotaryPositions } from '../rotary.js'
 
 const schema = rotaryConfig.extend({
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   num_key_value_heads: size.nullish(),
   hidden_act: activation.default('gelu_tanh'),

@@ -1,17 +1,26 @@
 import * as z from 'zod'
-import { activation, checkHeads, headWeight, parseConfig, size, type Family } from '../family.js'
+import {
+  activation,
+  blockCount,
+  checkHeads,
+  headWeight,
+  parseConfig,
+  size,
+  tokenCount,
+  type Family,
+} from '../family.js'
 import { rotaryConfig, rotaryDimensions, rotaryPositions } from '../rotary.js'
 
 const schema = rotaryConfig.extend({
   vocab_size: size,
   hidden_size: size,
   intermediate_size: size,
-  num_hidden_layers: size,
+  num_hidden_layers: blockCount,
   num_attention_heads: size,
   num_key_value_heads: size.nullish(),
   head_dim: size.nullish(),
   max_position_embeddings: size.default(4096),
-  sliding_window: size.nullish(),
+  sliding_window: tokenCount.nullish(),
   rms_norm_eps: z.number().positive().default(1e-5),
   hidden_act: activation.default('silu'),
   tie_word_embeddings: z.boolean().default(false),

@@ -1,10 +1,10 @@
 import * as z from 'zod'
 import { llamaArchitecture, llamaConfig } from './llama.js'
-import { parseConfig, size, type Family } from '../family.js'
+import { checkLayerTypes, parseConfig, size, tokenCount, type Family } from '../family.js'
 
 const schema = llamaConfig.extend({
   use_sliding_window: z.boolean().default(false),
-  sliding_window: size.nullable().default(4096),
+  sliding_window: tokenCount.nullable().default(4096),
   max_window_layers: z.int().min(0).default(28),
   layer_types: z.array(z.enum(['full_attention', 'sliding_attention'])).nullish(),
 })
@@ -26,6 +26,7 @@ export const qwen2: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema, config)
+    checkLayerTypes(c.layer_types, c.num_hidden_layers)
     return llamaArchitecture(c, weights, { bias: { qkv: true }, window: window(c) })
   },
 }
@@ -41,6 +42,7 @@ export const qwen3: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema3, config)
+    checkLayerTypes(c.layer_types, c.num_hidden_layers)
     const bias = { qkv: c.attention_bias, output: c.attention_bias }
     return llamaArchitecture(c, weights, { bias, headNorms: true, window: window(c) })
   },

@@ -1,0 +1,32 @@
+import { SparseGptError } from '../errors.js'
+import { quoted } from '../quoted.js'
+
+/** The entries of config.json that say that weights are quantized; the second is an older name that llm-compressor used. */
+const entries = ['quantization_config', 'compression_config']
+
+/** Throws UNSUPPORTED_MODEL, naming the method, when config.json says that the weights are quantized. */
+export function checkNotQuantized(config: Record<string, unknown>): void {
+  for (const entry of entries) {
+    const value = config[entry]
+    if (value === undefined || value === null || value === false) continue
+    const settings = (typeof value === 'object' ? value : {}) as Record<string, unknown>
+    const method = settings['quant_method'] ?? bitsAndBytes(settings)
+    if (typeof value === 'object' && method === undefined && isUnused(settings)) continue
+    const named = method === undefined ? 'without a quant_method' : `quant_method ${quoted(method)}`
+    throw new SparseGptError(
+      'UNSUPPORTED_MODEL',
+      `config.json: ${entry} (${named}) says that the weights are quantized, which is not supported: give the model ` +
+        'with float weights that it was made from; if the weights are float, remove the entry',
+    )
+  }
+}
+
+/** The first releases of bitsandbytes had flags in the place of a method. */
+function bitsAndBytes(settings: Record<string, unknown>): string | undefined {
+  return settings['load_in_4bit'] === true || settings['load_in_8bit'] === true ? 'bitsandbytes' : undefined
+}
+
+/** Whether settings are empty, or those of bitsandbytes with both flags off. */
+function isUnused(settings: Record<string, unknown>): boolean {
+  return Object.keys(settings).length === 0 || 'load_in_4bit' in settings || 'load_in_8bit' in settings
+}

@@ -1,0 +1,196 @@
+import { fork, type ChildProcess } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+import { abortable } from '../abort.js'
+import { SparseGptError } from '../errors.js'
+
+/** What the process is asked to do. */
+export interface Request {
+  /** The memory that the process may take from then on, in bytes. */
+  memory: number
+  /** The contents of the tokenizer.json to load before anything is encoded; absent when it stays the same. */
+  json?: string
+  /** The texts to encode. */
+  texts: string[]
+  /** Whether the post-processor adds its special tokens to each. */
+  special: boolean
+}
+
+/** What the process answers. */
+interface Answer {
+  /** The token ids of each text. */
+  ids?: Int32Array[]
+  /** The library's message, when it refused. */
+  error?: string
+}
+
+/** How a request ended otherwise than with an answer. */
+type Death = 'memory' | 'time' | 'crash'
+
+/** A request that the process did not answer, or refused. */
+export class EncoderFault extends Error {
+  constructor(
+    message: string,
+    /** What happened to the process; undefined when it lives and the library refused. */
+    readonly death?: Death,
+  ) {
+    super(message)
+  }
+}
+
+const program = fileURLToPath(new URL('./encoder-child.js', import.meta.url))
+
+// Node takes 0.1 GB, a tokenizer.json 10 to 25 bytes per byte, and encoding 100 to 200 bytes per character.
+const memoryBytes = 600e6
+const memoryPerByte = 60
+const memoryPerCharacter = 600
+// A small fraction of the speed of the slowest tokenizer on a busy machine.
+const timeMilliseconds = 15_000
+const charactersPerMillisecond = 20
+const bytesPerMillisecond = 1000
+/** The time after which an idle process is ended: its memory is of more use to what comes next. */
+const idleMilliseconds = 3000
+
+/**
+ * A tokenizer in a process of its own, which is started when it is needed, ended when it is idle, and may die: of an abort
+ * in the native library, of the limit to its memory, or of that to its time. Requests are answered one after the other.
+ */
+export class EncoderProcess {
+  private child: ChildProcess | undefined
+  private loaded = false
+  private idle: NodeJS.Timeout | undefined
+  private last: Promise<unknown> = Promise.resolve()
+
+  constructor(
+    /** The contents of the tokenizer.json. */
+    private readonly json: string,
+  ) {}
+
+  /**
+   * The token ids of each of `texts`. Throws EncoderFault, ABORTED (the process is ended then), OUT_OF_MEMORY when no process
+   * can be started.
+   */
+  encode(texts: string[], special: boolean, signal?: AbortSignal): Promise<Int32Array[]> {
+    const answer = this.last.then(() => this.ask(texts, special, signal))
+    this.last = answer.catch(() => undefined)
+    return answer
+  }
+
+  /** Ends the process; the next request starts another. */
+  close(): void {
+    clearTimeout(this.idle)
+    this.child?.kill('SIGKILL')
+    this.child = undefined
+    this.loaded = false
+  }
+
+  private async ask(
+    texts: string[],
+    special: boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<Int32Array[]> {
+    abortable(signal)
+    clearTimeout(this.idle)
+    if (this.child?.connected === false) this.close()
+    const characters = texts.reduce((sum, text) => sum + text.length, 0)
+    const request: Request = {
+      memory: memoryBytes + memoryPerByte * this.json.length + memoryPerCharacter * characters,
+      ...(this.loaded ? {} : { json: this.json }),
+      texts,
+      special,
+    }
+    const milliseconds =
+      timeMilliseconds + characters / charactersPerMillisecond + this.json.length / bytesPerMillisecond
+    try {
+      const { ids, error } = await this.exchange(request, milliseconds, signal)
+      if (!ids) throw new EncoderFault(error ?? 'no answer')
+      this.loaded = true
+      return ids
+    } catch (error) {
+      // Without a tokenizer the process is of no use, and after a fault of another kind it is gone.
+      if (!this.loaded || !(error instanceof EncoderFault) || error.death) this.close()
+      throw error
+    } finally {
+      this.idle = setTimeout(() => this.close(), idleMilliseconds)
+      this.idle.unref()
+    }
+  }
+
+  private exchange(request: Request, milliseconds: number, signal: AbortSignal | undefined): Promise<Answer> {
+    return new Promise((resolve, reject) => {
+      const child = (this.child ??= startChild())
+      let stderr = ''
+      const settle = (settled: () => void) => {
+        clearTimeout(timer)
+        signal?.removeEventListener('abort', onAbort)
+        child.off('message', onMessage).off('close', onExit).off('error', onError)
+        child.stderr?.off('data', onStderr)
+        settled()
+      }
+      const fail = (error: Error) => settle(() => reject(error))
+      const send = () => {
+        // When it cannot be sent, the process has ended, and says so itself.
+        child.send(request, () => undefined)
+      }
+      const onMessage = (message: Answer | { ready: true }) => {
+        if ('ready' in message) send()
+        else settle(() => resolve(message))
+      }
+      const onStderr = (text: Buffer) => (stderr = (stderr + text.toString()).slice(-4096))
+      const onExit = (code: number | null, by: NodeJS.Signals | null) => {
+        if (stderr.includes('memory limit')) {
+          const limit = `${(request.memory / 1e9).toFixed(1)} GB`
+          fail(new EncoderFault(`it takes more than ${limit} of memory`, 'memory'))
+          return
+        }
+        const [line = ''] = stderr.trim().split('\n').slice(0, 1)
+        fail(new EncoderFault(`its process ended with ${by ?? `code ${code}`}: ${line}`, 'crash'))
+      }
+      const onError = (error: NodeJS.ErrnoException) =>
+        fail(
+          new SparseGptError(
+            'OUT_OF_MEMORY',
+            `no process for the tokenizer can be started: ${error.message}`,
+            {
+              cause: error,
+            },
+          ),
+        )
+      const onAbort = () => {
+        try {
+          abortable(signal)
+        } catch (error) {
+          fail(error as Error)
+        }
+      }
+      // The timer also keeps the program running while it waits; an idle process does not.
+      const timer = setTimeout(() => {
+        const seconds = Math.round(milliseconds / 1000)
+        fail(new EncoderFault(`it took longer than ${seconds} seconds`, 'time'))
+      }, milliseconds)
+      signal?.addEventListener('abort', onAbort)
+      child.on('message', onMessage).on('close', onExit).on('error', onError)
+      child.stderr?.on('data', onStderr)
+      if (readyChildren.has(child)) send()
+    })
+  }
+}
+
+const readyChildren = new WeakSet<ChildProcess>()
+
+function startChild(): ChildProcess {
+  const child = fork(program, {
+    serialization: 'advanced',
+    // A group of its own: Ctrl-C at the terminal is for the parent, which ends this process.
+    detached: process.platform !== 'win32',
+    execArgv: [],
+    stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+  })
+  child.once('message', () => readyChildren.add(child))
+  // An idle process that dies is no error; the next request starts another.
+  child.on('error', () => undefined)
+  child.unref()
+  child.channel?.unref()
+  const stderr = child.stderr as (NodeJS.ReadableStream & { unref?: () => void }) | null
+  stderr?.unref?.()
+  return child
+}

@@ -1,0 +1,157 @@
+import { describe, expect, test } from '@jest/globals'
+import { pruneLayer, type PruneLayerOptions } from '../../src/index.js'
+import { expectError } from '../temporary.js'
+
+const rows = 12
+const columns = 16
+const weight = Float32Array.from({ length: rows * columns }, (_, i) => Math.sin(12.9898 * (i + 1)))
+const hessian = new Float32Array(columns * columns)
+for (let i = 0; i < columns; i++) {
+  for (let j = 0; j < columns; j++) hessian[i * columns + j] = (i === j ? 2 : 0) + 1 / (1 + Math.abs(i - j))
+}
+/** An ArrayBuffer that can be resized: newer than the declarations that this project compiles with. */
+type ResizableBuffer = ArrayBuffer & { resize(bytes: number): void }
+
+const layer = { rows, columns, weight, hessian }
+const changed = (array: Float32Array, index: number, value: number) =>
+  array.map((old, i) => (i === index ? value : old))
+
+describe('what is not finite or not definite is a typed error', () => {
+  test.each<[string, Partial<PruneLayerOptions>, 'NON_FINITE' | 'NOT_POSITIVE_DEFINITE']>([
+    ['NaN in the weight', { weight: changed(weight, 20, NaN) }, 'NON_FINITE'],
+    ['infinity in the weight', { weight: changed(weight, 20, -Infinity) }, 'NON_FINITE'],
+    ['NaN in the Hessian', { hessian: changed(hessian, 3, NaN) }, 'NON_FINITE'],
+    ['infinity in the Hessian', { hessian: changed(hessian, 3, Infinity) }, 'NON_FINITE'],
+    ['a negative Hessian', { hessian: hessian.map((value) => -value) }, 'NOT_POSITIVE_DEFINITE'],
+    [
+      'an indefinite Hessian',
+      { hessian: hessian.map((value, i) => (i % 17 ? 100 : value)) },
+      'NOT_POSITIVE_DEFINITE',
+    ],
+    ['NaN on the diagonal for wanda', { method: 'wanda', hessian: changed(hessian, 17, NaN) }, 'NON_FINITE'],
+    [
+      'a negative entry on the diagonal for wanda',
+      { method: 'wanda', hessian: changed(hessian, 17, -0.5) },
+      'NOT_POSITIVE_DEFINITE',
+    ],
+  ])('%s', async (_, options, code) => {
+    await expectError(pruneLayer({ ...layer, ...options }), code, /^pruneLayer: /)
+  })
+
+  test('the message names the column that is negative', async () => {
+    const negative = pruneLayer({ ...layer, method: 'wanda', hessian: changed(hessian, 17, -0.5) })
+    await expectError(negative, 'NOT_POSITIVE_DEFINITE', /diagonal is -0\.5 in column 1/)
+  })
+})
+
+describe('weights of any size', () => {
+  test.each([1e19, 1e25, 1e-25, 1e-30])('are pruned alike and have a loss, times %d', async (size) => {
+    const usual = await pruneLayer(layer)
+    const result = await pruneLayer({ ...layer, weight: weight.map((value) => value * size) })
+    expect(result.mask).toEqual(usual.mask)
+    expect(result.loss! / size / size / usual.loss!).toBeCloseTo(1, 4)
+  })
+
+  test.each([1e-45, 1e-42, 1e-39, 3e38])('are rounded, times %d', async (size) => {
+    const result = await pruneLayer({
+      ...layer,
+      hessian: hessian.map((value, i) => (i % 17 ? 0 : value)),
+      weight: weight.map((value) => value * size),
+      bits: 4,
+    })
+    expect(result.weight.every(Number.isFinite)).toBe(true)
+    expect(result.loss).toBeGreaterThanOrEqual(0)
+    expect(result.loss).toBeLessThan(Infinity)
+  })
+})
+
+describe('the arrays are read before pruneLayer returns', () => {
+  const mask = Uint8Array.from(weight, (_, i) => (i % 3 === 0 ? 1 : 0))
+  const variants = [
+    ['by sparsity', {}],
+    ['by mask', { mask }],
+    ['by wanda', { method: 'wanda' }],
+  ] as const
+
+  /** The arrays in buffers of their own, large enough that a native thread still reads them when it must not. */
+  const resizable = (array: Float32Array | Uint8Array) => {
+    const buffer = Reflect.construct(ArrayBuffer, [
+      array.byteLength,
+      { maxByteLength: 2 * array.byteLength },
+    ]) as ResizableBuffer
+    new Uint8Array(buffer).set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength))
+    return buffer
+  }
+  const tampering: [string, (buffer: ResizableBuffer) => void][] = [
+    ['overwritten', (buffer) => new Uint8Array(buffer).fill(255)],
+    ['transferred', (buffer) => void structuredClone(buffer, { transfer: [buffer] })],
+    ['shrunk', (buffer) => buffer.resize(0)],
+  ]
+  for (const [variant, options] of variants) {
+    test.each(tampering)(`${variant}: they may be %s meanwhile`, async (_, tamper) => {
+      const expected = await pruneLayer({ ...layer, ...options })
+      const buffers = [resizable(weight), resizable(hessian), resizable(mask)] as const
+      const pending = pruneLayer({
+        ...layer,
+        ...options,
+        weight: new Float32Array(buffers[0]),
+        hessian: new Float32Array(buffers[1]),
+        ...('mask' in options ? { mask: new Uint8Array(buffers[2]) } : {}),
+      })
+      buffers.forEach(tamper)
+      expect(await pending).toEqual(expected)
+    })
+  }
+
+  test('they may be shared memory', async () => {
+    const shared = <T extends Float32Array | Uint8Array>(
+      array: T,
+      make: new (buffer: SharedArrayBuffer) => T,
+    ) => {
+      const copy = new make(new SharedArrayBuffer(array.byteLength))
+      copy.set(array)
+      return copy
+    }
+    const options = {
+      ...layer,
+      weight: shared(weight, Float32Array),
+      hessian: shared(hessian, Float32Array),
+      mask: shared(mask, Uint8Array),
+    }
+    expect(await pruneLayer(options)).toEqual(await pruneLayer({ ...layer, mask }))
+  })
+
+  test('arrays that are gone already are refused', async () => {
+    const gone = new Float32Array(weight)
+    structuredClone(gone.buffer, { transfer: [gone.buffer] })
+    await expectError(
+      pruneLayer({ ...layer, weight: gone }),
+      'INVALID_OPTION',
+      /option weight: must have .* 192 elements/,
+    )
+    const hessianGone = new Float32Array(hessian)
+    structuredClone(hessianGone.buffer, { transfer: [hessianGone.buffer] })
+    await expectError(
+      pruneLayer({ ...layer, hessian: hessianGone }),
+      'INVALID_OPTION',
+      /option hessian: must have/,
+    )
+  })
+})
+
+test('zeros stay zeros and count towards the goal', async () => {
+  const sparse = weight.map((value, i) => (i % 10 < 7 ? 0 : value))
+  const kept = sparse.filter((value) => value !== 0).length
+  for (const options of [
+    { sparsity: 0 },
+    { sparsity: 0.5 },
+    { pattern: '2:4' },
+    { pattern: '1:2', bits: 4 },
+    { sparsity: 0.5, bits: 3 },
+    { mask: new Uint8Array(weight.length) },
+  ]) {
+    const result = await pruneLayer({ ...layer, weight: sparse, ...options })
+    sparse.forEach((value, i) => value === 0 && expect([result.weight[i], result.mask[i]]).toEqual([0, 1]))
+    if (!('pattern' in options)) expect(result.mask.filter((bit) => bit === 0)).toHaveLength(kept)
+  }
+})
