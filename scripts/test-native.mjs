@@ -1,7 +1,9 @@
 #!/usr/bin/env node
 // Builds and runs the C++ tests.
 //
-//   node scripts/test-native.mjs [ARGUMENT...]      arguments go to the test program
+//   node scripts/test-native.mjs [--sanitizers] [ARGUMENT...]      other arguments go to the test program
+//
+// With --sanitizers they are built and run with AddressSanitizer and UBSan, then with ThreadSanitizer.
 //
 // Also checks that no kernel object holds code that the linker could pick for another instruction set.
 
@@ -13,6 +15,8 @@ import { checkToolchain, describeProblems, findProgram } from './toolchain.mjs'
 
 const WIDE_ISAS = ['avx2', 'avx512', 'avx512bf16']
 const TEST_MINUTES = 4
+const SANITIZED_MINUTES = 30
+const SANITIZERS = ['address,undefined', 'thread']
 
 function quietly(command, args) {
   const { status, stdout, stderr, error } = spawnSync(command, args, {
@@ -29,10 +33,10 @@ function quietly(command, args) {
   return { ok: false }
 }
 
-function configure(folder) {
+function configure(folder, sanitize) {
   const args = ['-S', '.', '-B', folder, '-DCMAKE_BUILD_TYPE=Release']
   const generator = findProgram('ninja') ? ['-G', 'Ninja'] : []
-  const full = [...args, ...generator, '-DSPARSEGPT_TESTS=ON']
+  const full = [...args, ...generator, '-DSPARSEGPT_TESTS=ON', `-DSPARSEGPT_SANITIZE=${sanitize}`]
   const first = existsSync(join(root, folder, 'CMakeCache.txt'))
     ? spawnSync('cmake', full, { cwd: root, stdio: 'ignore' })
     : undefined
@@ -62,16 +66,25 @@ function strayKernelSymbols(folder) {
   return stray
 }
 
-function runTests(folder) {
+/** The program that starts the tests: ThreadSanitizer cannot place its memory where addresses are random. */
+function launcher(sanitize) {
+  const setarch = sanitize === 'thread' ? findProgram('setarch') : undefined
+  return setarch ? [setarch, '--addr-no-randomize'] : []
+}
+
+function runTests(folder, programArguments, sanitize = '') {
   const start = performance.now()
-  if (!configure(folder)) return 'configuring failed'
+  if (!configure(folder, sanitize)) return 'configuring failed'
   const build = quietly('cmake', ['--build', folder, '--parallel', String(jobs())])
   if (!build.ok) return 'compiling failed'
   const warnings = `${build.stdout}\n${build.stderr}`.split('\n').filter((line) => /\bwarning:/.test(line))
   for (const line of warnings) console.log(line)
-  console.log(`native tests built in ${((performance.now() - start) / 1000).toFixed(0)} s`)
+  console.log(
+    `native tests ${sanitize ? `with sanitizers (${sanitize}) ` : ''}built in ${((performance.now() - start) / 1000).toFixed(0)} s`,
+  )
 
-  const stray = strayKernelSymbols(folder)
+  // Sanitizers add weak symbols of their own.
+  const stray = sanitize ? [] : strayKernelSymbols(folder)
   if (stray.length > 0) {
     console.error('weak symbols in wide kernels, which the linker may give to baseline callers:')
     for (const line of stray) console.error(`  ${line}`)
@@ -80,14 +93,16 @@ function runTests(folder) {
   const program = join(root, folder, 'sparsegpt_tests')
   if (!existsSync(program)) return 'native/test has no tests'
   // A deadlock must fail the run, not hold it up for ever.
-  const { status, signal, error } = spawnSync(program, process.argv.slice(2), {
+  const minutes = sanitize ? SANITIZED_MINUTES : TEST_MINUTES
+  const [command, ...args] = [...launcher(sanitize), program, ...programArguments]
+  const { status, signal, error } = spawnSync(command, args, {
     cwd: root,
     stdio: 'inherit',
-    timeout: TEST_MINUTES * 60_000,
+    timeout: minutes * 60_000,
     killSignal: 'SIGKILL',
   })
   if (error?.code === 'ETIMEDOUT') {
-    return `the test named last was still running after ${TEST_MINUTES} minutes`
+    return `the test named last was still running after ${minutes} minutes`
   }
   return status === 0 ? undefined : `the test program ended with ${signal ?? `exit code ${status}`}`
 }
@@ -97,6 +112,12 @@ if (problems.length > 0) {
   console.error(describeProblems(problems))
   process.exit(1)
 }
-const failure = runTests('build/native-tests')
+const sanitizers = process.argv.includes('--sanitizers')
+const rest = process.argv.slice(2).filter((argument) => argument !== '--sanitizers')
+const failure = sanitizers
+  ? SANITIZERS.map((names) => runTests(`build/native-tests-${names.replace(',', '-')}`, rest, names)).find(
+      Boolean,
+    )
+  : runTests('build/native-tests', rest)
 if (failure) console.error(`FAILED ${failure}`)
 process.exit(failure ? 1 : 0)

@@ -7,32 +7,12 @@
 #include <string>
 #include <type_traits>
 
+#include "addon/addon.h"
 #include "core/error.h"
 #include "core/operations.h"
 #include "core/tensor.h"
 
 namespace sparsegpt::addon {
-
-using Info = Napi::CallbackInfo;
-
-// A JavaScript Error with the code of `error`; src/native/device.ts turns it into a SparseGptError.
-inline Napi::Error to_js(Napi::Env env, const Error& error) {
-  Napi::Error result = Napi::Error::New(env, error.what());
-  result.Set("code", Napi::String::New(env, error.code()));
-  return result;
-}
-
-// Errors of the native code become JavaScript errors with their code.
-template <typename Body>
-auto guarded(const Info& info, const Body& body) {
-  try {
-    return body();
-  } catch (const Error& error) {
-    throw to_js(info.Env(), error);
-  } catch (const std::bad_alloc&) {
-    throw to_js(info.Env(), Error("OUT_OF_MEMORY", "not enough memory"));
-  }
-}
 
 inline Napi::TypeError expected(const Napi::Value& value, const std::string& place, const char* what) {
   return Napi::TypeError::New(value.Env(), place + (place.empty() ? "" : ": ") + "expected " + what);

@@ -3,8 +3,11 @@
 
 #include <napi.h>
 
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 
 #include "core/device.h"
 
@@ -27,18 +30,35 @@ class DeviceHandle {
   // Enqueues `run`, which reads or writes the memory behind `value`, and keeps `value` alive until it has run.
   void enqueue_with(const Napi::Value& value, const char* operation, std::function<void(Backend&)> run);
 
-  // Stops the queue; what is still in it is dropped.
+  // Stops the queue; what is still in it is dropped, and promises that are pending reject with ABORTED.
   void close();
 
  private:
-  using Completion = std::function<void(Napi::Env)>;
-  // Runs `completion` on the JavaScript thread. Counted by expect(), so that Node stays alive while something is awaited.
-  void complete(Completion completion);
-  void expect(Napi::Env env);
+  // What waits for the queue: a promise, or a value that must stay alive.
+  struct Wait {
+    napi_deferred deferred = nullptr;
+    Napi::ObjectReference value;
+  };
+  // The news from the queue that a wait has ended.
+  struct Ended {
+    uint64_t wait;
+    std::optional<Error> failure;
+  };
+
+  // Adds a wait and keeps Node alive until it has ended. Throws DEVICE_UNAVAILABLE when the device is closed.
+  uint64_t expect(Napi::Env env, Wait wait);
+  // Tells the JavaScript thread; called on the queue's.
+  void tell(uint64_t wait, const std::optional<Error>& failure);
+  // Settles the promise or drops the value. Throws nothing: the environment may be terminating, and Node has no handler.
+  void end(const Ended& ended) noexcept;
+  void stop();
+  static void stop_at_exit(void* handle);
 
   napi_env env_;
   napi_threadsafe_function to_js_ = nullptr;
-  int expected_ = 0;  // JavaScript thread only
+  // By number, in the order of enqueuing; JavaScript thread only.
+  std::map<uint64_t, Wait> waits_;
+  uint64_t next_wait_ = 0;
   std::unique_ptr<Device> device_;
 };
 

@@ -30,20 +30,18 @@ Napi::Value backends(const Info& info) {
 
 // (kind) => { devices: [{ name, memory }], reason }; reason is empty when there is a device
 Napi::Value probe(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    const Availability there = backend_kind(read<std::string>(info[0])).probe();
-    auto devices = Napi::Array::New(info.Env());
-    for (const DeviceInfo& device : there.devices) {
-      auto one = Napi::Object::New(info.Env());
-      one.Set("name", device.name);
-      one.Set("memory", static_cast<double>(device.memory));
-      devices[devices.Length()] = one;
-    }
-    auto result = Napi::Object::New(info.Env());
-    result.Set("devices", devices);
-    result.Set("reason", there.reason);
-    return result;
-  });
+  const Availability there = backend_kind(read<std::string>(info[0])).probe();
+  auto devices = Napi::Array::New(info.Env());
+  for (const DeviceInfo& device : there.devices) {
+    auto one = Napi::Object::New(info.Env());
+    one.Set("name", device.name);
+    one.Set("memory", static_cast<double>(device.memory));
+    devices[devices.Length()] = one;
+  }
+  auto result = Napi::Object::New(info.Env());
+  result.Set("devices", devices);
+  result.Set("reason", there.reason);
+  return result;
 }
 
 // (folder): where backends that are libraries are looked for, too
@@ -51,12 +49,9 @@ void add_folder(const Info& info) { add_library_folder(read<std::string>(info[0]
 
 // (kind, index, threads) => device
 Napi::Value open_device(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    auto backend = backend_kind(read<std::string>(info[0])).open(read<int>(info[1]), read<int>(info[2]));
-    auto handle = std::make_unique<DeviceHandle>(info.Env(), std::move(backend));
-    return Napi::External<DeviceHandle>::New(info.Env(), handle.release(),
-                                             [](Napi::Env, DeviceHandle* dead) { delete dead; });
-  });
+  auto backend = backend_kind(read<std::string>(info[0])).open(read<int>(info[1]), read<int>(info[2]));
+  auto handle = std::make_unique<DeviceHandle>(info.Env(), std::move(backend));
+  return Napi::External<DeviceHandle>::New(info.Env(), handle.release(), [](Napi::Env, DeviceHandle* dead) { delete dead; });
 }
 
 void close_device(const Info& info) { DeviceHandle::from(info[0]).close(); }
@@ -77,14 +72,12 @@ Napi::Value synchronize(const Info& info) { return DeviceHandle::from(info[0]).s
 
 // (dtype, threads) => FLOP/s of multiply-adds in registers; takes some ten milliseconds
 Napi::Value cpu_peak(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    ThreadPool pool(thread_count(read<int>(info[1])));
-    cpu::multiply_adds(pool, read_dtype(info[0]));  // wakes the threads
-    const auto start = std::chrono::steady_clock::now();
-    const double flop = cpu::multiply_adds(pool, read_dtype(info[0]));
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    return Napi::Number::New(info.Env(), flop / seconds.count());
-  });
+  ThreadPool pool(thread_count(read<int>(info[1])));
+  cpu::multiply_adds(pool, read_dtype(info[0]));  // wakes the threads
+  const auto start = std::chrono::steady_clock::now();
+  const double flop = cpu::multiply_adds(pool, read_dtype(info[0]));
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return Napi::Number::New(info.Env(), flop / seconds.count());
 }
 
 }  // namespace

@@ -1,11 +1,13 @@
-// Mapped files and spill files.
+// Mapped files, spill files, and the paths of outputs.
 #include <memory>
 #include <utility>
 
 #include "addon/addon.h"
+#include "addon/convert.h"
 #include "addon/device_handle.h"
 #include "addon/tensor_handle.h"
 #include "core/mapped_file.h"
+#include "core/output_paths.h"
 #include "core/spill_file.h"
 
 namespace sparsegpt::addon {
@@ -18,7 +20,11 @@ class FileStorage : public Storage {
   std::byte* data() override { return const_cast<std::byte*>(file_->data()); }
   size_t size() const override { return file_->size(); }
   bool read_only() const override { return true; }
-  void release_pages(size_t offset, size_t bytes) override { file_->release_pages(offset, bytes); }
+  void require_intact() const override { file_->require_intact(); }
+  void release_pages(size_t offset, size_t bytes) override {
+    file_->require_intact();
+    file_->release_pages(offset, bytes);
+  }
 
  private:
   std::shared_ptr<MappedFile> file_;
@@ -27,25 +33,21 @@ class FileStorage : public Storage {
 using File = std::shared_ptr<MappedFile>;
 
 Napi::Value map_file(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    return Napi::External<File>::New(info.Env(), new File(MappedFile::open(info[0].ToString())),
-                                     [](Napi::Env, File* dead) { delete dead; });
-  });
+  return Napi::External<File>::New(info.Env(), new File(MappedFile::open(info[0].ToString())),
+                                   [](Napi::Env, File* dead) { delete dead; });
 }
 
 // (file, byteOffset, dtype, rows, columns) => tensor over the mapping
 Napi::Value map_tensor(const Info& info) {
-  return guarded(info, [&] {
-    const File& file = *info[0].As<Napi::External<File>>().Data();
-    Tensor tensor = read_shape(info, 2);
-    tensor.offset = read<int64_t>(info[1]);
-    const auto bytes = uint64_t{byte_size(tensor)};
-    if (tensor.offset < 0 || static_cast<uint64_t>(tensor.offset) > file->size() ||
-        bytes > file->size() - static_cast<uint64_t>(tensor.offset))
-      throw Error("INVALID_CHECKPOINT", file->path() + ": a tensor reaches beyond the end of the file");
-    tensor.storage = std::make_shared<FileStorage>(file);
-    return wrap(info.Env(), std::move(tensor));
-  });
+  const File& file = *info[0].As<Napi::External<File>>().Data();
+  Tensor tensor = read_shape(info, 2);
+  tensor.offset = read<int64_t>(info[1]);
+  const auto bytes = uint64_t{byte_size(tensor)};
+  if (tensor.offset < 0 || static_cast<uint64_t>(tensor.offset) > file->size() ||
+      bytes > file->size() - static_cast<uint64_t>(tensor.offset))
+    throw Error("INVALID_CHECKPOINT", file->path() + ": a tensor reaches beyond the end of the file");
+  tensor.storage = std::make_shared<FileStorage>(file);
+  return wrap(info.Env(), std::move(tensor));
 }
 
 // (device, tensor): gives the mapped pages back once everything enqueued before has run
@@ -57,11 +59,14 @@ void release_pages(const Info& info) {
 
 // (folder) => a file for offload
 Napi::Value create_spill_file(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    using Spill = std::shared_ptr<SpillFile>;
-    return Napi::External<Spill>::New(info.Env(), new Spill(SpillFile::create(info[0].ToString())),
-                                      [](Napi::Env, Spill* dead) { delete dead; });
-  });
+  using Spill = std::shared_ptr<SpillFile>;
+  return Napi::External<Spill>::New(info.Env(), new Spill(SpillFile::create(info[0].ToString())),
+                                    [](Napi::Env, Spill* dead) { delete dead; });
+}
+
+// (path, path) => whether they have changed places
+Napi::Value exchange(const Info& info) {
+  return Napi::Boolean::New(info.Env(), exchange_paths(read<std::string>(info[0]), read<std::string>(info[1])));
 }
 
 }  // namespace
@@ -71,6 +76,7 @@ void export_files(Napi::Object exports) {
   export_function(exports, "mapTensor", map_tensor);
   export_function(exports, "releasePages", release_pages);
   export_function(exports, "createSpillFile", create_spill_file);
+  export_function(exports, "exchangePaths", exchange);
 }
 
 }  // namespace sparsegpt::addon

@@ -100,16 +100,12 @@ Napi::Object read_fields(const Napi::Value& value) {
 }
 
 // (device, operation, fields), enqueued
-void run(const Info& info) {
-  guarded(info, [&] { entry(info[1]).enqueue(DeviceHandle::from(info[0]), read_fields(info[2])); });
-}
+void run(const Info& info) { entry(info[1]).enqueue(DeviceHandle::from(info[0]), read_fields(info[2])); }
 
 // (kind, operation, fields) => bytes that the operation takes beyond its operands
 Napi::Value scratch_bytes(const Info& info) {
-  return guarded(info, [&]() -> Napi::Value {
-    const ScratchModel& model = backend_kind(read<std::string>(info[0])).scratch();
-    return Napi::Number::New(info.Env(), static_cast<double>(entry(info[1]).scratch_bytes(model, read_fields(info[2]))));
-  });
+  const ScratchModel& model = backend_kind(read<std::string>(info[0])).scratch();
+  return Napi::Number::New(info.Env(), static_cast<double>(entry(info[1]).scratch_bytes(model, read_fields(info[2]))));
 }
 
 }  // namespace

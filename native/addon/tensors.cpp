@@ -19,16 +19,13 @@ Napi::Value allocate(const Info& info) {
 
 // (tensor, firstRow, rows, firstColumn, columns) => tensor that shares the storage
 Napi::Value view(const Info& info) {
-  return guarded(info, [&] {
-    const Tensor rows = read_tensor(info[0]).row_range(read<int64_t>(info[1]), read<int64_t>(info[2]));
-    return wrap(info.Env(), rows.column_range(read<int64_t>(info[3]), read<int64_t>(info[4])));
-  });
+  const Tensor rows = read_tensor(info[0]).row_range(read<int64_t>(info[1]), read<int64_t>(info[2]));
+  return wrap(info.Env(), rows.column_range(read<int64_t>(info[3]), read<int64_t>(info[4])));
 }
 
 // (tensor, rows, columns) => tensor that shares the storage
 Napi::Value reshape(const Info& info) {
-  return guarded(
-      info, [&] { return wrap(info.Env(), read_tensor(info[0]).reshaped(read<int64_t>(info[1]), read<int64_t>(info[2]))); });
+  return wrap(info.Env(), read_tensor(info[0]).reshaped(read<int64_t>(info[1]), read<int64_t>(info[2])));
 }
 
 // The storage dies with its last user: enqueued operations keep it alive.

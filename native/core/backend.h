@@ -8,6 +8,7 @@
 #include <mutex>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "core/operations.h"
 #include "core/tensor.h"
@@ -45,12 +46,13 @@ class Backend {
     copy_out(host, tensor);
   }
 
-  // Checks the operands, then computes.
+  // Checks the operands, computes, and checks that operands in mapped files were read whole.
   template <typename Operation>
   void run(const Operation& operation) {
     operation.check();
     std::apply([&](const auto&... written) { (require_writable(written), ...); }, operation.writes());
     compute(operation);
+    std::apply([&](const auto&... field) { (require_intact(field), ...); }, operation.fields());
   }
 
  protected:
@@ -61,6 +63,11 @@ class Backend {
 #undef SPARSEGPT_COMPUTE
 
  private:
+  template <typename Field>
+  static void require_intact(const Field& field) {
+    if constexpr (std::is_same_v<Field, Tensor>)
+      if (field) field.storage->require_intact();
+  }
   void require_writable(const Tensor& tensor) const {
     require(tensor && !tensor.storage->read_only() && tensor.storage->on_host() == in_host_memory(),
             "a tensor to be written must be in the device's memory");

@@ -38,6 +38,13 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
 }
 
+void MappedFile::require_intact() const {
+  if (guard_.failed())
+    throw Error("INVALID_CHECKPOINT", path_ +
+                                          " became shorter, or could not be read, while it was used: the files of a model " +
+                                          "must stay as they are until its work is done");
+}
+
 void MappedFile::release_pages(size_t offset, size_t bytes) const {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t begin = (offset + page - 1) / page * page;

@@ -22,7 +22,8 @@ enum class Activation { relu, gelu, gelu_tanh, silu };
 // The fields by which JavaScript hands an operation over (head_dim is headDim there), and the operands that it writes.
 #define SPARSEGPT_FIELDS(...)                              \
   static constexpr const char* field_names = #__VA_ARGS__; \
-  auto fields() { return std::tie(__VA_ARGS__); }
+  auto fields() { return std::tie(__VA_ARGS__); }          \
+  auto fields() const { return std::tie(__VA_ARGS__); }
 #define SPARSEGPT_WRITES(...) \
   auto writes() const { return std::tie(__VA_ARGS__); }
 

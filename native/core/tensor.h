@@ -23,7 +23,9 @@ class Storage {
   virtual bool read_only() const { return false; }
   // Whether data() may be read by the processor: a mapped file and memory of the CPU backend, not that of a GPU.
   virtual bool on_host() const { return true; }
-  // Hints that the bytes will not be read again soon.
+  // Throws INVALID_CHECKPOINT when bytes that were read were not the file's, since it has become shorter: see MappedFile.
+  virtual void require_intact() const {}
+  // Hints that the bytes will not be read again soon. Throws as require_intact does.
   virtual void release_pages(size_t /*offset*/, size_t /*bytes*/) {}
   // Moves the bytes out of the device's memory until data() is called again: to `file`, or on a GPU to the host's memory when
   // there is no file. Nothing where there is nowhere to go. Throws WRITE_FAILED.

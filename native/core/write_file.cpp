@@ -16,6 +16,8 @@ void write_fully(int fd, int64_t position, const std::byte* data, size_t bytes) 
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) {
       const int reason = errno;
+      // Bytes of a mapped file that has become shorter.
+      if (reason == EFAULT) throw Error("INVALID_CHECKPOINT", "what is to be written cannot be read any more");
       throw Error("WRITE_FAILED", reason == ENOSPC ? "the disk is full" : std::string("write: ") + std::strerror(reason));
     }
     data += written;

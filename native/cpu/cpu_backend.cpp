@@ -34,9 +34,13 @@ double CpuBackend::time(const std::function<void()>& enqueue) {
 
 std::shared_ptr<Storage> CpuBackend::allocate(size_t bytes) { return memory_->storage(bytes); }
 
-void CpuBackend::copy_in(const Tensor& out, const void* host) { std::memcpy(out.bytes(), host, byte_size(out)); }
+void CpuBackend::copy_in(const Tensor& out, const void* host) {
+  if (out.size() > 0) std::memcpy(out.bytes(), host, byte_size(out));
+}
 
-void CpuBackend::copy_out(void* host, const Tensor& tensor) { std::memcpy(host, tensor.bytes(), byte_size(tensor)); }
+void CpuBackend::copy_out(void* host, const Tensor& tensor) {
+  if (tensor.size() > 0) std::memcpy(host, tensor.bytes(), byte_size(tensor));
+}
 
 void CpuBackend::compute(const Cast& o) {
   const Tensor &out = o.out, &in = o.in;

@@ -1,5 +1,8 @@
+const signals = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const
+
 /**
- * Runs `body` with a signal that Ctrl-C (or SIGTERM) fires, so that it can clean up; a second one ends the process at once.
+ * Runs `body` with a signal that Ctrl-C, Ctrl-\, a closed terminal or SIGTERM fires, so that it can clean up; a second one ends
+ * the process at once, when what can be removed synchronously goes.
  */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController()
@@ -8,10 +11,10 @@ export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>
     process.stderr.write('\nsparsegpt: stopping (again to stop at once)\n')
     controller.abort()
   }
-  process.on('SIGINT', stop).on('SIGTERM', stop)
+  for (const name of signals) process.on(name, stop)
   try {
     return await body(controller.signal)
   } finally {
-    process.off('SIGINT', stop).off('SIGTERM', stop)
+    for (const name of signals) process.off(name, stop)
   }
 }

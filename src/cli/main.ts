@@ -7,10 +7,13 @@ import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
+import { surviveClosedStreams } from './streams.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
 }
+
+surviveClosedStreams()
 
 const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot.')

@@ -34,6 +34,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   profile?: true
   json?: true
   force?: true
+  resume?: true
 }
 
 /** The command `sparsegpt prune`, which prunes a model. */
@@ -60,7 +61,8 @@ export function pruneCommand(): Command {
     .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
     .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
-    .option('--force', 'replace the output folder if it exists')
+    .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
+    .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
   return deviceOptions(pruningOptions(command)).action(run)
 }
 

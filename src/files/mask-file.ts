@@ -19,6 +19,11 @@ export class MaskFile {
     return new MaskFile(file, new Map(tensors.map((tensor) => [tensor.name, tensor])))
   }
 
+  /** All tensors of the file. */
+  get all(): Iterable<StoredTensor> {
+    return this.tensors.values()
+  }
+
   /** The mask of the weight `name`. Throws INVALID_CHECKPOINT unless there is one of its shape. */
   require(name: string, shape: readonly number[]): StoredTensor {
     const tensor = this.tensors.get(name)

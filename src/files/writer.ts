@@ -1,16 +1,19 @@
 import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { safetensors, torch, type Checkpoint, type Shard } from './checkpoint.js'
 import { listCompanions, type Companion } from './companions.js'
 import { copyRange, writeFully } from './copy-range.js'
 import { dense } from './encodings/dense.js'
 import type { Encoding } from './encodings/encoding.js'
+import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
 import { OutputFolder } from './output-folder.js'
+import { countOf } from './partial-folder.js'
 import { reason, systemCode } from './read-error.js'
 import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
 import { gather } from './strided.js'
+import { syncFolder } from './sync-folder.js'
 
 /** One of the tensors that are written in the place of a weight. */
 interface Part extends TensorLayout {
@@ -31,6 +34,10 @@ interface OutputShard {
   path: string
   /** The open file. */
   handle: FileHandle
+  /** What makes written weights durable while the job goes on. */
+  flushing?: Promise<void> | undefined
+  /** Why that has failed: the system says it once only. */
+  flushError?: unknown
 }
 
 /** What becomes of a tensor of the source. */
@@ -50,8 +57,11 @@ interface Entry {
  * written in any order, and at the same time, as they become ready; what was not written is copied from the source at
  * `commit`, which makes the folder appear at `out`. Until then everything is in a temporary folder beside it, which
  * `abort` removes.
+ *
+ * A job that is named can be resumed: what `finishBlock` has noted survives the process and a power cut, and the temporary
+ * folder of a job that ends with something finished stays.
  */
-export class CheckpointWriter {
+export class CheckpointWriter<Block = unknown> {
   readonly #source: Checkpoint
   readonly #folder: OutputFolder
   readonly #companions: Companion[]
@@ -61,6 +71,14 @@ export class CheckpointWriter {
   readonly #entries = new Map<string, Entry>()
   /** Work that uses the file descriptors: they must not be closed, and so reused, under a native thread. */
   readonly #running = new Set<Promise<unknown>>()
+  /** The journal of a job that can be resumed. */
+  #journal: Journal<Block> | undefined
+  /** What the job that is gone on with had finished. */
+  #finished: JournalEntry<Block>[] = []
+  /** The weights that were written since the last block was finished. */
+  readonly #sinceBlock: { shard: OutputShard; weight: JournalEntry<Block>['weights'][number] }[] = []
+  /** Whether nothing is to be kept, although something is finished. */
+  #worthless = false
   #discarded: Promise<void> | undefined
   #state: 'open' | 'committing' | 'done' | 'aborted' = 'open'
 
@@ -73,17 +91,24 @@ export class CheckpointWriter {
 
   /**
    * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
-   * written in the form of `encoding` (default: dense), all of which must be written.
+   * written in the form of `encoding` (default: dense), all of which must be written. With `resume` the folder that an
+   * earlier process has left is taken over, if there is one; `begin` must be called then.
    *
-   * @throws SparseGptError OUTPUT_EXISTS when `out` exists and `force` is false; INVALID_OPTION when `out` is, or holds,
-   * the source; WRITE_FAILED when the disk has too little space or the folder cannot be created.
+   * @throws SparseGptError OUTPUT_EXISTS when `out` exists and `force` is false, or when a partial folder of it is in use or
+   * worth to be resumed; INVALID_OPTION when `out` is, or holds, the source; WRITE_FAILED when the disk has too little
+   * space or the folder cannot be created; INVALID_CHECKPOINT when what is taken over lacks a file.
    */
-  static async create(
+  static async create<Block = unknown>(
     source: Checkpoint,
     out: string,
-    options: { force: boolean; encoding?: Encoding; encoded?: readonly string[] },
-  ): Promise<CheckpointWriter> {
-    const { force, encoding = dense, encoded = [] } = options
+    options: {
+      force: boolean
+      encoding?: Encoding
+      encoded?: readonly string[]
+      resume?: boolean
+    },
+  ): Promise<CheckpointWriter<Block>> {
+    const { force, encoding = dense, encoded = [], resume = false } = options
     const due = new Set(encoded)
     const layouts = source.shards.map(({ tensors, metadata }) => {
       const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
@@ -99,15 +124,17 @@ export class CheckpointWriter {
     ]
     const folder = await OutputFolder.create(out, {
       force,
+      resume,
       // The weights may be links that lead out of the source folder.
       keep: [source.folder, ...source.shards.map(({ file }) => join(source.folder, file))],
       bytes: sizes.reduce((sum, size) => sum + size, 0),
     })
-    const writer = new CheckpointWriter(source, folder, companions, newIndex)
+    const writer = new CheckpointWriter<Block>(source, folder, companions, newIndex)
     try {
       for (const [i, shard] of source.shards.entries()) {
         const path = join(folder.temporary, outputName(shard.file))
-        const output = { source: shard, layout: layouts[i]!, path, handle: await open(path, 'wx+') }
+        const handle = await open(path, folder.resumed ? 'r+' : 'wx+')
+        const output = { source: shard, layout: layouts[i]!, path, handle }
         writer.#shards.push(output)
         for (const { name } of shard.tensors) {
           writer.#entries.set(name, { shard: output, due: due.has(name), state: 'unwritten' })
@@ -115,9 +142,106 @@ export class CheckpointWriter {
       }
     } catch (error) {
       await writer.#discard().catch(() => undefined)
-      throw writeFailed(`cannot create the files of ${folder.out}`, error)
+      throw writer.#beginFailed(error)
     }
     return writer
+  }
+
+  /**
+   * Lets the job be resumed from then on: `job` says what decides its result. What an earlier process has finished of the same
+   * job counts as written. To be called before anything is written; `abort` is to follow when it fails.
+   *
+   * @throws SparseGptError WRITE_FAILED; as Journal.resume does.
+   */
+  async begin(job: JobIdentity): Promise<void> {
+    this.#requireOpen('begin')
+    try {
+      await this.#track(this.#openJournal(job))
+      await this.#track(this.#takeFinished())
+    } catch (error) {
+      throw this.#beginFailed(error)
+    }
+  }
+
+  #beginFailed(error: unknown): SparseGptError {
+    const { resumed, partial, out } = this.#folder
+    if (resumed && systemCode(error) === 'ENOENT') {
+      return damaged(`${partial.path} lacks a file (${reason(error)})`, error)
+    }
+    return writeFailed(`cannot create the files of ${out}`, error)
+  }
+
+  async #openJournal(job: JobIdentity): Promise<void> {
+    const { resumed, partial } = this.#folder
+    if (!resumed) {
+      this.#journal = await Journal.create(partial.path, job)
+      return
+    }
+    const { journal, entries } = await Journal.resume<Block>(partial.path, job)
+    this.#journal = journal
+    this.#finished = entries
+  }
+
+  /** Gives the weights of finished blocks the places that they have in the files. */
+  async #takeFinished(): Promise<void> {
+    for (const { name, parts } of this.#finished.flatMap(({ weights }) => weights)) {
+      const entry = this.#entries.get(name)
+      if (entry?.state !== 'unwritten')
+        throw damaged(`the journal in ${this.#folder.partial.path} is damaged`)
+      entry.shard.layout.place(name, parts)
+      entry.state = 'written'
+    }
+    for (const { file, offset, bytes, name } of this.finishedTensors) {
+      if ((await stat(file)).size >= offset + bytes) continue
+      throw damaged(`${file} ends before the finished tensor ${JSON.stringify(name)}`)
+    }
+  }
+
+  /** What the job that is gone on with had noted of each block that it had finished, in order. */
+  get finishedBlocks(): Block[] {
+    return this.#finished.map(({ block }) => block)
+  }
+
+  /** What is stored of the weights of finishedBlocks, as it lies in the temporary folder. */
+  get finishedTensors(): StoredTensor[] {
+    return this.#finished.flatMap(({ weights }) =>
+      weights.flatMap(({ name: weight, parts }) => {
+        const { path, layout } = this.#entries.get(weight)!.shard
+        return parts.map((part) => {
+          return { ...part, file: path, offset: layout.offset(part.name)!, bytes: tensorBytes(part) }
+        })
+      }),
+    )
+  }
+
+  /**
+   * Makes all weights that were written since the last call durable, and notes that `block` is finished with them. Does
+   * nothing in a job that was not named.
+   *
+   * @throws SparseGptError WRITE_FAILED.
+   */
+  async finishBlock(block: Block): Promise<void> {
+    this.#requireOpen('finishBlock')
+    const journal = this.#journal
+    if (!journal) return
+    const written = this.#sinceBlock.splice(0)
+    const { partial, temporary } = this.#folder
+    const finish = async () => {
+      for (const shard of new Set(written.map((entry) => entry.shard))) {
+        await shard.flushing
+        if (shard.flushError !== undefined) throw writeFailed(`cannot write ${shard.path}`, shard.flushError)
+        await shard.handle.datasync()
+      }
+      if (journal.blocks === 0) {
+        for (const folder of [temporary, partial.path, dirname(partial.path)]) await syncFolder(folder)
+      }
+      await journal.append({ weights: written.map(({ weight }) => weight), block })
+    }
+    try {
+      await this.#track(finish())
+    } catch (error) {
+      throw writeFailed(`cannot write the journal of ${partial.path}`, error)
+    }
   }
 
   /** The absolute path of the folder to appear. */
@@ -150,15 +274,27 @@ export class CheckpointWriter {
     try {
       await this.#track(store())
       entry.state = 'written'
+      if (this.#journal) {
+        const layouts = parts.map(({ name, dtype, shape }) => ({ name, dtype, shape }))
+        this.#sinceBlock.push({ shard, weight: { name: weight, parts: layouts } })
+        this.#flush(shard)
+      }
     } catch (error) {
       entry.state = 'failed'
       throw writeFailed(`cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`, error)
     }
   }
 
+  /** Begins to make durable what is written, so that little of it is left to wait for when the block is finished. */
+  #flush(shard: OutputShard): void {
+    if (shard.flushing) return
+    const flush = shard.handle.datasync().catch((error: unknown) => (shard.flushError ??= error))
+    shard.flushing = this.#track(flush).then(() => (shard.flushing = undefined))
+  }
+
   /**
    * Copies what was not written and the source's other files, makes all of it durable and moves the folder to `out`.
-   * When it fails nothing is left behind and what was at `out` before is untouched.
+   * When it fails what was at `out` before is untouched, and nothing is left behind unless it can be resumed.
    *
    * @throws SparseGptError WRITE_FAILED, OUTPUT_EXISTS when `out` has appeared in the meantime, INVALID_CHECKPOINT when
    * a source file has become shorter, ABORTED when `abort` was called.
@@ -177,15 +313,28 @@ export class CheckpointWriter {
     }
   }
 
+  /** What is kept of a job that has ended with something finished, and how it is resumed; undefined when nothing is. */
+  get kept(): string | undefined {
+    if (this.#state === 'done' || !this.#resumable) return undefined
+    const { blocks } = this.#journal!
+    return `${countOf(blocks)} finished ${blocks === 1 ? 'is' : 'are'} kept in ${this.#folder.partial.path}: the same job with resume (--resume) goes on from there`
+  }
+
+  get #resumable(): boolean {
+    return !this.#worthless && (this.#journal?.blocks ?? 0) > 0
+  }
+
   /**
-   * Closes and removes the temporary folder, once running writes have ended; a running `commit` stops, unless it is
+   * Closes and removes the temporary folder, or leaves it to be resumed if something is finished in it and `keep` is true,
+   * once running writes have ended; a running `commit` stops, unless it is
    * already moving the folder. Can be called at any time and more than once; does nothing after a `commit`.
    *
    * @throws SparseGptError WRITE_FAILED when the temporary folder cannot be removed.
    */
-  async abort(): Promise<void> {
+  async abort({ keep = true } = {}): Promise<void> {
     if (this.#state === 'done') return
     this.#state = 'aborted'
+    if (!keep) this.#worthless = true
     await Promise.allSettled(this.#running)
     try {
       await this.#discard()
@@ -231,6 +380,7 @@ export class CheckpointWriter {
     }
     this.#requireNotAborted()
     await this.#folder.publish()
+    await this.#journal?.close()
   }
 
   async #copyUnwritten(shard: OutputShard): Promise<void> {
@@ -285,7 +435,10 @@ export class CheckpointWriter {
     this.#discarded ??= (async () => {
       // The files go anyway, so what closing them says does not matter.
       await this.#closeShards().catch(() => undefined)
-      await this.#folder.discard()
+      await this.#journal?.close().catch(() => undefined)
+      // What an earlier job has finished is not lost because this one cannot go on with it.
+      if (this.#resumable || (this.#folder.resumed && !this.#worthless)) await this.#folder.release()
+      else await this.#folder.discard()
     })()
     return this.#discarded
   }

@@ -1,3 +1,4 @@
+import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
 import type { Device, Tensor } from '../native/device.js'
@@ -28,7 +29,9 @@ export class Engine {
   /** The angles by the frequencies that they are of, up to the longest sequence so far. */
   private readonly rotary = new Map<Float32Array, RotaryTables>()
   private readonly positions = new Map<string, Tensor>()
-  private isDisposed = false
+  private readonly closing = new AbortController()
+  private readonly jobs = new Set<Promise<unknown>>()
+  private freed: Promise<void> | undefined
 
   constructor(
     readonly device: Device,
@@ -49,7 +52,7 @@ export class Engine {
 
   /** Whether dispose() has been called. */
   get disposed(): boolean {
-    return this.isDisposed
+    return this.closing.signal.aborted
   }
 
   get vocabularySize(): number {
@@ -62,10 +65,39 @@ export class Engine {
     return this.tokenizerPromise
   }
 
-  /** Frees native memory and threads. The model cannot be used afterwards. */
-  async dispose(): Promise<void> {
-    if (this.isDisposed) return
-    this.isDisposed = true
+  /**
+   * Runs `body`, a job that uses the model. The signal that it gets fires with `signal`, and when the model is disposed of, which
+   * waits for the job to end. Throws ABORTED when the model has been disposed of.
+   */
+  async job<T>(signal: AbortSignal | undefined, body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const stop = new AbortController()
+    const sources = [this.closing.signal, ...(signal ? [signal] : [])]
+    const abort = () => stop.abort(sources.find(({ aborted }) => aborted)?.reason)
+    for (const source of sources) source.addEventListener('abort', abort)
+    if (sources.some(({ aborted }) => aborted)) abort()
+    const run = async () => {
+      abortable(stop.signal)
+      return body(stop.signal)
+    }
+    const running = run()
+    this.jobs.add(running)
+    try {
+      return await running
+    } finally {
+      this.jobs.delete(running)
+      for (const source of sources) source.removeEventListener('abort', abort)
+    }
+  }
+
+  /** Stops the jobs that run and frees native memory and threads. The model cannot be used afterwards. */
+  dispose(): Promise<void> {
+    this.freed ??= this.free()
+    return this.freed
+  }
+
+  private async free(): Promise<void> {
+    this.closing.abort(new SparseGptError('ABORTED', 'the model has been disposed of'))
+    await Promise.allSettled(this.jobs)
     this.weights.dispose()
     for (const { cosine, sine } of this.rotary.values()) for (const table of [cosine, sine]) table.dispose()
     for (const tensor of this.positions.values()) tensor.dispose()

@@ -12,6 +12,7 @@ const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16
 export class Weights {
   private readonly files = new Map<string, FileHandle>()
   private readonly replaced = new Map<string, Tensor>()
+  private pruned: ReadonlyMap<string, StoredTensor> = new Map()
   private readonly parameters = new Map<string, Tensor>()
   private read: Tensor[] | undefined
 
@@ -41,7 +42,7 @@ export class Weights {
    * an element type that is not computed with, and for names of quantized weights or an adapter.
    */
   require(name: string, shape: readonly number[]): StoredTensor {
-    const stored = this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
+    const stored = this.pruned.get(name) ?? this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
     if (!stored) throw missingTensor(this.checkpoint.folder, name, this.checkpoint.tensors.keys())
     if (stored.shape.length !== shape.length || stored.shape.some((size, i) => size !== shape[i])) {
       const message = `${stored.file}: the tensor ${name} is [${stored.shape.join(', ')}], but config.json implies [${shape.join(', ')}]`
@@ -70,7 +71,7 @@ export class Weights {
   }
 
   private open(name: string, info: StoredTensor, shape: readonly number[]): Tensor {
-    const replaced = this.replaced.get(name)
+    const replaced = this.pruned.has(name) ? undefined : this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
     const dtype = dtypes[info.dtype]!
@@ -146,9 +147,21 @@ export class Weights {
     return this.replaced
   }
 
+  /** Whether weights are in memory that differ from the checkpoint's. */
+  get changed(): boolean {
+    return this.replaced.size > 0
+  }
+
+  /** Takes the weights named as `tensors` from these, which have the same shapes, until the next call or reopen(). */
+  readInstead(tensors: readonly StoredTensor[]): void {
+    for (const { file } of this.pruned.values()) this.files.delete(file)
+    this.pruned = new Map(tensors.map((tensor) => [tensor.name, tensor]))
+  }
+
   /** Takes all weights from `checkpoint` from then on, which has the same tensors, and those that were replaced as they are. */
   reopen(checkpoint: Checkpoint): void {
     this.checkpoint = checkpoint
+    this.pruned = new Map()
     this.files.clear()
     for (const tensor of this.replaced.values()) tensor.dispose()
     this.replaced.clear()

@@ -38,7 +38,13 @@ export interface BackendTraits {
   loadsAhead: boolean
 }
 
-/** What the native addon exports. It is not public: device.ts wraps it. */
+/** What the native addon offers beside devices: native/core/output_paths.h. */
+export interface SystemCalls {
+  /** Lets two paths change places in one step. False where the file system cannot. Throws WRITE_FAILED. */
+  exchangePaths(a: string, b: string): boolean
+}
+
+/** What the native addon exports for devices. It is not public: device.ts wraps it. */
 export interface Addon {
   /** Lists the kinds of backends, in the order in which 'auto' tries them. */
   backends(): BackendTraits[]
@@ -86,16 +92,16 @@ export interface Addon {
 /** The package's own folder; this file lies two levels below it, in src/ as in dist/. */
 const packageFolder = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
 
-let loaded: Addon | undefined
+let loaded: (Addon & SystemCalls) | undefined
 
 /**
  * Loads the native addon: a prebuilt one that fits this system, or the one compiled at installation.
  * Throws DEVICE_UNAVAILABLE with what to do when there is none.
  */
-export function nativeAddon(): Addon {
+export function nativeAddon(): Addon & SystemCalls {
   if (loaded) return loaded
   const require = createRequire(import.meta.url)
-  const load = require('node-gyp-build') as (folder: string) => Addon
+  const load = require('node-gyp-build') as (folder: string) => Addon & SystemCalls
   try {
     loaded = load(packageFolder)
   } catch (cause) {

@@ -129,7 +129,10 @@ export class Device extends Methods {
     await awaitNative(() => this.executor.synchronize(this.handle))
   }
 
-  /** Waits for the queue and frees the device. Failures of what was still queued are not reported. */
+  /**
+   * Waits for the queue and frees the device. Failures of what was still queued are not reported; what is awaited later than
+   * that rejects with ABORTED or DEVICE_UNAVAILABLE.
+   */
   async close(): Promise<void> {
     await this.synchronize().catch(() => undefined)
     this.executor.closeDevice(this.handle)

@@ -50,6 +50,8 @@ export interface PlannedJob extends Omit<PipelineOptions, 'offload'>, LayerSelec
   offload: boolean
   /** Whether pruned weights are written. */
   writes: boolean
+  /** The number of blocks that are pruned already. Default 0. */
+  finished?: number
 }
 
 /** What Node, the libraries, JavaScript's objects and the memory pools' slack hold, in bytes; as measured on jobs of 1 B weights. */
@@ -76,6 +78,8 @@ export async function planPruning(
   }
   await pruneBlocks(engine, settings, layers, windows, {
     usesMask: false,
+    finished: Array<[]>(o.finished ?? 0).fill([]),
+    finishBlock: () => Promise.resolve(),
     store(_, matrix) {
       if (writes) device.writeFile(0, 0, matrix)
       return Promise.resolve()

@@ -1,9 +1,12 @@
+import { SparseGptError, type ErrorCode } from '../errors.js'
 import { openCheckpoint, type StoredTensor } from '../files/checkpoint.js'
 import { dense } from '../files/encodings/dense.js'
 import type { Encoding } from '../files/encodings/encoding.js'
+import type { JobIdentity } from '../files/journal.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
+import type { LayerReport } from './report.js'
 
 /** Where pruned matrices go. The model uses them after `commit`, and not at all after `abort`. */
 export interface Destination {
@@ -16,9 +19,25 @@ export interface Destination {
    * owner may dispose of them afterwards.
    */
   store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void>
+  /**
+   * Lets the job, named by what decides its result, be resumed, and goes on with what an earlier process has left of it, if
+   * that was asked for. Before anything is stored. Throws INVALID_OPTION, INVALID_CHECKPOINT, WRITE_FAILED.
+   */
+  begin(job: JobIdentity): Promise<void>
+  /** The layers of the blocks that an earlier process had finished, in order; their weights are the model's already. */
+  readonly finished: readonly (readonly LayerReport[])[]
+  /** Notes that the next block is finished, whose weights are all stored; from then on the job can be resumed behind it. */
+  finishBlock(layers: readonly LayerReport[]): Promise<void>
   commit(): Promise<void>
-  abort(): Promise<void>
+  /** Ends the job that `error` has stopped, and returns the error to report: it tells what is kept and can be resumed. */
+  abort(error: unknown): Promise<unknown>
 }
+
+/** What pruning the blocks needs of a destination. */
+export type BlockDestination = Pick<Destination, 'store' | 'usesMask' | 'finished' | 'finishBlock'>
+
+/** The errors that the same job would meet again. */
+const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
 /** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
 export class FolderDestination implements Destination {
@@ -26,22 +45,31 @@ export class FolderDestination implements Destination {
 
   private constructor(
     private readonly engine: Engine,
-    private readonly writer: CheckpointWriter,
+    private readonly writer: CheckpointWriter<readonly LayerReport[]>,
     private readonly encoding: Encoding,
   ) {}
 
   /**
-   * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`. Throws OUTPUT_EXISTS,
-   * INVALID_OPTION, WRITE_FAILED.
+   * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; with `resume` that of an
+   * earlier process, if there is one, which `begin` goes on with. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED,
+   * INVALID_CHECKPOINT.
    */
   static async create(
     engine: Engine,
     out: string,
-    { force, encoding, weights }: { force: boolean; encoding: Encoding; weights: readonly string[] },
+    {
+      weights,
+      ...options
+    }: {
+      force: boolean
+      encoding: Encoding
+      weights: readonly string[]
+      resume?: boolean
+    },
   ): Promise<FolderDestination> {
-    const options = { force, encoding, encoded: weights }
-    const writer = await CheckpointWriter.create(engine.checkpoint, out, options)
-    return new FolderDestination(engine, writer, encoding)
+    const all = { ...options, encoded: weights }
+    const writer = await CheckpointWriter.create<readonly LayerReport[]>(engine.checkpoint, out, all)
+    return new FolderDestination(engine, writer, options.encoding)
   }
 
   get folder(): string {
@@ -75,6 +103,19 @@ export class FolderDestination implements Destination {
     }
   }
 
+  async begin(job: JobIdentity): Promise<void> {
+    await this.writer.begin(job)
+    this.engine.weights.readInstead(this.writer.finishedTensors)
+  }
+
+  get finished(): (readonly LayerReport[])[] {
+    return this.writer.finishedBlocks
+  }
+
+  finishBlock(layers: readonly LayerReport[]): Promise<void> {
+    return this.writer.finishBlock(layers)
+  }
+
   async commit(): Promise<void> {
     // What was pruned in memory before, and not again, is part of the model too; its masks are gone, so it is written plainly.
     for (const [name, matrix] of this.engine.weights.replacements) {
@@ -84,8 +125,13 @@ export class FolderDestination implements Destination {
     this.engine.reopen(await openCheckpoint(this.folder))
   }
 
-  abort(): Promise<void> {
-    return this.writer.abort()
+  async abort(error: unknown): Promise<unknown> {
+    this.engine.weights.readInstead([])
+    const known = error instanceof SparseGptError
+    await this.writer.abort({ keep: !known || !inherent.includes(error.code) })
+    const { kept } = this.writer
+    if (!known || kept === undefined) return error
+    return new SparseGptError(error.code, `${error.message}; ${kept}`, { cause: error })
   }
 }
 
@@ -93,12 +139,21 @@ export class FolderDestination implements Destination {
 export class MemoryDestination implements Destination {
   readonly folder = null
   readonly usesMask = false
+  readonly finished = []
   private readonly pruned = new Map<string, Tensor>()
 
   constructor(private readonly engine: Engine) {}
 
+  begin(): Promise<void> {
+    return Promise.resolve()
+  }
+
   store(weightName: string, matrix: Tensor): Promise<void> {
     this.pruned.set(weightName, matrix.rowRange(0, matrix.rows))
+    return Promise.resolve()
+  }
+
+  finishBlock(): Promise<void> {
     return Promise.resolve()
   }
 
@@ -107,8 +162,8 @@ export class MemoryDestination implements Destination {
     return Promise.resolve()
   }
 
-  abort(): Promise<void> {
+  abort(error: unknown): Promise<unknown> {
     for (const matrix of this.pruned.values()) matrix.dispose()
-    return Promise.resolve()
+    return Promise.resolve(error)
   }
 }

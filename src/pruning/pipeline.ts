@@ -6,7 +6,7 @@ import type { LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
 import { batched } from '../text/windows.js'
 import { BlockPruner } from './block-pruner.js'
-import type { Destination } from './destination.js'
+import type { BlockDestination } from './destination.js'
 import { methodNamed, type PruningMethod } from './methods/methods.js'
 import type { MethodSettings, Pattern } from './options.js'
 import { ProgressMeter } from './progress.js'
@@ -67,14 +67,14 @@ export interface PipelineOptions extends MethodSettings {
 
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
- * `windows`: the calibration text's, all of one length.
+ * `windows`: the calibration text's, all of one length. Blocks that `destination` has finished already are only passed.
  */
 export async function pruneBlocks(
   engine: Engine,
   { method, work, onProgress, signal, ...o }: PipelineOptions,
   layers: LinearSpec[][],
   windows: readonly Int32Array[],
-  destination: Pick<Destination, 'store' | 'usesMask'>,
+  destination: BlockDestination,
 ): Promise<LayerReport[]> {
   const { device } = engine
   const last = layers.findLastIndex((block) => block.length > 0)
@@ -82,18 +82,23 @@ export async function pruneBlocks(
   const meter = new ProgressMeter(device, last + 1, work, onProgress, signal)
   const rest = { method: methodNamed(method), settings: o, destination, meter, samples: windows.length }
   const options = { ...o, ...rest }
-  const reports: LayerReport[] = []
+  const { finished } = destination
+  const reports: LayerReport[] = finished.flat()
+  if (finished.length > last) return reports
   const batches = engine.embed(groups, o.offload)
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {
       meter.block = index
       const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
-      if (selected.size > 0) {
+      if (selected.size > 0 && index >= finished.length) {
         const pruner = new BlockPruner(engine, options, index, weights, selected)
-        reports.push(...(await pruner.run(batches, { outputs: index < last })))
+        const layers = await pruner.run(batches, { outputs: index < last })
+        await destination.finishBlock(layers)
+        reports.push(...layers)
       } else {
         const step = () => meter.step('forward')
         await engine.passBlock(index, weights, batches, { step, offload: o.offload })
+        if (index >= finished.length) await destination.finishBlock([])
       }
     }
     // What became of the last matrix may still be on the queue.

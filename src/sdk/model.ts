@@ -1,4 +1,5 @@
 import * as z from 'zod'
+import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { openCheckpoint } from '../files/checkpoint.js'
 import { resolveModel } from '../hub/model-folder.js'
@@ -62,7 +63,10 @@ export interface Model {
    * `ids`: token ids, sequences of equal length. Throws INVALID_OPTION.
    */
   logits(ids: readonly (readonly number[])[]): Promise<Logits>
-  /** Frees native memory and threads. The model cannot be used afterwards. */
+  /**
+   * Frees native memory and threads. Jobs that use the model stop first and reject with ABORTED. The model cannot be used
+   * afterwards.
+   */
   dispose(): Promise<void>
 }
 
@@ -125,14 +129,21 @@ function modelOf(engine: Engine): Model {
     device: engine.device.name,
     dtype: engine.weights.dtype,
     tokenizer: () => engine.tokenizer(),
-    logits: (ids) => logits(engine, ids),
+    logits: async (ids) => {
+      requireAlive(engine, 'logits')
+      return engine.job(undefined, (signal) => logits(engine, ids, signal))
+    },
     dispose: () => engine.dispose(),
   }
   engines.set(model, engine)
   return model
 }
 
-async function logits(engine: Engine, ids: readonly (readonly number[])[]): Promise<Logits> {
+async function logits(
+  engine: Engine,
+  ids: readonly (readonly number[])[],
+  signal: AbortSignal,
+): Promise<Logits> {
   const isRow = (row: unknown): boolean => Array.isArray(row) || ArrayBuffer.isView(row)
   const areRows = (rows: unknown): boolean => Array.isArray(rows) && rows.every(isRow)
   const sequence = areRows(ids) ? (ids[0]?.length ?? 0) : 0
@@ -142,14 +153,16 @@ async function logits(engine: Engine, ids: readonly (readonly number[])[]): Prom
       'logits: ids must be one or more sequences of the same length >= 1',
     )
   }
-  requireAlive(engine, 'logits')
   engine.checkSequence(sequence)
   const { vocabularySize, device } = engine
   const windows = ids.map((row) => tokenIds(row, vocabularySize))
   const owned: Tensor[] = []
   const [batch] = engine.embed([windows]) as [Batch]
   try {
-    for (const [index, weights] of engine.blocks()) await engine.passBlock(index, weights, [batch])
+    for (const [index, weights] of engine.blocks()) {
+      abortable(signal)
+      await engine.passBlock(index, weights, [batch])
+    }
     const head = engine.head()
     const result = device.within(owned, () => head.logits(batch.hidden))
     head.dispose()

@@ -61,10 +61,13 @@ export async function preparePerplexity(
 ): Promise<() => Promise<Perplexity>> {
   const engine = engineOf(model, 'perplexity')
   const o = parseOptions(schema.strict(), options, 'perplexity')
-  const sequenceLength = engine.sequenceLength(o.sequenceLength)
-  const tokens = await evaluationTokens(engine, o, { sequenceLength, signal: o.signal })
-  const windows = splitWindows(tokens, sequenceLength, o.windows)
-  return () => measure(engine, windows, tokens.length, o)
+  return engine.job(o.signal, async (signal) => {
+    const sequenceLength = engine.sequenceLength(o.sequenceLength)
+    const tokens = await evaluationTokens(engine, o, { sequenceLength, signal })
+    const windows = splitWindows(tokens, sequenceLength, o.windows)
+    return () =>
+      engine.job(o.signal, (stop) => measure(engine, windows, tokens.length, { ...o, signal: stop }))
+  })
 }
 
 async function measure(

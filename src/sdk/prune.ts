@@ -3,13 +3,16 @@ import { abortable } from '../abort.js'
 import { calibrationWindows, textSource, type TextSource } from '../text/source.js'
 import { saveTokens } from '../text/token-file.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
+import type { JobIdentity } from '../files/journal.js'
 import { MaskFile } from '../files/mask-file.js'
+import { OutputFolder } from '../files/output-folder.js'
 import { SparseGptError } from '../errors.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
 import { planPruning, type PlannedJob } from '../planning/planned-job.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path } from '../options.js'
 import { engineOf, type Model } from './model.js'
 import {
@@ -44,10 +47,16 @@ export interface PruneOptions extends ModelPruningOptions {
   calibration?: CalibrationOptions
   /** The folder for the pruned model, in the source's layout and dtypes. Without it the model is pruned in memory only. */
   out?: string
-  /** Whether `out` is replaced if it exists. Default false. */
+  /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
   /** The form in which `out` holds the pruned weights. Default 'dense': every value, as other programs read it. */
   encoding?: EncodingName
+  /**
+   * Whether a job that was stopped goes on where it had come, the block under way excepted: one to the same `out` with the same
+   * model, text and options. The result is the one that an uninterrupted job has. Where nothing can be resumed the job starts
+   * from the beginning. Default false.
+   */
+  resume?: boolean
   /** Whether the report tells where the time goes (phases). It costs a little on a GPU, which then waits after every operation. */
   profile?: boolean
   /**
@@ -82,6 +91,7 @@ const schema = modelPruningOptions
     out: path.optional(),
     force: z.boolean().default(false),
     encoding: z.enum(Object.keys(encodings) as EncodingName[]).default('dense'),
+    resume: z.boolean().default(false),
     profile: z.boolean().default(false),
     offload: path.optional(),
     memory: memorySize.optional(),
@@ -93,6 +103,10 @@ const schema = modelPruningOptions
   .strict()
   .superRefine((options, context) => {
     checkSelection(options, context)
+    if (options.resume && options.out === undefined) {
+      const message = 'needs out: what is pruned in memory only cannot be resumed'
+      context.addIssue({ code: 'custom', path: ['resume'], message })
+    }
     if (methodNamed(options.method).statistic && !options.calibration) {
       const message = `is needed for method "${options.method}": { file }, { tokens } or another source of text`
       context.addIssue({ code: 'custom', path: ['calibration'], message })
@@ -101,7 +115,8 @@ const schema = modelPruningOptions
 
 /**
  * Prunes a model block by block with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774), Wanda or by magnitude. With
- * `out` the pruned model appears there, complete or not at all, and `model` uses it from then on.
+ * `out` the pruned model appears there, complete or not at all, and `model` uses it from then on. When such a job ends early
+ * and has finished a block, a folder stays beside `out` that `resume` goes on with.
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT (calibration text shorter than a window), NON_FINITE,
  * NOT_POSITIVE_DEFINITE, OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, OUT_OF_MEMORY, ABORTED.
@@ -110,26 +125,43 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const start = performance.now()
   const engine = engineOf(model, 'prune')
   const o = parseOptions(schema, options, 'prune')
+  return engine.job(o.signal, (signal) => pruneModel(engine, { ...o, signal }, start))
+}
+
+async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<PruneReport> {
   const source = engine.folder
   const layers = selectLayers(engine.architecture, o)
+  // What decides the result must all be in files.
+  const resumable = !engine.weights.changed
+  if (o.resume && !resumable) {
+    const message =
+      'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  if (o.out !== undefined) await OutputFolder.check(o.out, o)
   const { offload, work: planned } = await planMemory(engine, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
   if (o.profile) await engine.device.profile() // starts it
   abortable(o.signal)
-  const reading = performance.now()
-  const windows = await drawCalibration(engine, o)
-  const calibration = secondsSince(reading)
-  abortable(o.signal)
-  const work = planned ?? (o.onProgress && (await planJob(engine, o, false)).work)
+  // Before the text is read, which can take long: two jobs must not both begin.
   const destination =
     o.out === undefined
       ? new MemoryDestination(engine)
       : await FolderDestination.create(engine, o.out, {
           force: o.force,
+          resume: o.resume,
           encoding: encodings[o.encoding],
           weights: layers.flat().map(({ name }) => `${name}.weight`),
         })
   try {
+    const reading = performance.now()
+    const windows = await drawCalibration(engine, o)
+    const calibration = secondsSince(reading)
+    abortable(o.signal)
+    if (o.out !== undefined && resumable) await destination.begin(await identityOf(engine, o, windows, masks))
+    const finished = destination.finished.length
+    const asked = o.onProgress && (finished > 0 || !planned)
+    const work = asked ? (await planJob(engine, o, { offload: false, finished })).work : planned
     const reports = await pruneBlocks(engine, { ...o, masks, offload, work }, layers, windows, destination)
     const operations = o.profile ? await engine.device.profile() : undefined
     abortable(o.signal)
@@ -151,8 +183,7 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
       layers: reports,
     }
   } catch (error) {
-    await destination.abort()
-    throw error
+    throw await destination.abort(error)
   }
 }
 
@@ -160,18 +191,19 @@ const secondsSince = (start: number) => (performance.now() - start) / 1000
 
 type Parsed = z.output<typeof schema>
 
+/** The job as the planner wants it. */
+const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'offload'> => ({
+  ...o,
+  ...o.calibration,
+  samples: o.calibration?.samples ?? 1,
+  device: device.name,
+  dtype: weights.dtype,
+  writes: o.out !== undefined,
+})
+
 /** Plans the job; see planPruning. */
-function planJob({ device, weights, checkpoint, name }: Engine, o: Parsed, offload: boolean) {
-  const job: Omit<PlannedJob, 'offload'> = {
-    ...o,
-    ...o.calibration,
-    samples: o.calibration?.samples ?? 1,
-    device: device.name,
-    dtype: weights.dtype,
-    writes: o.out !== undefined,
-  }
-  return planPruning(name, checkpoint.config, { ...job, offload })
-}
+const planJob = (engine: Engine, o: Parsed, rest: { offload: boolean; finished?: number }) =>
+  planPruning(engine.name, engine.checkpoint.config, { ...plannedJob(engine, o), ...rest })
 
 /**
  * Decides how activations leave the device's memory while they wait, if they have to; where memory is limited by a plan of the job,
@@ -187,17 +219,30 @@ async function planMemory(
   // The context and the libraries of a GPU take some of its memory.
   const limit = o.memory ?? (device.memory === undefined ? undefined : 0.9 * device.memory)
   if (limit === undefined) return { offload: file && move }
-  const { plan, work } = await planJob(engine, o, false)
+  const { plan, work } = await planJob(engine, o, { offload: false })
   const needed = plan.memory.peak
   if (needed <= limit) return { work }
   const elsewhere = file !== undefined || !device.traits.inHostMemory
-  if (elsewhere && (await planJob(engine, o, true)).plan.memory.peak <= limit) return { work, offload: move }
+  if (elsewhere && (await planJob(engine, o, { offload: true })).plan.memory.peak <= limit)
+    return { work, offload: move }
   const advice = elsewhere ? '' : 'offload (a folder for activations), '
   const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}dtype "bfloat16", fewer samples or a shorter sequenceLength`
   throw new SparseGptError('OUT_OF_MEMORY', message)
 }
 
 const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 : 1)} GB`
+/** What decides the job's result, for what resumes it. */
+function identityOf(
+  engine: Engine,
+  o: Parsed,
+  windows: readonly Int32Array[],
+  masks: MaskFile | undefined,
+): Promise<JobIdentity> {
+  // The mask is known by its contents, the text by its tokens; the rest does not change the result.
+  const { out, force, resume, profile, offload, memory, onProgress, signal, calibration, mask, ...deciding } =
+    o
+  return jobIdentity(engine, deciding, windows, masks)
+}
 
 async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile> {
   const masks = await MaskFile.open(file)

@@ -233,8 +233,11 @@ describe('a job that fails ends with 1, says why, and writes nothing', () => {
     writeFileSync(join(taken, 'mine.txt'), 'mine')
     await fails(['prune', model, '--out', taken, ...calibrated()], /taken exists.*OUTPUT_EXISTS/s)
     expect(readFileSync(join(taken, 'mine.txt'), 'utf8')).toBe('mine')
-    const forced = await sparsegpt(['prune', model, '--out', taken, ...calibrated(), '--force'])
-    expect(forced.code).toBe(0)
+    const force = ['prune', model, '--out', taken, ...calibrated(), '--force']
+    await fails(force, /taken is not a model folder.*OUTPUT_EXISTS/s)
+    expect(readFileSync(join(taken, 'mine.txt'), 'utf8')).toBe('mine')
+    for (const name of ['config.json', 'model.safetensors']) writeFileSync(join(taken, name), '')
+    expect(await sparsegpt(force)).toMatchObject({ code: 0 })
     expect(readdirSync(taken)).not.toContain('mine.txt')
   })
 
@@ -263,7 +266,7 @@ describe('a job that fails ends with 1, says why, and writes nothing', () => {
     }
   })
 
-  test.each(['SIGINT', 'SIGTERM'] as const)('%s in the middle', async (signal) => {
+  test.each(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const)('%s in the middle', async (signal) => {
     const long = join(parent, `long-${signal}.txt`)
     await writeFile(long, asText(randomTokens(3000)))
     const before = readdirSync(parent)

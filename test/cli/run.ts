@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 
-// The built program, as users run it; `npm test` builds it first.
-const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
+/** The built program, as users run it; `npm test` builds it first. */
+export const program = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url))
 
 export interface Run {
   code: number | null

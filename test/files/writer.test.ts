@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { write as writeFd } from 'node:fs'
 import {
   lstat,
@@ -472,12 +474,71 @@ describe('abort', () => {
 })
 
 describe('force', () => {
-  test('replaces the old folder as a whole', async () => {
+  async function oldModel(folder: string) {
+    await mkdir(folder)
+    for (const name of ['config.json', 'model.safetensors', 'old.txt'])
+      await writeFile(join(folder, name), 'old')
+  }
+
+  test('replaces nothing that is not a model', async () => {
     const { work, out, source } = await shardedSource()
     await mkdir(out)
-    await writeFile(join(out, 'old.txt'), 'old')
+    await writeFile(join(out, 'config.json'), '{}')
+    await writeFile(join(out, 'thesis.txt'), 'mine')
+    const creating = CheckpointWriter.create(source, out, { force: true })
+    await expectError(creating, 'OUTPUT_EXISTS', /out is not a model folder/)
+    expect((await readdir(out)).sort()).toEqual(['config.json', 'thesis.txt'])
+    expect((await readdir(work)).sort()).toEqual(['out', 'source'])
+  })
+
+  test('is never without an output, whenever one looks', async () => {
+    const { work, out, source } = await shardedSource()
+    await oldModel(out)
+    // A process that does nothing but look.
+    const script = `
+      const { statSync } = require('node:fs')
+      process.stdout.write('ready')
+      let looks = 0
+      process.stdin.on('end', () => process.exit(looks > 100 ? 0 : 2)).resume()
+      const look = () => { for (let i = 0; i < 200; i++, looks++) statSync(${JSON.stringify(out)}); setImmediate(look) }
+      look()
+    `
+    const watcher = spawn(process.execPath, ['-e', script], { stdio: ['pipe', 'pipe', 'inherit'] })
+    await once(watcher.stdout, 'data')
+    for (let i = 0; i < 20; i++) {
+      await (await CheckpointWriter.create(source, out, { force: true })).commit()
+    }
+    watcher.stdin.end()
+    expect(await once(watcher, 'exit')).toEqual([0, null])
+    expect((await readdir(work)).sort()).toEqual(['out', 'source'])
+  })
+
+  test('does not take away what another job is writing', async () => {
+    const { work, out, source } = await shardedSource()
+    const first = await CheckpointWriter.create(source, out, { force: false })
+    for (const force of [false, true]) {
+      const second = CheckpointWriter.create(source, out, { force })
+      await expectError(second, 'OUTPUT_EXISTS', /is writing .*out/)
+    }
+    await first.commit()
+    expect((await readdir(work)).sort()).toEqual(['out', 'source'])
+  })
+
+  test('an output that was moved aside by a process that was killed comes back', async () => {
+    const { work, out, source } = await shardedSource()
+    await oldModel(`${out}.replaced-0123abcd`)
+    await expectError(CheckpointWriter.create(source, out, { force: false }), 'OUTPUT_EXISTS', /exists/)
+    expect((await readdir(out)).sort()).toEqual(['config.json', 'model.safetensors', 'old.txt'])
+    await oldModel(`${out}.replaced-0123abcd`)
+    await (await CheckpointWriter.create(source, out, { force: true })).commit()
+    expect((await readdir(work)).sort()).toEqual(['out', 'source'])
+  })
+
+  test('replaces the old folder as a whole', async () => {
+    const { work, out, source } = await shardedSource()
+    await oldModel(out)
     const writer = await CheckpointWriter.create(source, out, { force: true })
-    expect(await readdir(out)).toEqual(['old.txt'])
+    expect(await readdir(out)).toContain('old.txt')
     await writer.commit()
     expect(await readdir(out)).not.toContain('old.txt')
     expect((await openCheckpoint(out)).tensors.size).toBe(5)
@@ -486,8 +547,7 @@ describe('force', () => {
 
   test('leaves the old folder when the job fails or is aborted', async () => {
     const { work, out, source } = await shardedSource()
-    await mkdir(out)
-    await writeFile(join(out, 'old.txt'), 'old')
+    await oldModel(out)
     const failing = await CheckpointWriter.create(source, out, { force: true })
     await failing
       .write(
@@ -498,7 +558,7 @@ describe('force', () => {
     await expectError(failing.commit(), 'WRITE_FAILED', /"a"/)
     const aborted = await CheckpointWriter.create(source, out, { force: true })
     await aborted.abort()
-    expect(await readdir(out)).toEqual(['old.txt'])
+    expect(await readdir(out)).toContain('old.txt')
     expect((await readdir(work)).sort()).toEqual(['out', 'source'])
   })
 

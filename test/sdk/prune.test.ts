@@ -366,6 +366,12 @@ describe('a run that fails leaves nothing behind and the model as it was', () =>
     await withModel(llama, async (model) => {
       await expectError(prune(model, { calibration, out }), 'OUTPUT_EXISTS', /exists/)
       expect(await readFile(join(out, 'mine.txt'), 'utf8')).toBe('mine')
+      await expectError(
+        prune(model, { calibration, out, force: true }),
+        'OUTPUT_EXISTS',
+        /not a model folder/,
+      )
+      for (const name of ['config.json', 'model.safetensors']) await writeFile(join(out, name), '')
       await prune(model, { calibration, out, force: true })
     })
     expect((await readdir(out)).sort()).toEqual(['config.json', 'model.safetensors', 'tokenizer.json'])

@@ -63,9 +63,9 @@ static inline void store_first(float* p, vf v, int64_t count) {
 // Bit i is set where lane i of a comparison holds.
 static inline uint32_t lane_bits(vi holds) {
 #if defined(__AVX512F__)
-  return _mm512_movepi32_mask(reinterpret_cast<__m512i&>(holds));
+  return _mm512_movepi32_mask((__m512i)holds);
 #elif defined(__AVX2__)
-  return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256&>(holds)));
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)holds));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < width; ++i) bits |= static_cast<uint32_t>(holds[i] & 1) << i;

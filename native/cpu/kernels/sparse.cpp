@@ -45,7 +45,7 @@ void compress(const SparseChunk& out, const float* b, int64_t columns) {
       _mm512_storeu_ps(out.values + count, _mm512_maskz_compress_ps(kept, values));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.slots + count),
                           _mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(kept, slots)));
-      count += static_cast<uint32_t>(__builtin_popcount(kept));
+      count += static_cast<uint32_t>(__builtin_popcount(_cvtmask16_u32(kept)));
       slots = _mm512_add_epi32(slots, _mm512_set1_epi32(width));
     }
 #else

@@ -34,7 +34,10 @@ typedef int32_t vi __attribute__((vector_size(width * 4), aligned(4), may_alias)
 typedef uint32_t vu __attribute__((vector_size(width * 4), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(width * 2), aligned(2), may_alias));
 
-static inline vf load(const float* p) { return *reinterpret_cast<const vf*>(p); }
+// Of two elements of 16 bits for each float too, which lie at even addresses.
+typedef float vf_at_even __attribute__((vector_size(width * 4), aligned(2), may_alias));
+
+static inline vf load(const float* p) { return *reinterpret_cast<const vf_at_even*>(p); }
 static inline void store(float* p, vf v) { *reinterpret_cast<vf*>(p) = v; }
 static inline vf broadcast(float x) { return x - vf{}; }
 static inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }

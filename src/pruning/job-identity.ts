@@ -1,0 +1,48 @@
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { fingerprint } from '../files/fingerprint.js'
+import type { JobIdentity } from '../files/journal.js'
+import type { MaskFile } from '../files/mask-file.js'
+import type { Engine } from '../models/engine.js'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+
+/**
+ * All that decides the result of a pruning job, by names that a message can use. `options`: those that do, as parsed;
+ * `windows`: the calibration text's. Throws FILE_NOT_FOUND when the model's files have gone.
+ */
+export async function jobIdentity(
+  engine: Engine,
+  options: Record<string, unknown>,
+  windows: readonly Int32Array[],
+  masks: MaskFile | undefined,
+): Promise<JobIdentity> {
+  const { checkpoint, device, weights } = engine
+  const given = Object.entries(options).filter(([, value]) => value !== undefined)
+  const text = createHash('sha256')
+  for (const { buffer, byteOffset, byteLength } of windows) {
+    text.update(new Uint8Array(buffer, byteOffset, byteLength))
+  }
+  return {
+    'version of sparsegpt': version,
+    ...Object.fromEntries(given.map(([name, value]) => [`option ${name}`, inWords(value)])),
+    'option dtype': weights.dtype,
+    // How many threads there are makes no difference.
+    'option device': `${device.traits.kind} (${device.description.replace(/, \d+ threads?$/, '')})`,
+    'option samples': String(windows.length),
+    'option sequenceLength': String(windows[0]?.length ?? 0),
+    'calibration text (hash of its windows)': text.digest('hex').slice(0, 32),
+    ...(masks && { 'option mask (hash)': await fingerprint(masks.all) }),
+    'model (hash of its config.json)': createHash('sha256')
+      .update(JSON.stringify(checkpoint.config))
+      .digest('hex')
+      .slice(0, 32),
+    'model (hash of its weights)': await fingerprint(checkpoint.tensors.values()),
+  }
+}
+
+function inWords(value: unknown): string {
+  return value instanceof RegExp ? String(value) : typeof value === 'string' ? value : JSON.stringify(value)
+}

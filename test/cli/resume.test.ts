@@ -1,0 +1,160 @@
+import { readdirSync, readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { beforeAll, describe, expect, test } from '@jest/globals'
+import { PythonRandom } from '../../src/text/python-random.js'
+import { temporaryFolder } from '../temporary.js'
+import { sparsegpt, type Run } from './run.js'
+
+const model = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
+const text = fileURLToPath(new URL('../../docs/performance.md', import.meta.url))
+/** SPARSEGPT_KILLS=100 npx jest test/cli/resume does more of them by hand. */
+const kills = Number(process.env['SPARSEGPT_KILLS'] ?? 10)
+
+let parent: string
+let out: string
+let whole: Map<string, string>
+let report: string
+/** The time that the job takes, in milliseconds. */
+let duration: number
+
+const job = (...more: string[]) => {
+  const calibrated = ['--calibration', text, '--samples', '16', '--seqlen', '64']
+  return ['prune', model, '--out', out, ...calibrated, '--json', ...more]
+}
+
+const contents = (folder: string) =>
+  new Map(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name)).toString('base64')]))
+
+/** A report without what depends on the clock, the system and the folder's name. */
+function timeless({ stdout }: Run): string {
+  return JSON.stringify(JSON.parse(stdout), (name, value: unknown) =>
+    ['seconds', 'peakRssBytes', 'out'].includes(name) ? undefined : value,
+  )
+}
+
+/** The number of blocks that are finished in the partial folder of `out`. */
+function finished(): number {
+  const name = readdirSync(parent).find((entry) => entry.startsWith('out.partial-'))
+  if (name === undefined) return 0
+  try {
+    return Math.max(0, readFileSync(join(parent, name, 'journal'), 'utf8').split('\n').length - 2)
+  } catch {
+    return 0
+  }
+}
+
+beforeAll(async () => {
+  parent = await temporaryFolder()
+  out = join(parent, 'out')
+  const start = performance.now()
+  const run = await sparsegpt(job())
+  duration = performance.now() - start
+  expect(run.code).toBe(0)
+  report = timeless(run)
+  whole = contents(out)
+  rmSync(out, { recursive: true })
+})
+
+test(
+  `SIGKILL at ${kills} random moments: what was finished is kept, and the result is the same to the bit`,
+  async () => {
+    const random = new PythonRandom(kills)
+    const counts = { killed: 0, complete: 0, resumed: 0, begunAnew: 0 }
+    let done = 0
+    while (counts.killed < kills) {
+      const delay = (random.randint(300, 1050) / 1000) * duration
+      const run = await sparsegpt(job('--resume'), (kill) => {
+        setTimeout(() => {
+          kill('SIGKILL')
+        }, delay)
+      })
+      if (run.code === null) counts.killed++
+      else expect(run).toMatchObject({ code: 0 })
+      const complete = readdirSync(parent).includes('out')
+      if (!complete) {
+        const now = finished()
+        expect(now).toBeGreaterThanOrEqual(done)
+        done = now
+        if (random.randint(0, 1) === 0) continue // killed again on its way
+        const resumed = await sparsegpt(job('--resume'))
+        expect(resumed).toMatchObject({ code: 0 })
+        expect(timeless(resumed)).toBe(report)
+        if (done > 0) counts.resumed++
+        else counts.begunAnew++
+      } else {
+        counts.complete++
+        // A job that was killed between the output's appearance and its own end is complete, and tidied up by the next one.
+        if (run.code === null) {
+          const late = await sparsegpt(job('--resume'))
+          expect(late).toMatchObject({ code: 1, stderr: expect.stringMatching(/out exists.*OUTPUT_EXISTS/) })
+        } else {
+          expect(timeless(run)).toBe(report)
+        }
+      }
+      expect(contents(out)).toEqual(whole)
+      expect(readdirSync(parent)).toEqual(['out'])
+      rmSync(out, { recursive: true })
+      done = 0
+    }
+    if (kills !== 10) console.info(counts)
+    rmSync(parent, { recursive: true })
+    expect(counts.resumed + counts.begunAnew + counts.complete).toBeGreaterThan(0)
+  },
+  60_000 + kills * 10_000,
+)
+
+describe('a job that was stopped', () => {
+  test.each(['SIGTERM', 'SIGINT'] as const)(
+    'by %s says how it goes on, and so does the next one',
+    async (signal) => {
+      parent = await temporaryFolder()
+      out = join(parent, 'out')
+      const stopped = await sparsegpt(job(), (kill) => {
+        const watching = setInterval(() => {
+          if (finished() === 0) return
+          clearInterval(watching)
+          kill(signal)
+        }, 1)
+      })
+      expect(stopped).toMatchObject({
+        code: 1,
+        stdout: '',
+        stderr: expect.stringMatching(
+          /stopped by the signal; \d blocks? finished (is|are) kept in .*--resume.*ABORTED/,
+        ),
+      })
+      const plain = await sparsegpt(job())
+      expect(plain).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/out\.partial-.*finished.*--resume.*--force.*OUTPUT_EXISTS/),
+      })
+      const other = await sparsegpt(job('--resume', '--sparsity', '0.6'))
+      expect(other).toMatchObject({
+        code: 2,
+        stderr: expect.stringMatching(/--sparsity: not given there, 0\.6 here/),
+      })
+      const resumed = await sparsegpt(job('--resume'))
+      expect(resumed.code).toBe(0)
+      expect(timeless(resumed)).toBe(report)
+      expect(contents(out)).toEqual(whole)
+      expect(readdirSync(parent)).toEqual(['out'])
+    },
+  )
+
+  test('is removed by --force', async () => {
+    parent = await temporaryFolder()
+    out = join(parent, 'out')
+    await sparsegpt(job(), (kill) => {
+      const watching = setInterval(() => {
+        if (finished() === 0) return
+        clearInterval(watching)
+        kill('SIGKILL')
+      }, 1)
+    })
+    expect(readdirSync(parent)).toEqual([expect.stringMatching(/^out\.partial-/)])
+    expect((await sparsegpt(job('--force'))).code).toBe(0)
+    expect(contents(out)).toEqual(whole)
+    expect(readdirSync(parent)).toEqual(['out'])
+  })
+})
