@@ -104,9 +104,7 @@ export async function planPruning(
     model: name,
     blocks: architecture.blockCount,
     prunedWeights,
-    /** What is in memory at the highest moment. */
     memory: { peak: Object.values(parts).reduce((a, b) => a + b, 0), parts },
-    /** What goes to and comes from the disk. */
     disk: {
       // What is not pruned is copied from the source.
       read: executor.bytesRead + written - prunedWeights * storedBytes[storedType(config)],

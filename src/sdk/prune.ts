@@ -231,6 +231,7 @@ async function planMemory(
 }
 
 const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 : 1)} GB`
+
 /** What decides the job's result, for what resumes it. */
 function identityOf(
   engine: Engine,
