@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
-import type { Activation } from '../native/device.js'
+import type { Activation, Device, Tensor } from '../native/device.js'
 import { quoted } from '../quoted.js'
 import type { Architecture } from './architecture.js'
 import { checkForwardEntries } from './forward-entries.js'
@@ -139,6 +139,17 @@ export function layerNorms(size: number, ...names: string[]): ParameterSpec[] {
     { name: `${name}.weight`, shape: [size] },
     { name: `${name}.bias`, shape: [size] },
   ])
+}
+
+/** A layer norm outside the blocks: x [tokens, size] float32 normalised with the parameters `name`.weight and `name`.bias, each [size]. */
+export function outerLayerNorm(
+  weights: Weights,
+  device: Device,
+  x: Tensor,
+  norm: { name: string; size: number; epsilon: number },
+): Tensor {
+  const weight = weights.parameter(`${norm.name}.weight`, [norm.size])
+  return device.layerNorm(x, weight, weights.parameter(`${norm.name}.bias`, [norm.size]), norm.epsilon)
 }
 
 /**

@@ -6,6 +6,7 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   renamed,
   size,
@@ -60,9 +61,11 @@ export const bloom: Family = {
 
       embed(w, device, ids) {
         const x = device.embedding(w.stored(embedding, [c.vocab_size, hidden]), ids, w.dtype)
-        const norm = `${prefix}word_embeddings_layernorm`
-        const weight = w.parameter(`${norm}.weight`, [hidden])
-        return device.layerNorm(x, weight, w.parameter(`${norm}.bias`, [hidden]), c.layer_norm_epsilon)
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}word_embeddings_layernorm`,
+          size: hidden,
+          epsilon: c.layer_norm_epsilon,
+        })
       },
 
       *forward(b, x) {
@@ -83,8 +86,11 @@ export const bloom: Family = {
       },
 
       finish(w, device, x) {
-        const weight = w.parameter(`${prefix}ln_f.weight`, [hidden])
-        return device.layerNorm(x, weight, w.parameter(`${prefix}ln_f.bias`, [hidden]), c.layer_norm_epsilon)
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}ln_f`,
+          size: hidden,
+          epsilon: c.layer_norm_epsilon,
+        })
       },
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),

@@ -7,6 +7,7 @@ import {
   checkSupported,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   renamed,
   size,
@@ -124,8 +125,11 @@ export const falcon: Family = {
       },
 
       finish(w, device, x) {
-        const weight = w.parameter(`${prefix}ln_f.weight`, [hidden])
-        return device.layerNorm(x, weight, w.parameter(`${prefix}ln_f.bias`, [hidden]), c.layer_norm_epsilon)
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}ln_f`,
+          size: hidden,
+          epsilon: c.layer_norm_epsilon,
+        })
       },
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),

@@ -5,6 +5,7 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   renamed,
   size,
@@ -80,9 +81,11 @@ export const gptNeox: Family = {
       },
 
       finish(w, device, x) {
-        const weight = w.parameter(`${prefix}final_layer_norm.weight`, [hidden])
-        const normBias = w.parameter(`${prefix}final_layer_norm.bias`, [hidden])
-        return device.layerNorm(x, weight, normBias, c.layer_norm_eps)
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}final_layer_norm`,
+          size: hidden,
+          epsilon: c.layer_norm_eps,
+        })
       },
 
       head: (w) => {

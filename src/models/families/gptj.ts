@@ -6,6 +6,7 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -80,8 +81,11 @@ export const gptj: Family = {
       },
 
       finish(w, device, x) {
-        const weight = w.parameter(`${prefix}ln_f.weight`, [hidden])
-        return device.layerNorm(x, weight, w.parameter(`${prefix}ln_f.bias`, [hidden]), c.layer_norm_epsilon)
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}ln_f`,
+          size: hidden,
+          epsilon: c.layer_norm_epsilon,
+        })
       },
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),

@@ -7,6 +7,7 @@ import {
   checkSupported,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -99,9 +100,7 @@ export const opt: Family = {
 
       finish(w, device, x) {
         if (normFirst && !c._remove_final_layer_norm) {
-          const norm = `${prefix}final_layer_norm`
-          const weight = w.parameter(`${norm}.weight`, [hidden])
-          x = device.layerNorm(x, weight, w.parameter(`${norm}.bias`, [hidden]), epsilon)
+          x = outerLayerNorm(w, device, x, { name: `${prefix}final_layer_norm`, size: hidden, epsilon })
         }
         if (embedded === hidden) return x
         return device.linear(x, w.parameter(`${prefix}project_out.weight`, [embedded, hidden]))

@@ -5,6 +5,7 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
+  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -82,13 +83,11 @@ export const phi: Family = {
       },
 
       finish(w, device, x) {
-        const weight = w.parameter(`${prefix}final_layernorm.weight`, [hidden])
-        return device.layerNorm(
-          x,
-          weight,
-          w.parameter(`${prefix}final_layernorm.bias`, [hidden]),
-          c.layer_norm_eps,
-        )
+        return outerLayerNorm(w, device, x, {
+          name: `${prefix}final_layernorm`,
+          size: hidden,
+          epsilon: c.layer_norm_eps,
+        })
       },
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
