@@ -166,6 +166,20 @@ struct Rotary {
   }
 };
 
+// The operands of an attention.
+template <typename Operation>
+void require_attention(const Operation& o) {
+  require(o.heads > 0 && o.kv_heads > 0 && o.heads % o.kv_heads == 0, "heads do not divide");
+  require(o.sequences > 0 && o.q.rows % o.sequences == 0 && o.k.rows % o.sequences == 0, "sequences do not divide");
+  require(o.start >= 0 && o.start + o.queries() <= o.keys(), "the last query has no key");
+  require_float(o.q, "q");
+  require_shape(o.q, o.q.rows, o.heads * o.head_dim, "q");
+  require_shape(o.k, o.k.rows, o.kv_heads * o.head_dim, "k");
+  require_shape(o.v, o.k.rows, o.kv_heads * o.head_dim, "v");
+  require(o.q.dtype == o.k.dtype && o.q.dtype == o.v.dtype, "q, k and v must agree in type");
+  if (o.slopes) require_plain(o.slopes, 1, o.heads, DType::f32, "slopes");
+}
+
 // Causal attention over independent sequences that lie one after another: of each q.rows / sequences queries and k.rows /
 // sequences keys. The first query stands at key `start`, so query i sees the keys j <= start + i; there are at least as many keys
 // as the last query sees. Heads lie side by side in a row of q, k and v; query head h reads key/value head h / (heads / kv_heads).
@@ -181,16 +195,9 @@ struct Attention {
   int64_t queries() const { return q.rows / sequences; }
   int64_t keys() const { return k.rows / sequences; }
   void check() const {
-    require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "heads do not divide");
-    require(sequences > 0 && q.rows % sequences == 0 && k.rows % sequences == 0, "sequences do not divide");
-    require(start >= 0 && start + queries() <= keys(), "the last query has no key");
-    require_float(q, "q");
-    require_shape(q, q.rows, heads * head_dim, "q");
-    require_shape(out, q.rows, heads * head_dim, "output");
-    require_shape(k, k.rows, kv_heads * head_dim, "k");
-    require_shape(v, k.rows, kv_heads * head_dim, "v");
-    require(q.dtype == k.dtype && q.dtype == v.dtype && q.dtype == out.dtype, "q, k, v and output must agree in type");
-    if (slopes) require_plain(slopes, 1, heads, DType::f32, "slopes");
+    require_attention(*this);
+    require_shape(out, q.rows, q.columns, "output");
+    require(q.dtype == out.dtype, "q and output must agree in type");
   }
 };
 
@@ -276,6 +283,17 @@ struct ScatterAdd {
   }
 };
 
+// The operands of logits.
+inline void require_head(const Tensor& x, const Tensor& head, const Tensor& bias) {
+  require_float(x, "x");
+  require_float(head, "head");
+  require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
+  if (bias) {
+    require_float(bias, "bias");
+    require_shape(bias, 1, head.rows, "bias");
+  }
+}
+
 // losses[t] = -log softmax(logits)[targets[t]], f32 [1, tokens], with logits = head x[t] + bias (which may be empty), capped as
 // Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION.
 struct CrossEntropy {
@@ -286,13 +304,7 @@ struct CrossEntropy {
   void check() const {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_plain(targets, 1, x.rows, DType::i32, "targets");
-    require_float(x, "x");
-    require_float(head, "head");
-    require(x.columns == head.columns, "x " + describe(x) + " does not fit head " + describe(head));
-    if (bias) {
-      require_float(bias, "bias");
-      require_shape(bias, 1, head.rows, "bias");
-    }
+    require_head(x, head, bias);
   }
 };
 
@@ -440,6 +452,181 @@ struct PruneSparsegpt {
   }
 };
 
+// --- gradients: dy is the loss's gradient by y; of the compute type where y is, float32 of parameters ---------------------------
+
+// out = x W: what a linear layer's input gets from the gradient x of its output.
+struct Multiply {
+  Tensor out, x, weight;  // weight: [columns of x, columns of out]
+  SPARSEGPT_FIELDS(out, x, weight)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(x, "x");
+    require_float(weight, "weight");
+    require_float(out, "output");
+    require(x.columns == weight.rows, "x " + describe(x) + " does not fit weight " + describe(weight));
+    require_shape(out, x.rows, weight.columns, "output");
+  }
+};
+
+// sum += scale * xᵀ y; f32 [columns of x, columns of y]. Of a linear layer's output gradient x and input y: its weight's gradient.
+struct AccumulateProduct {
+  Tensor sum, x, y;
+  float scale;
+  SPARSEGPT_FIELDS(sum, x, y, scale)
+  SPARSEGPT_WRITES(sum)
+  void check() const {
+    require_float(x, "x");
+    require_float(y, "y");
+    require(x.rows == y.rows, "x " + describe(x) + " and y " + describe(y) + " differ in rows");
+    require_plain(sum, x.columns, y.columns, DType::f32, "sum");
+  }
+};
+
+// sums += Σ_t x[t]; f32 [1, columns].
+struct AccumulateRows {
+  Tensor sums, x;
+  SPARSEGPT_FIELDS(sums, x)
+  SPARSEGPT_WRITES(sums)
+  void check() const {
+    require_float(x, "x");
+    require_plain(sums, 1, x.columns, DType::f32, "sums");
+  }
+};
+
+// The gradients of LayerNorm, or of RmsNorm when there is no dbias: dx, and added to dweight and dbias, f32 [1, columns], the
+// parameters'. dx may be dy.
+struct NormGradient {
+  Tensor dx, dweight, dbias, x, dy, weight;
+  float epsilon;
+  SPARSEGPT_FIELDS(dx, dweight, dbias, x, dy, weight, epsilon)
+  SPARSEGPT_WRITES(dx, dweight)
+  void check() const {
+    require_map(dx, x);
+    require_map(dy, x);
+    require_plain(weight, 1, x.columns, DType::f32, "weight");
+    require_plain(dweight, 1, x.columns, DType::f32, "dweight");
+    if (dbias) require_plain(dbias, 1, x.columns, DType::f32, "dbias");
+  }
+};
+
+// The gradients of Attention, from its operands and the gradient dout of its output. Nothing of the size of the scores is stored.
+struct AttentionGradient {
+  Tensor dq, dk, dv, q, k, v, dout, slopes;
+  int64_t sequences, start, heads, kv_heads, head_dim;
+  float scale;
+  int64_t window;
+  float softcap;
+  SPARSEGPT_FIELDS(dq, dk, dv, q, k, v, dout, slopes, sequences, start, heads, kv_heads, head_dim, scale, window, softcap)
+  SPARSEGPT_WRITES(dq, dk, dv)
+  int64_t queries() const { return q.rows / sequences; }
+  int64_t keys() const { return k.rows / sequences; }
+  void check() const {
+    require_attention(*this);
+    require_shape(dout, q.rows, q.columns, "dout");
+    require_shape(dq, q.rows, q.columns, "dq");
+    require_shape(dk, k.rows, k.columns, "dk");
+    require_shape(dv, v.rows, v.columns, "dv");
+    for (const Tensor* gradient : {&dout, &dq, &dk, &dv})
+      require(gradient->dtype == q.dtype, "gradients and q must agree in type");
+  }
+};
+
+// dy = f'(x) * dy: the gradient of Activate by what x was before it.
+struct ActivateGradient {
+  Tensor dy, x;
+  Activation kind;
+  SPARSEGPT_FIELDS(dy, x, kind)
+  SPARSEGPT_WRITES(dy)
+  void check() const { require_pair(dy, x); }
+};
+
+// The gradients of Gate, from what x was before it: dup = f(x) * dy, then dy = f'(x) * up * dy, which is the gradient by x.
+struct GateGradient {
+  Tensor dy, dup, x, up;
+  Activation kind;
+  SPARSEGPT_FIELDS(dy, dup, x, up, kind)
+  SPARSEGPT_WRITES(dy, dup)
+  void check() const {
+    require_pair(dy, x);
+    require_pair(dup, up);
+    require_shape(up, x.rows, x.columns, "up");
+  }
+};
+
+// The way back of TakeColumns: out[t, g * stride + first + j] = x[t, g * count + j] for j < count, g < x.columns / count.
+struct PutColumns {
+  Tensor out, x;
+  int64_t first, count, stride;
+  SPARSEGPT_FIELDS(out, x, first, count, stride)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(x, "x");
+    require_shape(out, x.rows, out.columns, "output");
+    require(out.dtype == x.dtype && count > 0 && x.columns % count == 0 && first >= 0 && stride >= 0 &&
+                first + (x.columns / count - 1) * stride + count <= out.columns,
+            "output " + describe(out) + " does not hold the columns of x " + describe(x));
+  }
+};
+
+// dots[t] = x[t] · y[t]; f32 [1, rows]: the gradient by the factors of ScatterAdd.
+struct RowDots {
+  Tensor dots, x, y;
+  SPARSEGPT_FIELDS(dots, x, y)
+  SPARSEGPT_WRITES(dots)
+  void check() const {
+    require_pair(x, y);
+    require_plain(dots, 1, x.rows, DType::f32, "dots");
+  }
+};
+
+// errors[t] = ‖x[t] - target[t]‖² / ‖target[t]‖², f32 [1, rows]; dx, which may be empty: scale times the gradient of their sum.
+struct RelativeErrors {
+  Tensor errors, dx, x, target;
+  float scale;
+  SPARSEGPT_FIELDS(errors, dx, x, target, scale)
+  SPARSEGPT_WRITES(errors)
+  void check() const {
+    require_pair(x, target);
+    require_plain(errors, 1, x.rows, DType::f32, "errors");
+    if (dx) require_map(dx, x);
+  }
+};
+
+// losses[t] = KL(p ‖ q) = Σ p log(p / q), f32 [1, tokens], of the distributions p = softmax(target_head target[t] + target_bias) and
+// q = softmax(head x[t] + bias), whose logits are capped as Softcap does when softcap > 0. There may be no biases. dx, which may be
+// empty: scale times the gradient of the losses' sum by x.
+struct KlDivergence {
+  Tensor losses, dx, x, head, bias, target, target_head, target_bias;
+  float softcap, scale;
+  SPARSEGPT_FIELDS(losses, dx, x, head, bias, target, target_head, target_bias, softcap, scale)
+  SPARSEGPT_WRITES(losses)
+  void check() const {
+    require_plain(losses, 1, x.rows, DType::f32, "losses");
+    require_head(x, head, bias);
+    require_head(target, target_head, target_bias);
+    require(x.rows == target.rows && head.rows == target_head.rows, "the models differ in tokens or in vocabulary");
+    if (dx) require_map(dx, x);
+  }
+};
+
+// One step of Adam (Kingma & Ba 2015, arXiv 1412.6980) with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101):
+//   first = beta1 first + (1 - beta1) g;  second = beta2 second + (1 - beta2) g²;
+//   weight -= rate (first / (1 - beta1^step) / (sqrt(second / (1 - beta2^step)) + epsilon) + decay weight).
+// All f32. With keep_zeros weights that are zero stay so.
+struct Adam {
+  Tensor weight, first, second, gradient;
+  float rate, beta1, beta2, epsilon, decay;
+  int64_t step;  // from 1
+  bool keep_zeros;
+  SPARSEGPT_FIELDS(weight, first, second, gradient, rate, beta1, beta2, epsilon, decay, step, keep_zeros)
+  SPARSEGPT_WRITES(weight, first, second)
+  void check() const {
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    for (const Tensor* t : {&first, &second, &gradient}) require_plain(*t, weight.rows, weight.columns, DType::f32, "state");
+    require(step > 0, "steps are counted from 1");
+  }
+};
+
 // --- inspection -----------------------------------------------------------------------------------------------------------
 
 // stats f64 [1, 1 + patterns]: the number of zeros, then for each pattern (n, m) of `patterns`, i32 [patterns, 2] (may be empty),
@@ -465,6 +652,8 @@ struct CountZeros {
   X(TakeColumns) X(ScatterAdd) X(CrossEntropy)                                                                         \
   X(AccumulateGram) X(AccumulateSquares)                                                                               \
   X(CheckFinite) X(Scores) X(SelectMask) X(ApplyMask) X(FactorHessian) X(TriangularProduct) X(PruneSparsegpt)          \
+  X(Multiply) X(AccumulateProduct) X(AccumulateRows) X(NormGradient) X(AttentionGradient) X(ActivateGradient)          \
+  X(GateGradient) X(PutColumns) X(RowDots) X(RelativeErrors) X(KlDivergence) X(Adam)                                             \
   X(CountZeros)
 // clang-format on
 

@@ -19,8 +19,17 @@ struct AttentionHead {
   const float* slopes;  // [heads] of ALiBi, or null
 };
 
+// The gradients of such a head, from that of its output.
+struct AttentionGradientHead : AttentionHead {
+  const void* dout;  // as out, which is not looked at
+  void *dq, *dk, *dv;  // as q, k and v
+  int64_t dout_stride, dq_stride, dk_stride, dv_stride;
+};
+
 // Floats that attend() needs as scratch. Nothing is read through the head's pointers.
 SPARSEGPT_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
 SPARSEGPT_KERNEL(attend, void, const AttentionHead& head, float* scratch);
+SPARSEGPT_KERNEL(attention_gradient_scratch, int64_t, const AttentionGradientHead& head);
+SPARSEGPT_KERNEL(attend_gradient, void, const AttentionGradientHead& head, float* scratch);
 
 }  // namespace sparsegpt::cpu

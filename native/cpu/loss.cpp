@@ -14,6 +14,11 @@ namespace sparsegpt::cpu {
 
 SPARSEGPT_KERNEL(log_sum_exp, void, const float* x, int64_t count, float* largest, double* sum);  // of exp(x - largest)
 
+// Replaces logits by scale times the gradient of the divergence, which it returns, by what they were before the soft cap; the
+// offsets are the logarithms of Σ exp(logit).
+SPARSEGPT_KERNEL(divergence, double, float* logits, const float* target, int64_t count, double offset, double target_offset,
+                 float softcap, float scale);
+
 namespace {
 
 constexpr int64_t tile_tokens = 1024, tile_words = 4096;
@@ -30,7 +35,7 @@ struct Sizes {
         bias(o.bias ? o.head.rows : 0),
         logits(tokens * words) {}
   int64_t tokens, words;  // of a tile
-  int64_t bias, logits;   // floats
+  int64_t bias, logits;  // floats
 };
 
 struct Running {
@@ -87,6 +92,90 @@ size_t CpuScratch::bytes(const CrossEntropy& o) const {
   const Sizes sizes(o);
   return Scratch<float>::bytes(sizes.bias) + Scratch<float>::bytes(sizes.logits) +
          gemm_scratch(level_, threads_, product_of(o, sizes.tokens, sizes.words));
+}
+
+namespace {
+
+// Tokens whose logits of both models are held at once, in 192 MiB where the vocabulary is not larger than that for one token.
+struct DivergenceSizes {
+  explicit DivergenceSizes(const KlDivergence& o) {
+    constexpr int64_t floats = int64_t{48} << 20;
+    tokens = std::min(std::max<int64_t>(floats / (2 * o.head.rows), 1), std::max<int64_t>(o.x.rows, 1));
+    tokens = std::min(tokens, tile_tokens);
+    logits = tokens * o.head.rows;
+    bias = o.bias ? o.head.rows : 0;
+    target_bias = o.target_bias ? o.head.rows : 0;
+  }
+  int64_t tokens;
+  int64_t logits, bias, target_bias;  // floats
+};
+
+Gemm logits_of(const Tensor& x, const Tensor& head, int64_t tokens) {
+  return {tokens, head.rows, x.columns, layout(x), layout(head).transposed(), nullptr, head.rows};
+}
+
+// The gradient by x. Gradients of logits in bfloat16 fill the first halves of the rows of float32.
+Gemm gradient_of(const KlDivergence& o, int64_t tokens) {
+  const bool halves = o.head.dtype == DType::bf16;
+  const Operand logits{nullptr, halves ? DType::bf16 : DType::f32, o.head.rows * (halves ? 2 : 1), 1};
+  Gemm product{tokens, o.x.columns, o.head.rows, logits, layout(o.head), nullptr, o.dx.stride};
+  product.dtype = o.dx.dtype;
+  return product;
+}
+
+double log_of_sum(float largest, double sum) { return largest + std::log(sum); }
+
+}  // namespace
+
+void CpuBackend::compute(const KlDivergence& o) {
+  const DivergenceSizes sizes(o);
+  const int64_t words = o.head.rows;
+  const auto bias = pool_.scratch<float>(sizes.bias), target_bias = pool_.scratch<float>(sizes.target_bias);
+  if (o.bias) to_float[level_](bias.data(), o.bias.bytes(), o.bias.dtype, words);
+  if (o.target_bias) to_float[level_](target_bias.data(), o.target_bias.bytes(), o.target_bias.dtype, words);
+  const auto logits = pool_.scratch<float>(sizes.logits), wanted = pool_.scratch<float>(sizes.logits);
+  for (int64_t t0 = 0; t0 < o.x.rows; t0 += sizes.tokens) {
+    const int64_t tokens = std::min(sizes.tokens, o.x.rows - t0);
+    const auto form = [&](float* out, const Tensor& x, const Tensor& head, const Scratch<float>& added) {
+      Gemm product = logits_of(x, head, tokens);
+      product.a.data = row_of(x, t0);
+      product.b.data = head.bytes();
+      product.c = out;
+      product.bias = added.size() > 0 ? added.data() : nullptr;
+      gemm(pool_, level_, product);
+    };
+    form(logits.data(), o.x, o.head, bias);
+    form(wanted.data(), o.target, o.target_head, target_bias);
+    pool_.parallel_for(tokens, [&](int64_t t, int) {
+      float *own = logits.data() + t * words, *target = wanted.data() + t * words;
+      double offsets[2];
+      for (float* row : {own, target}) {
+        if (o.softcap > 0) softcap[level_](row, o.softcap, words);
+        float largest;
+        double sum;
+        log_sum_exp[level_](row, words, &largest, &sum);
+        offsets[row == own ? 0 : 1] = log_of_sum(largest, sum);
+      }
+      o.losses.data<float>()[t0 + t] =
+          static_cast<float>(divergence[level_](own, target, words, offsets[0], offsets[1], o.softcap, o.scale));
+      if (o.dx && o.head.dtype == DType::bf16) from_float[level_](own, DType::bf16, own, words);
+    });
+    if (!o.dx) continue;
+    Gemm product = gradient_of(o, tokens);
+    product.a.data = logits.data();
+    product.b.data = o.head.bytes();
+    product.c = row_of(o.dx, t0);
+    gemm(pool_, level_, product);
+  }
+}
+
+size_t CpuScratch::bytes(const KlDivergence& o) const {
+  const DivergenceSizes sizes(o);
+  const size_t products = std::max({gemm_scratch(level_, threads_, logits_of(o.x, o.head, sizes.tokens)),
+                                    gemm_scratch(level_, threads_, logits_of(o.target, o.target_head, sizes.tokens)),
+                                    o.dx ? gemm_scratch(level_, threads_, gradient_of(o, sizes.tokens)) : 0});
+  return Scratch<float>::bytes(sizes.bias) + Scratch<float>::bytes(sizes.target_bias) +
+         2 * Scratch<float>::bytes(sizes.logits) + products;
 }
 
 }  // namespace sparsegpt::cpu

@@ -21,6 +21,11 @@ class CpuScratch : public ScratchModel {
   size_t bytes(const FactorHessian& o) const override;
   size_t bytes(const TriangularProduct& o) const override;
   size_t bytes(const PruneSparsegpt& o) const override;
+  size_t bytes(const Multiply& o) const override;
+  size_t bytes(const AccumulateProduct& o) const override;
+  size_t bytes(const NormGradient& o) const override;
+  size_t bytes(const AttentionGradient& o) const override;
+  size_t bytes(const KlDivergence& o) const override;
 
  private:
   const int threads_;
