@@ -47,6 +47,11 @@ export class BlockWeights {
     return this.parameters.get(name) ?? this.missing(name)
   }
 
+  /** The names of the parameters that belong to norms: all vectors of the spec. */
+  get norms(): string[] {
+    return this.spec.parameters.flatMap(({ name, shape }) => (shape.length === 1 ? [name] : []))
+  }
+
   dispose(): void {
     for (const weight of this.linears.values()) weight.dispose()
     for (const tensor of this.parameters.values()) tensor.dispose()

@@ -1,4 +1,5 @@
 import type { Activation, AttentionShape, DType, Tensor } from '../native/device.js'
+import type { ExpertLoad, Routing } from './routing.js'
 import type { Steps } from './steps.js'
 
 /** What a family says of its attention; sequences and positions are the block's. */
@@ -30,8 +31,8 @@ export interface Block {
   linear(input: Tensor, name: string): Steps<Tensor>
   /** The product of x with a parameter that is a matrix [out, in], in float32. */
   product(x: Tensor, name: string): Tensor
-  /** The elements of a float32 tensor on the host, for decisions that depend on the data; consumes it. */
-  read(tensor: Tensor): Steps<Float32Array>
+  /** What every expert is to work on, by a router's scores, float32 [tokens, experts]; consumes them. */
+  route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]>
 
   /** Rotates the heads of q or k by their positions, in place; pairs (i, i + pairs), or (2i, 2i + 1) when interleaved. */
   rotary(x: Tensor, headDim: number, interleaved?: boolean): void

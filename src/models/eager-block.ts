@@ -1,6 +1,7 @@
 import type { Activation, Device, DType, Tensor } from '../native/device.js'
 import type { AttentionHeads, Block } from './block.js'
 import type { BlockWeights } from './block-weights.js'
+import { route, type ExpertLoad, type HostLoad, type Routing } from './routing.js'
 import type { Sequences } from './sequences.js'
 import type { Steps } from './steps.js'
 
@@ -21,10 +22,10 @@ export interface Placement {
 /** A block whose operations are enqueued on the device as they are called. */
 export class EagerBlock implements Block {
   constructor(
-    private readonly device: Device,
-    private readonly weights: BlockWeights,
+    protected readonly device: Device,
+    protected readonly weights: BlockWeights,
     readonly index: number,
-    private readonly placement: Placement,
+    protected readonly placement: Placement,
   ) {}
 
   apply(name: string, input: Tensor): Tensor {
@@ -76,10 +77,14 @@ export class EagerBlock implements Block {
     return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, 'float32')
   }
 
-  *read(tensor: Tensor): Steps<Float32Array> {
-    const elements = (yield { read: tensor }) as Float32Array
-    tensor.dispose()
-    return elements
+  *route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]> {
+    const elements = (yield { read: scores }) as Float32Array
+    scores.dispose()
+    return this.loads(route(elements, routing))
+  }
+
+  protected loads(loads: readonly HostLoad[]): ExpertLoad[] {
+    return loads.map(({ tokens, shares }) => ({ tokens: this.upload(tokens), shares: this.upload(shares) }))
   }
 
   rotary(x: Tensor, headDim: number, interleaved = false): void {

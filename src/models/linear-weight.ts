@@ -9,6 +9,8 @@ import type { Weights } from './weights.js'
 export class LinearWeight {
   private current: Tensor
   private readonly storedType: DType
+  /** Whether `current` is a conversion of a matrix that is trained, to be overwritten. */
+  private following = false
 
   private constructor(
     private readonly device: Device,
@@ -51,12 +53,30 @@ export class LinearWeight {
   }
 
   /**
+   * Lets the forward pass multiply with what solving() has become so far, float32 [out, in], in the compute type. To be called again
+   * after every change of it, and settle() at the end.
+   */
+  follow(solved: Tensor): void {
+    const { device, current: before, following } = this
+    if (solved.dtype !== this.weights.dtype) {
+      this.current = device.within([], () =>
+        device.cast(solved, this.weights.dtype, following ? before.share() : undefined),
+      )
+    } else {
+      this.current = solved.share()
+    }
+    this.following = true
+    before.dispose()
+  }
+
+  /**
    * Takes over what became of solving(), and returns it in its stored form. From then on the forward pass sees what is stored,
    * rounded to its type.
    */
   settle(solved: Tensor): Tensor {
     const { device, spec, storedType: dtype } = this
     const before = this.current
+    this.following = false
     if (this.weights.dtype !== 'float32') {
       const stored = this.convertBack(solved)
       solved.dispose() // its memory serves the forward pass's matrix

@@ -9,7 +9,7 @@ import type { Tensor } from './tensor.js'
  */
 
 /** What a device's time is spent on. */
-export type Phase = 'forward' | 'statistics' | 'factor' | 'solve' | 'convert' | 'write'
+export type Phase = 'forward' | 'gradient' | 'statistics' | 'factor' | 'solve' | 'convert' | 'write'
 
 /** The kinds of arithmetic that are counted. */
 export type Arithmetic = 'linear' | 'attention' | 'gram' | 'factor' | 'solve'
@@ -364,6 +364,174 @@ export const operations = {
       flop: weight.rows * weight.width ** 2,
     }),
     { arithmetic: 'solve', parts: { mask: 'solver', loss: 'solver' } },
+  ),
+
+  // --- gradients: dy is the loss's gradient by y, in the element type of y; of parameters float32 ---
+
+  /** The product x W of x, [tokens, out], and a linear layer's weight, [out, in]: the gradient of its input from that of its output. */
+  multiply: operation(
+    'gradient',
+    (x: Tensor, weight: Tensor, dtype: DType = x.dtype) => ({
+      make: { out: { dtype, shape: [x.rows, weight.width] } },
+      read: { x, weight },
+      flop: 2 * x.rows * weight.rows * weight.width,
+    }),
+    { arithmetic: 'linear', parts: { weight: 'weights' } },
+  ),
+
+  /**
+   * Adds a product: sum += scale · xᵀ y; sum float32 [columns of x, columns of y]. Of a linear layer's output gradient and its
+   * input: the gradient of its weight.
+   */
+  accumulateProduct: operation(
+    'gradient',
+    (sum: Tensor, x: Tensor, y: Tensor, scale: number = 1) => ({
+      change: { sum },
+      read: { x, y },
+      settings: { scale },
+      flop: 2 * x.rows * x.width * y.width,
+    }),
+    { arithmetic: 'linear', parts: { sum: 'solver' } },
+  ),
+
+  /** Adds the rows of x: sums += Σ_t x[t]; sums float32 [columns of x]. */
+  accumulateRows: operation('gradient', (sums: Tensor, x: Tensor) => ({ change: { sums }, read: { x } }), {
+    parts: { sums: 'solver' },
+  }),
+
+  /**
+   * The gradient of a norm's input from that of its output; `out` may be dy. Adds the parameters' gradients to dweight and dbias,
+   * float32 [columns of x]. Without dbias the norm is rmsNorm, else layerNorm.
+   */
+  normGradient: operation(
+    'gradient',
+    (
+      x: Tensor,
+      dy: Tensor,
+      weight: Tensor,
+      epsilon: number,
+      { dweight, dbias }: { dweight: Tensor; dbias?: Tensor | undefined },
+      out?: Tensor,
+    ) => ({
+      make: { dx: out ?? like(dy) },
+      change: dbias ? { dweight, dbias } : { dweight },
+      read: { x, dy, weight },
+      settings: { epsilon },
+    }),
+    { parts: { dweight: 'solver', dbias: 'solver' } },
+  ),
+
+  /** The gradients of attention's q, k and v from that of its output. */
+  attentionGradient: operation(
+    'gradient',
+    (
+      q: Tensor,
+      k: Tensor,
+      v: Tensor,
+      dout: Tensor,
+      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+    ) => ({
+      make: {
+        dq: { dtype: q.dtype, shape: matrix(q) },
+        dk: { dtype: q.dtype, shape: matrix(k) },
+        dv: { dtype: q.dtype, shape: matrix(v) },
+      },
+      read: { q, k, v, dout, slopes },
+      settings: { ...shape, start, window, softcap },
+      flop: 10 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
+    }),
+    { arithmetic: 'attention' },
+  ),
+
+  /** The gradient of an activation's input: dy = f'(x) · dy, x being what the activation was applied to. */
+  activateGradient: operation('gradient', (dy: Tensor, x: Tensor, kind: Activation) => ({
+    change: { dy },
+    read: { x },
+    settings: { kind },
+  })),
+
+  /** The gradients of gate: makes that of up, f(x) · dy, and overwrites dy with that of x, f'(x) · up · dy. */
+  gateGradient: operation('gradient', (dy: Tensor, x: Tensor, up: Tensor, kind: Activation) => ({
+    make: { dup: like(dy) },
+    change: { dy },
+    read: { x, up },
+    settings: { kind },
+  })),
+
+  /** The way back of takeColumns: columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
+  putColumns: operation(
+    'gradient',
+    (out: Tensor, x: Tensor, part: { first: number; count: number; stride: number }) => ({
+      change: { out },
+      read: { x },
+      settings: part,
+    }),
+  ),
+
+  /** The dot products of the rows of x and y, float32 [rows]. */
+  rowDots: operation('gradient', (x: Tensor, y: Tensor) => ({
+    make: { dots: float32(x.rows) },
+    read: { x, y },
+  })),
+
+  /**
+   * The errors ‖x[t] - target[t]‖² / ‖target[t]‖², float32 [rows]; `dx`, of the shape of x, takes `scale` times the gradient of their
+   * sum.
+   */
+  relativeErrors: operation(
+    'gradient',
+    (x: Tensor, target: Tensor, { dx, scale = 1 }: { dx?: Tensor | undefined; scale?: number } = {}) => ({
+      make: { errors: float32(x.rows) },
+      ...(dx && { change: { dx } }),
+      read: { x, target },
+      settings: { scale },
+    }),
+  ),
+
+  /**
+   * The divergences KL(p ‖ q) of two models' next-token distributions at every position, float32 [tokens]: p of the target's
+   * logits, q of x's. `dx`, of the shape of x, takes `scale` times the gradient of their sum. Logits are made as by crossEntropy.
+   */
+  klDivergence: operation(
+    'gradient',
+    (
+      { x, head, bias }: { x: Tensor; head: Tensor; bias?: Tensor | undefined },
+      target: { x: Tensor; head: Tensor; bias?: Tensor | undefined },
+      {
+        dx,
+        scale = 1,
+        softcap = 0,
+      }: { dx?: Tensor | undefined; scale?: number; softcap?: number | undefined } = {},
+    ) => ({
+      make: { losses: float32(x.rows) },
+      ...(dx && { change: { dx } }),
+      read: { x, head, bias, target: target.x, targetHead: target.head, targetBias: target.bias },
+      settings: { softcap, scale },
+      flop: (dx ? 6 : 4) * x.rows * head.rows * head.width,
+    }),
+    { arithmetic: 'linear', parts: { head: 'weights', targetHead: 'weights' } },
+  ),
+
+  /**
+   * One step of Adam (Kingma & Ba 2015, arXiv 1412.6980) with decoupled weight decay (Loshchilov & Hutter 2019, arXiv 1711.05101);
+   * `step` counts from 1. All float32, [rows, columns]. With `keepZeros` weights that are zero stay so.
+   */
+  adam: operation(
+    'gradient',
+    (
+      weight: Tensor,
+      { first, second, gradient }: { first: Tensor; second: Tensor; gradient: Tensor },
+      settings: {
+        step: number
+        rate: number
+        beta1: number
+        beta2: number
+        epsilon: number
+        decay: number
+        keepZeros: boolean
+      },
+    ) => ({ change: { weight, first, second }, read: { gradient }, settings }),
+    { parts: { weight: 'weights', first: 'solver', second: 'solver', gradient: 'solver' } },
   ),
 
   // --- inspection ---

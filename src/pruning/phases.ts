@@ -6,6 +6,8 @@ export interface PhaseSeconds extends Record<Phase, number> {
   calibration: number
   /** The time of the forward passes. */
   forward: number
+  /** The time of gradients and of the optimizer's steps. */
+  gradient: number
   /** The time of the Gram matrices, or sums of squares, of the layers' inputs. */
   statistics: number
   /** The time of the factorisations. */
@@ -28,6 +30,7 @@ export function phaseSeconds(
   const phases = {
     calibration,
     forward: 0,
+    gradient: 0,
     statistics: 0,
     factor: 0,
     solve: 0,

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { loadModel, perplexity } from '../../src/index.js'
 import { alibiSlopes } from '../../src/models/alibi.js'
-import { route } from '../../src/models/families/mixtral.js'
+import { route } from '../../src/models/routing.js'
 import { rotaryConfig, rotaryPositions } from '../../src/models/rotary.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { variants, writeVariant } from './variants.js'
@@ -30,7 +30,7 @@ describe('ALiBi slopes', () => {
 describe('routing of tokens to experts', () => {
   test('each token goes to its best experts, in shares that add up to 1', () => {
     const scores = Float32Array.from([0, Math.log(3), -5, -9, 1, 1, 7, 7])
-    const loads = route(scores, 4, 2)
+    const loads = route(scores, { experts: 4, active: 2 })
     expect(loads.map(({ tokens }) => [...tokens])).toEqual([[0], [0], [1], [1]])
     expect(loads[0]?.shares[0]).toBeCloseTo(0.25, 6)
     expect(loads[1]?.shares[0]).toBeCloseTo(0.75, 6)
@@ -38,7 +38,7 @@ describe('routing of tokens to experts', () => {
   })
 
   test('of equal scores the first wins; huge scores do not overflow', () => {
-    const loads = route(Float32Array.from([300, 300, 300]), 3, 1)
+    const loads = route(Float32Array.from([300, 300, 300]), { experts: 3, active: 1 })
     expect(loads.map(({ tokens }) => tokens.length)).toEqual([1, 0, 0])
     expect(loads[0]?.shares[0]).toBe(1)
   })

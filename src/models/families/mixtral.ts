@@ -42,12 +42,12 @@ function experts(c: z.output<typeof schema>): FeedForward {
     parameters: [{ name: `${moe}.gate.weight`, shape: [count, hidden] }],
 
     *forward(b, x) {
-      const scores = yield* b.read(b.product(x, `${moe}.gate`))
+      const scores = b.product(x, `${moe}.gate`)
+      const loads = yield* b.route(scores, { experts: count, active: c.num_experts_per_tok })
       const sums = b.zeros(x.rows, hidden)
-      for (const [e, { tokens, shares }] of route(scores, count, c.num_experts_per_tok).entries()) {
+      for (const [e, { tokens, shares }] of loads.entries()) {
         // Experts without tokens take part, with inputs of no rows: every batch goes through the same groups.
-        const ids = b.upload(tokens)
-        const inputs = b.rows(x, ids)
+        const inputs = b.rows(x, tokens)
         const [gate, up] = yield* b.pooledLinears(
           `${moe}.experts.w1/w3`,
           inputs,
@@ -56,40 +56,11 @@ function experts(c: z.output<typeof schema>): FeedForward {
         )
         const gated = b.gated(gate!, up!, c.hidden_act)
         const [output] = yield* b.pooledLinears(`${moe}.experts.w2`, gated, name(e, 'w2'))
-        b.addRows(sums, output!, ids, b.upload(shares))
+        b.addRows(sums, output!, tokens, shares)
       }
       const { dtype } = x
       b.drop(x)
       return b.cast(sums, dtype)
     },
   }
-}
-
-export interface ExpertLoad {
-  /** The tokens that the expert works on, ascending. */
-  tokens: Int32Array
-  /** The share of its output in each of theirs, in (0, 1]. */
-  shares: Float32Array
-}
-
-/**
- * Which tokens go to which expert: each to the `active` experts with its highest scores, of equal ones the first, in shares of
- * the softmax over those. `scores` is [tokens, experts].
- */
-export function route(scores: Float32Array, experts: number, active: number): ExpertLoad[] {
-  const loads = Array.from({ length: experts }, () => ({ tokens: [] as number[], shares: [] as number[] }))
-  for (let t = 0; t * experts < scores.length; t++) {
-    const row = scores.subarray(t * experts, (t + 1) * experts)
-    const chosen = [...row.keys()].sort((a, b) => row[b]! - row[a]! || a - b).slice(0, active)
-    const powers = chosen.map((e) => Math.exp(row[e]! - row[chosen[0]!]!))
-    const sum = powers.reduce((a, b) => a + b, 0)
-    chosen.forEach((e, i) => {
-      loads[e]!.tokens.push(t)
-      loads[e]!.shares.push(powers[i]! / sum)
-    })
-  }
-  return loads.map(({ tokens, shares }) => ({
-    tokens: Int32Array.from(tokens),
-    shares: Float32Array.from(shares),
-  }))
 }

@@ -1,0 +1,147 @@
+import type { BlockWeights } from '../models/block-weights.js'
+import type { Batch, Engine } from '../models/engine.js'
+import type { LinearWeight } from '../models/linear-weight.js'
+import type { Device, Tensor } from '../native/device.js'
+import { RecordedBlock, type ParameterGradients } from './recorded-block.js'
+
+/** A parameter in float32 with what Adam keeps of it. */
+interface TrainedParameter {
+  value: Tensor
+  first: Tensor
+  second: Tensor
+  gradient: Tensor
+  /** The layer whose forward pass follows the value; undefined for a norm's weight or a bias, which is used as it is. */
+  linear: LinearWeight | undefined
+}
+
+/** A forward pass that waits for the gradient of its output. */
+export interface Recording {
+  /** The block's output, [tokens, hidden]; the recording owns it. */
+  output: Tensor
+  /**
+   * Adds to the gradients of the parameters, from the gradient of the output. Resolves to the gradient of the block's input, which
+   * the caller disposes of. The recording is used up.
+   */
+  backward(gradient: Tensor): Promise<Tensor>
+  dispose(): void
+}
+
+/**
+ * Trains the parameters of one block with Adam: its pruned matrices, of which zeros stay zero, its biases and its norms. It owns
+ * native memory until disposed of: for each parameter two means, a gradient and, between snapshot() and restore(), a copy.
+ */
+export class BlockTrainer implements ParameterGradients {
+  private readonly parameters = new Map<string, TrainedParameter>()
+  private copies: Tensor[] = []
+  private made: Tensor[] = []
+  private steps = 0
+
+  /** `solved`: the matrices to train, float32 [out, in], by layer; they are changed in place and stay the caller's. */
+  constructor(
+    private readonly engine: Engine,
+    private readonly index: number,
+    private readonly weights: BlockWeights,
+    solved: ReadonlyMap<string, Tensor>,
+  ) {
+    const { device } = engine
+    device.within(this.made, () => {
+      for (const [name, value] of solved) {
+        const linear = weights.linear(name)
+        linear.follow(value)
+        this.parameters.set(`${name}.weight`, { value, linear, ...states(device, value) })
+        const bias = weights.bias(name)
+        if (bias)
+          this.parameters.set(`${name}.bias`, { value: bias, linear: undefined, ...states(device, bias) })
+      }
+      for (const name of weights.norms) {
+        const value = weights.parameter(name)
+        this.parameters.set(name, { value, linear: undefined, ...states(device, value) })
+      }
+    })
+  }
+
+  of(name: string): Tensor | undefined {
+    return this.parameters.get(name)?.gradient
+  }
+
+  /** The names of what is trained besides the matrices. */
+  get others(): string[] {
+    return [...this.parameters].flatMap(([name, { linear }]) => (linear ? [] : [name]))
+  }
+
+  /** Runs `batch` forward so that it can go backward. */
+  async record(batch: Batch): Promise<Recording> {
+    const { device } = this.engine
+    let block: RecordedBlock | undefined
+    const run = this.engine.runBlock(
+      this.index,
+      this.weights,
+      batch,
+      (placement) => (block = new RecordedBlock(device, this.weights, this.index, placement, this)),
+    )
+    try {
+      const output = await run.finish()
+      return {
+        output,
+        backward: (gradient) =>
+          block!.backward(output, gradient, batch.hidden).finally(() => output.dispose()),
+        dispose: () => {
+          block!.dispose()
+          output.dispose()
+        },
+      }
+    } catch (error) {
+      run.dispose()
+      block?.dispose()
+      throw error
+    }
+  }
+
+  /** Makes a step at the learning rate `rate` along the gradients summed since the last one. */
+  step(rate: number): void {
+    const { device } = this.engine
+    const step = ++this.steps
+    for (const { value, linear, ...states } of this.parameters.values()) {
+      const settings = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, decay: 0 }
+      device.adam(value, states, { step, rate, keepZeros: linear !== undefined, ...settings })
+      device.fill(states.gradient, 0)
+      linear?.follow(value)
+    }
+  }
+
+  /** Notes the values of all parameters for restore(), in the place of those noted before. */
+  snapshot(): void {
+    const { device } = this.engine
+    const values = [...this.parameters.values()].map(({ value }) => value)
+    const before = this.copies
+    this.copies = device.within([], () =>
+      values.map((value, i) => device.cast(value, 'float32', before[i]?.share())),
+    )
+    for (const tensor of before) tensor.dispose()
+  }
+
+  /** Puts the values that snapshot() has noted back. */
+  restore(): void {
+    const { device } = this.engine
+    ;[...this.parameters.values()].forEach(({ value, linear }, i) => {
+      const copy = this.copies[i]
+      if (!copy) return
+      device.cast(copy, 'float32', value)
+      linear?.follow(value)
+    })
+  }
+
+  dispose(): void {
+    for (const tensor of [...this.made, ...this.copies]) tensor.dispose()
+    this.made = []
+    this.copies = []
+  }
+}
+
+function states(device: Device, { shape }: Tensor): Pick<TrainedParameter, 'first' | 'second' | 'gradient'> {
+  return {
+    first: device.zeros('float32', shape),
+    second: device.zeros('float32', shape),
+    gradient: device.zeros('float32', shape),
+  }
+}

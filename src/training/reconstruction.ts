@@ -1,0 +1,179 @@
+import type { BlockWeights } from '../models/block-weights.js'
+import type { Batch, Engine } from '../models/engine.js'
+import type { Tensor } from '../native/device.js'
+import { PythonRandom } from '../text/python-random.js'
+import { BlockTrainer } from './block-trainer.js'
+
+/** How a pruned block is fitted to the dense model. */
+export interface ReconstructionSettings {
+  /** How often all training windows are gone through. */
+  epochs: number
+  /** The learning rate of Adam at its highest. */
+  learningRate: number
+  /** The number of calibration windows of a step. */
+  batch: number
+  /** The share of the windows that is held out. */
+  holdout: number
+  seed: number
+}
+
+/** What became of one block. */
+export interface ReconstructionReport {
+  /** The mean over held-out tokens of ‖output - dense output‖² / ‖dense output‖², before and after. */
+  heldOut: { before: number; after: number }
+  /** The number of optimizer steps. */
+  steps: number
+  /** The number of epochs whose result was kept; 0 when none was better than what pruning had left. */
+  bestEpoch: number
+}
+
+/** Some windows of a batch, and what the dense model makes of them. */
+interface Part {
+  batch: Batch
+  target: Tensor
+}
+
+/**
+ * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
+ * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A part of the windows is held out: what
+ * is kept is the state after the epoch that was best on them, if any was better than the beginning.
+ *
+ * `solved`: the matrices, float32 [out, in], by layer; they are changed in place. `inputs`: the hidden states before the block;
+ * `targets`: the dense block's outputs for them, [tokens, hidden] each. `step` is called after each part of the work and may throw.
+ * Resolves to the report and the names of the biases and norms that were trained.
+ */
+export async function reconstructBlock(
+  engine: Engine,
+  index: number,
+  weights: BlockWeights,
+  solved: ReadonlyMap<string, Tensor>,
+  inputs: readonly Batch[],
+  targets: readonly Tensor[],
+  o: ReconstructionSettings,
+  step: () => void,
+): Promise<ReconstructionReport & { parameters: string[] }> {
+  const views: Tensor[] = []
+  const trainer = new BlockTrainer(engine, index, weights, solved)
+  try {
+    const { training, heldOut } = split(inputs, targets, o, views)
+    const error = () => meanError(engine, index, weights, heldOut, step)
+    const before = await error()
+    trainer.snapshot()
+    let [best, bestEpoch] = [before, 0]
+    const total = o.epochs * training.length
+    const warmUp = Math.min(Math.ceil(total / 20), 20)
+    const random = new PythonRandom(o.seed + index)
+    let steps = 0
+    for (let epoch = 1; epoch <= o.epochs; epoch++) {
+      const pass = async ({ batch, target }: Part) => {
+        const rate =
+          o.learningRate * Math.min((steps + 1) / warmUp, (total - steps) / (total - warmUp + 1), 1)
+        steps++
+        await descend(engine, trainer, batch, target)
+        trainer.step(rate)
+      }
+      await engine.paced(shuffled(training, random), pass, step)
+      const current = await error()
+      if (current < best) {
+        ;[best, bestEpoch] = [current, epoch]
+        trainer.snapshot()
+      }
+    }
+    if (bestEpoch < o.epochs) trainer.restore()
+    return { heldOut: { before, after: best }, steps, bestEpoch, parameters: trainer.others }
+  } finally {
+    for (const view of views) view.dispose()
+    trainer.dispose()
+  }
+}
+
+/** Adds the gradients of the mean relative error of a batch to the trainer's. */
+async function descend(engine: Engine, trainer: BlockTrainer, batch: Batch, target: Tensor): Promise<void> {
+  const { device } = engine
+  const recording = await trainer.record(batch)
+  const made: Tensor[] = []
+  try {
+    const { output } = recording
+    const dx = device.within(made, () => {
+      const gradient = device.empty(output.dtype, output.shape)
+      device.relativeErrors(output, target, { dx: gradient, scale: 1 / output.rows })
+      return gradient
+    })
+    ;(await recording.backward(dx)).dispose()
+  } finally {
+    recording.dispose()
+    for (const tensor of made) tensor.dispose()
+  }
+}
+
+/** The mean over tokens of the relative error of the block's output. */
+async function meanError(
+  engine: Engine,
+  index: number,
+  weights: BlockWeights,
+  parts: readonly Part[],
+  step: () => void,
+): Promise<number> {
+  const { device } = engine
+  const errors: Tensor[] = []
+  const pass = async ({ batch, target }: Part) => {
+    const output = await engine.runBlock(index, weights, batch).finish()
+    device.within(errors, () => device.relativeErrors(output, target))
+    output.dispose()
+  }
+  try {
+    await engine.paced(parts, pass, step)
+    let [sum, count] = [0, 0]
+    for (const tensor of errors) {
+      const values = await device.readFloat32(tensor)
+      sum += values.reduce((a, b) => a + b, 0)
+      count += values.length
+    }
+    return sum / count
+  } finally {
+    for (const tensor of errors) tensor.dispose()
+  }
+}
+
+/** Cuts the batches into the parts of a step, and holds out the last windows. The views are the caller's to dispose of. */
+function split(
+  inputs: readonly Batch[],
+  targets: readonly Tensor[],
+  { batch: size, holdout }: ReconstructionSettings,
+  views: Tensor[],
+): { training: Part[]; heldOut: Part[] } {
+  const windows = inputs.reduce((sum, { sequences }) => sum + sequences.count, 0)
+  const kept = windows - Math.min(Math.max(1, Math.round(windows * holdout)), windows - 1)
+  const training: Part[] = []
+  const heldOut: Part[] = []
+  let first = 0
+  inputs.forEach(({ hidden, sequences }, i) => {
+    const { count, length, start } = sequences
+    for (let window = 0, taken = 0; window < count; window += taken) {
+      const trains = first + window < kept
+      taken = Math.min(size, count - window, trains ? kept - first - window : Infinity)
+      const rows = (tensor: Tensor) => {
+        const view = tensor.rowRange(window * length, taken * length)
+        views.push(view)
+        return view
+      }
+      const batch = { hidden: rows(hidden), sequences: { count: taken, length, start } }
+      ;(trains ? training : heldOut).push({ batch, target: rows(targets[i]!) })
+    }
+    first += count
+  })
+  // One window is trained on and judged by.
+  return {
+    training: training.length > 0 ? training : heldOut,
+    heldOut: heldOut.length > 0 ? heldOut : training,
+  }
+}
+
+function shuffled<T>(items: readonly T[], random: PythonRandom): T[] {
+  const result = [...items]
+  for (let i = result.length - 1; i > 0; i--) {
+    const j = random.randint(0, i)
+    ;[result[i], result[j]] = [result[j]!, result[i]!]
+  }
+  return result
+}
