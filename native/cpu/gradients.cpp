@@ -32,13 +32,6 @@ Gemm product_of(const Multiply& o) {
   return product;
 }
 
-Gemm product_of(const AccumulateProduct& o) {
-  Gemm product{o.x.columns, o.y.columns, o.x.rows, layout(o.x).transposed(), layout(o.y), nullptr, o.sum.stride};
-  product.alpha = o.scale;
-  product.accumulate = true;
-  return product;
-}
-
 // Rows whose sums are made one after the other; the sums of such strips are then added in order.
 constexpr int64_t strip_rows = 64;
 
@@ -73,16 +66,6 @@ void CpuBackend::compute(const Multiply& o) {
 }
 
 size_t CpuScratch::bytes(const Multiply& o) const { return gemm_scratch(level_, threads_, product_of(o)); }
-
-void CpuBackend::compute(const AccumulateProduct& o) {
-  Gemm product = product_of(o);
-  product.a.data = o.x.bytes();
-  product.b.data = o.y.bytes();
-  product.c = o.sum.bytes();
-  gemm(pool_, level_, product);
-}
-
-size_t CpuScratch::bytes(const AccumulateProduct& o) const { return gemm_scratch(level_, threads_, product_of(o)); }
 
 void CpuBackend::compute(const AccumulateRows& o) {
   constexpr int64_t part = 256;

@@ -38,7 +38,7 @@ export const sparsegpt: Method<typeof options> = {
 }
 
 /** Decodes the report of a factorisation, as factor_report in native/core/operations.h lays it out. */
-async function readReport(device: Device, report: Tensor): Promise<Preparation> {
+export async function readReport(device: Device, report: Tensor): Promise<Preparation> {
   const [dampening = 0, retries = 0, deadColumns = 0] = await device.read(report)
   return { dampening, retries, deadColumns }
 }
