@@ -15,7 +15,7 @@ namespace sparsegpt::cpu {
 SPARSEGPT_KERNEL(activate_gradient, void, float* dy, const float* x, int64_t count, Activation kind);
 SPARSEGPT_KERNEL(gate_gradient, void, float* dy, float* dup, const float* x, const float* up, int64_t count,
                  Activation kind);
-SPARSEGPT_KERNEL(dot, float, const float* x, const float* y, int64_t count);
+SPARSEGPT_KERNEL(row_dot, float, const float* x, const float* y, int64_t count);
 // Adds to dweight and, if it is not null, dbias, whose norm is that of LayerNorm.
 SPARSEGPT_KERNEL(norm_gradient, void, float* dx, float* dweight, float* dbias, const float* x, const float* dy,
                  const float* weight, int64_t count, float epsilon);
@@ -146,7 +146,7 @@ void CpuBackend::compute(const PutColumns& o) {
 
 void CpuBackend::compute(const RowDots& o) {
   for_row_pairs(pool_, level_, o.x, o.y, [&](int64_t i, const float* x, const float* y) {
-    o.dots.data<float>()[i] = dot[level_](x, y, o.x.columns);
+    o.dots.data<float>()[i] = row_dot[level_](x, y, o.x.columns);
   });
 }
 

@@ -70,6 +70,12 @@ export interface PruningFlags extends MethodOptions {
   target: 'own' | 'dense'
   /** The share of the dense model's inputs in a dense target. */
   alpha?: number
+  /** Whether pruned blocks are fitted to the dense model, or for how many epochs. */
+  reconstruct?: true | number
+  /** The highest learning rate of that. */
+  learningRate?: number
+  /** The calibration windows of a step of that. */
+  batch?: number
   /** The unit that sees already pruned inputs. */
   sequential: 'block' | 'layer'
   /** The regular expression that names of layers must match to be pruned. */
@@ -102,11 +108,25 @@ export function pruningOptions(command: Command): Command {
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
     .option('--refit', 'fit the kept weights to the outputs once more (admm always does)')
     .addOption(
-      new Option('--target <target>', "what a layer's outputs are to come near: its own, or the dense model's too")
+      new Option(
+        '--target <target>',
+        "what a layer's outputs are to come near: its own, or the dense model's too",
+      )
         .choices(['own', 'dense'])
         .default('own'),
     )
     .option('--alpha <share>', "share of the dense model's inputs in a dense target (default: 0.5)", number)
+    .option(
+      '--reconstruct [epochs]',
+      "fit every pruned block to the dense model's outputs (4 epochs by default)",
+      number,
+    )
+    .option(
+      '--learning-rate <rate>',
+      "of the reconstruction's optimizer at its highest (default: 3e-4)",
+      number,
+    )
+    .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)
     .addOption(
       new Option(
         '--sequential <unit>',
@@ -119,6 +139,21 @@ export function pruningOptions(command: Command): Command {
     .option('--exclude <regexp>', 'leave layers dense whose name matches')
     .option('--min-block <i>', 'first block to prune, from 0', number)
     .option('--max-block <j>', 'block to stop before', number)
+}
+
+/** The flags of pruningOptions() as the SDK's options. */
+export function pruningSettings<Flags extends Partial<PruningFlags>>({
+  reconstruct,
+  learningRate,
+  batch,
+  ...flags
+}: Flags) {
+  const details = given({ learningRate, batch })
+  if (reconstruct === undefined) return given({ ...flags, ...details })
+  return given({
+    ...flags,
+    reconstruct: { ...(reconstruct === true ? {} : { epochs: reconstruct }), ...details },
+  })
 }
 
 /** The placeholder for a text in the help: a data set, or a file ('./c4' is a file of that name). */

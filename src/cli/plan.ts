@@ -2,7 +2,14 @@ import Table from 'cli-table3'
 import { Command } from 'commander'
 import type { DeviceName } from '../native/device.js'
 import { plan, type Plan } from '../sdk/plan.js'
-import { dtypeOption, given, modelArgument, pruningOptions, type PruningFlags } from './arguments.js'
+import {
+  dtypeOption,
+  given,
+  modelArgument,
+  pruningOptions,
+  pruningSettings,
+  type PruningFlags,
+} from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
 import { withProgress } from './progress.js'
@@ -28,7 +35,8 @@ export function planCommand(): Command {
     const result = await interruptible((signal) =>
       withProgress('downloading', (progress) =>
         plan(model, {
-          ...given({ ...flags, sequenceLength: seqlen }),
+          ...pruningSettings(flags),
+          ...given({ sequenceLength: seqlen }),
           signal,
           onDownload: showDownload(progress),
         }),

@@ -14,6 +14,7 @@ import {
   textSource,
   type DeviceFlags,
   type PruningFlags,
+  pruningSettings,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
@@ -89,7 +90,7 @@ async function run(model: string, flags: Flags): Promise<void> {
       const report = await withProgress('pruning', (progress) => {
         progress.update(0, 'reading the calibration text')
         return prune(opened, {
-          ...given(options),
+          ...pruningSettings(options),
           ...(calibration === undefined
             ? {}
             : {

@@ -13,7 +13,7 @@ export class BlockWeights {
 
   /** Loads a block; the caller disposes of it. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
   constructor(
-    device: Device,
+    private readonly device: Device,
     private readonly weights: Weights,
     readonly spec: BlockSpec,
   ) {
@@ -50,6 +50,30 @@ export class BlockWeights {
   /** The names of the parameters that belong to norms: all vectors of the spec. */
   get norms(): string[] {
     return this.spec.parameters.flatMap(({ name, shape }) => (shape.length === 1 ? [name] : []))
+  }
+
+  /**
+   * Rounds a parameter or a bias that has been trained to what can be stored, and returns that in its stored form; the caller
+   * disposes of it.
+   */
+  settleParameter(name: string): Tensor {
+    const { device, weights, spec } = this
+    const value = this.parameter(name)
+    const offset = spec.parameters.find((parameter) => parameter.name === name)?.offset ?? 0
+    const source = weights.stored(spec.prefix + name, value.shape)
+    const { dtype } = source
+    source.dispose()
+    const shift = (by: number) => {
+      if (offset === 0) return
+      const constant = device.upload(new Float32Array(value.rows * value.width).fill(by), value.shape)
+      device.add(value, constant)
+      constant.dispose()
+    }
+    shift(-offset)
+    const stored = device.cast(value, dtype)
+    device.cast(stored, 'float32', value)
+    shift(offset)
+    return stored
   }
 
   dispose(): void {

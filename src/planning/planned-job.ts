@@ -67,30 +67,30 @@ export async function planPruning(
   const { architecture, device } = engine
   const layers = selectLayers(architecture, o)
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
-  const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(
-    new Int32Array(sequenceLength),
-  )
+  const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(new Int32Array(sequenceLength))
   const spill = offload ? device.createSpillFile('') : undefined
   const settings = {
     ...o,
     onProgress: undefined,
     offload: spill && ((tensor: Tensor) => device.offload(tensor, spill)),
   }
+  const store = (_: string, tensor: Tensor) => {
+    if (writes) device.writeFile(0, 0, tensor)
+    return Promise.resolve()
+  }
   await pruneBlocks(engine, settings, layers, windows, {
     usesMask: false,
+    store,
+    storeParameter: store,
     finished: Array<[]>(o.finished ?? 0).fill([]),
     finishBlock: () => Promise.resolve(),
-    store(_, matrix) {
-      if (writes) device.writeFile(0, 0, matrix)
-      return Promise.resolve()
-    },
   })
 
   const { peak } = executor
   const { flop } = device.work
   const inHostMemory = device.traits.inHostMemory
   const tokens = windows.length * sequenceLength
-  const streams = o.target === 'dense' ? 2 : 1
+  const streams = o.target === 'dense' || o.reconstruct ? 2 : 1
   const stateBytes = streams * tokens * architecture.hiddenSize * elementBytes[o.dtype]
   const hiddenStates = offload ? 0 : Math.min(stateBytes, peak.parts.activations)
   const parts = {

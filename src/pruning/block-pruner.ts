@@ -8,12 +8,19 @@ import { storedShape } from '../models/specs.js'
 import type { LinearGroup } from '../models/steps.js'
 import type { Tensor } from '../native/device.js'
 import type { Destination } from './destination.js'
-import { prepareSolver, solveLayer, Stopwatch, type PreparedSolver, type SolvedLayer } from './layer-solver.js'
+import {
+  prepareSolver,
+  solveLayer,
+  Stopwatch,
+  type PreparedSolver,
+  type SolvedLayer,
+} from './layer-solver.js'
 import type { Method, Preparation, Selection } from './methods/method.js'
 import { fitsWeights, withoutInputs } from './methods/methods.js'
 import type { Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
+import { reconstructBlock, type ReconstructionSettings } from '../training/reconstruction.js'
 import { gramMatrix } from './statistic.js'
 import { Statistics, type GroupStatistics } from './statistics.js'
 import type { BatchPair, Streams } from './streams.js'
@@ -31,8 +38,9 @@ export interface BlockPrunerOptions {
   target: 'own' | 'dense'
   alpha: number
   refit: boolean
+  reconstruct?: ReconstructionSettings | undefined
   offload?: Offload | undefined
-  destination: Pick<Destination, 'store' | 'usesMask'>
+  destination: Pick<Destination, 'store' | 'storeParameter' | 'usesMask'>
   meter: ProgressMeter
 }
 
@@ -40,6 +48,8 @@ export interface BlockPrunerOptions {
 export class BlockPruner {
   private readonly statistics: Statistics | undefined
   private readonly reports: LayerReport[] = []
+  /** The matrices, float32 [out, in], that wait for the block's reconstruction, with their masks. */
+  private readonly solved = new Map<string, { matrix: Tensor; mask: Tensor }>()
 
   constructor(
     private readonly engine: Engine,
@@ -56,10 +66,13 @@ export class BlockPruner {
   }
 
   /**
-   * Prunes. `outputs`: whether the hidden states of the pruned stream are to become the pruned block's outputs, else they stay
-   * its inputs; `denseOutputs`: whether those of the dense stream, if there is one, are to become the dense block's.
+   * Prunes. `outputs`: whether the hidden states of both streams are to become the block's outputs; else those of the pruned stream
+   * stay its inputs.
    */
-  async run(streams: Streams, wanted: { outputs: boolean; denseOutputs: boolean }): Promise<LayerReport[]> {
+  async run(streams: Streams, { outputs }: { outputs: boolean }): Promise<LayerReport[]> {
+    const { reconstruct } = this.o
+    // What is fitted gets the block's inputs, and is what makes its outputs.
+    const wanted = reconstruct ? { outputs: false, denseOutputs: true } : { outputs, denseOutputs: outputs }
     try {
       if (!this.statistics) {
         if (wanted.denseOutputs) await streams.passDense(this.index, this.weights, this.collected)
@@ -70,8 +83,14 @@ export class BlockPruner {
       } else {
         await this.pruneBlockwise(this.statistics, streams, wanted)
       }
+      if (reconstruct) {
+        await this.reconstruct(streams, reconstruct)
+        if (outputs) await streams.passPruned(this.index, this.weights, this.forwarded)
+      }
     } finally {
       this.statistics?.dispose()
+      for (const { matrix, mask } of this.solved.values())
+        for (const tensor of [matrix, mask]) tensor.dispose()
     }
     streams.diverge()
     return this.reports
@@ -234,10 +253,12 @@ export class BlockPruner {
         const dense = weight.solving()
         made.push(dense)
         const solved = await solveLayer(device, solver, dense, selection)
-        const mask = this.storedMask(weight, solved.mask)
-        const stored = weight.settle(dense)
-        made.push(stored)
-        await this.o.destination.store(weight.name, stored, mask)
+        if (this.o.reconstruct) {
+          weight.follow(dense)
+          this.solved.set(name, { matrix: dense.share(), mask: solved.mask.share() })
+        } else {
+          await this.store(weight, dense, solved.mask)
+        }
         return layerReport(layerName, weight, solved, await prepared?.())
       })
     } catch (error) {
@@ -246,6 +267,49 @@ export class BlockPruner {
     } finally {
       for (const tensor of made) tensor.dispose()
     }
+  }
+
+  /** Hands a finished matrix on, float32 [out, in], which the forward pass then sees as it is stored. */
+  private async store(weight: LinearWeight, solved: Tensor, mask: Tensor): Promise<void> {
+    const stored = weight.settle(solved)
+    try {
+      await this.o.destination.store(weight.name, stored, this.storedMask(weight, mask))
+    } finally {
+      stored.dispose()
+    }
+  }
+
+  /** Fits what has been pruned to the dense block's outputs, and stores it. */
+  private async reconstruct(streams: Streams, settings: ReconstructionSettings): Promise<void> {
+    const { engine, index, weights, o } = this
+    const targets = (streams.dense ?? []).map(({ hidden }) => hidden)
+    const matrices = new Map([...this.solved].map(([name, { matrix }]) => [name, matrix]))
+    const watch = performance.now()
+    const { parameters, ...result } = await reconstructBlock(
+      engine,
+      index,
+      weights,
+      matrices,
+      streams.pruned,
+      targets,
+      settings,
+      () => o.meter.step('reconstruct'),
+    )
+    const seconds = (performance.now() - watch) / 1000
+    for (const layer of this.reports) layer.reconstruction = { ...result, seconds }
+    const made: Tensor[] = []
+    try {
+      await engine.device.within(made, async () => {
+        for (const [name, { matrix, mask }] of this.solved)
+          await this.store(weights.linear(name), matrix, mask)
+        for (const name of parameters) {
+          await o.destination.storeParameter(weights.spec.prefix + name, weights.settleParameter(name))
+        }
+      })
+    } finally {
+      for (const tensor of made) tensor.dispose()
+    }
+    this.solved.clear()
   }
 
   /** The mask in the layout of the stored form, if the destination wants it. */

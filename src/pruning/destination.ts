@@ -19,6 +19,8 @@ export interface Destination {
    * owner may dispose of them afterwards.
    */
   store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void>
+  /** Takes a parameter that is no matrix, such as a norm's weight or a bias, in its stored form. */
+  storeParameter(name: string, parameter: Tensor): Promise<void>
   /**
    * Lets the job, named by what decides its result, be resumed, and goes on with what an earlier process has left of it, if
    * that was asked for. Before anything is stored. Throws INVALID_OPTION, INVALID_CHECKPOINT, WRITE_FAILED.
@@ -34,7 +36,10 @@ export interface Destination {
 }
 
 /** What pruning the blocks needs of a destination. */
-export type BlockDestination = Pick<Destination, 'store' | 'usesMask' | 'finished' | 'finishBlock'>
+export type BlockDestination = Pick<
+  Destination,
+  'store' | 'storeParameter' | 'usesMask' | 'finished' | 'finishBlock'
+>
 
 /** The errors that the same job would meet again. */
 const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
@@ -83,6 +88,11 @@ export class FolderDestination implements Destination {
   store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
     this.stored.add(weightName)
     return this.write(weightName, matrix, this.encoding, mask)
+  }
+
+  storeParameter(name: string, parameter: Tensor): Promise<void> {
+    this.stored.add(name)
+    return this.write(name, parameter, dense)
   }
 
   private async write(weightName: string, matrix: Tensor, encoding: Encoding, mask?: Tensor): Promise<void> {
@@ -151,6 +161,10 @@ export class MemoryDestination implements Destination {
   store(weightName: string, matrix: Tensor): Promise<void> {
     this.pruned.set(weightName, matrix.rowRange(0, matrix.rows))
     return Promise.resolve()
+  }
+
+  storeParameter(name: string, parameter: Tensor): Promise<void> {
+    return this.store(name, parameter)
   }
 
   finishBlock(): Promise<void> {

@@ -80,6 +80,11 @@ export interface ModelPruningOptions extends MethodOptions {
   /** The share of the dense model's inputs in a dense target, 0 … 1. Default 0.5. */
   alpha?: number
   /**
+   * Whether every block is fitted to the dense model's outputs once it is pruned: the kept weights, biases and norms are trained with
+   * gradients. `true` and a number of epochs stand for an object with the defaults. Default false.
+   */
+  reconstruct?: boolean | number | ReconstructOptions
+  /**
    * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
    */
@@ -94,10 +99,40 @@ export interface ModelPruningOptions extends MethodOptions {
   maxBlock?: number
 }
 
+/** How a pruned block is fitted to the dense model. */
+export interface ReconstructOptions {
+  /** How often the calibration windows are gone through. Default 4. */
+  epochs?: number
+  /** The learning rate of Adam at its highest, in (0, 1]. Default 3e-4. */
+  learningRate?: number
+  /** The number of calibration windows of a step. Default 2. */
+  batch?: number
+  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.1. */
+  holdout?: number
+}
+
+const reconstruction = z
+  .object({
+    epochs: z.int().min(1).max(10_000).default(4),
+    learningRate: z.number().positive().max(1).default(3e-4),
+    batch: z.int().min(1).max(65_536).default(2),
+    holdout: z.number().positive().max(0.5).default(0.1),
+  })
+  .strict()
+
+const reconstruct = z
+  .union([z.boolean(), z.int().min(1).max(10_000), reconstruction])
+  .transform((value) => {
+    if (typeof value === 'object') return value
+    return value === false ? undefined : reconstruction.parse(value === true ? {} : { epochs: value })
+  })
+  .optional()
+
 /** Parses ModelPruningOptions. */
 export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
   alpha: z.number().min(0).max(1).default(0.5),
+  reconstruct,
   sequential: z.enum(['block', 'layer']).default('block'),
   include: regularExpression,
   exclude: regularExpression,

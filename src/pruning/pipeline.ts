@@ -3,6 +3,7 @@ import type { MaskFile } from '../files/mask-file.js'
 import type { Architecture } from '../models/architecture.js'
 import type { Engine, Offload } from '../models/engine.js'
 import type { LinearSpec } from '../models/specs.js'
+import type { ReconstructionSettings } from '../training/reconstruction.js'
 import type { Work } from '../native/device.js'
 import { batched } from '../text/windows.js'
 import { BlockPruner } from './block-pruner.js'
@@ -64,6 +65,8 @@ export interface PipelineOptions extends MethodSettings {
   alpha: number
   /** Whether the kept weights are fitted after the method has pruned. */
   refit: boolean
+  /** How every block is fitted to the dense model once it is pruned, if it is. */
+  reconstruct?: ReconstructionSettings | undefined
   /** Moves activations out of the device's memory while they wait. */
   offload?: Offload | undefined
   /** The work of the whole run, for the progress. */
@@ -92,7 +95,7 @@ export async function pruneBlocks(
   const { finished } = destination
   const reports: LayerReport[] = finished.flat()
   if (finished.length > last) return reports
-  const dense = o.target === 'dense'
+  const dense = o.target === 'dense' || o.reconstruct !== undefined
   const streams = new Streams(engine, engine.embed(groups, o.offload), { dense, offload: o.offload })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {
@@ -100,8 +103,7 @@ export async function pruneBlocks(
       const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
       if (selected.size > 0 && index >= finished.length) {
         const pruner = new BlockPruner(engine, options, index, weights, selected)
-        const outputs = index < last
-        const layers = await pruner.run(streams, { outputs, denseOutputs: outputs })
+        const layers = await pruner.run(streams, { outputs: index < last })
         await destination.finishBlock(layers)
         reports.push(...layers)
       } else {

@@ -1,4 +1,5 @@
 import type { PruningMethod } from './methods/methods.js'
+import type { ReconstructionReport } from '../training/reconstruction.js'
 import type { PhaseSeconds } from './phases.js'
 
 /** What became of one linear layer. */
@@ -29,6 +30,8 @@ export interface LayerReport {
   dampening?: number
   /** How many tokens reached a routed expert, when these are fewer than its inputs: it was pruned for all experts' inputs. */
   fewTokens?: number
+  /** What the reconstruction of the layer's block came to; with the option `reconstruct`. */
+  reconstruction?: ReconstructionReport & { seconds: number }
   /** The number of inputs that were zero for every token, when there are some; their weights are pruned. */
   deadColumns?: number
 }
@@ -55,8 +58,9 @@ export interface PruneReport {
 
 /** Where a pruning run stands. */
 export interface PruneProgress {
-  /** What is under way. collect: activations of the calibration text; solve: pruning a layer; forward: the pruned block's outputs. */
-  phase: 'collect' | 'solve' | 'forward'
+  /** What is under way. collect: activations of the calibration text; solve: pruning a layer; reconstruct:
+   * fitting the pruned block to the dense one; forward: the pruned block's outputs. */
+  phase: 'collect' | 'solve' | 'reconstruct' | 'forward'
   /** The number of the block, from 0. */
   block: number
   /** The number of blocks to go through. */

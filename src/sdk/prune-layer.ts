@@ -6,7 +6,13 @@ import { parseOptions } from '../options.js'
 import { checkSelection, pruningOptions } from '../pruning/options.js'
 import { gramMatrix } from '../pruning/statistic.js'
 import { prepareSolver, solveLayer } from '../pruning/layer-solver.js'
-import { fitsWeights, methodNamed, needsInputs, type MethodOptions, type PruningMethod } from '../pruning/methods/methods.js'
+import {
+  fitsWeights,
+  methodNamed,
+  needsInputs,
+  type MethodOptions,
+  type PruningMethod,
+} from '../pruning/methods/methods.js'
 
 /** One matrix, and how it is to be pruned. */
 export interface PruneLayerOptions extends MethodOptions {

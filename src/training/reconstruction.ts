@@ -14,7 +14,6 @@ export interface ReconstructionSettings {
   batch: number
   /** The share of the windows that is held out. */
   holdout: number
-  seed: number
 }
 
 /** What became of one block. */
@@ -62,7 +61,7 @@ export async function reconstructBlock(
     let [best, bestEpoch] = [before, 0]
     const total = o.epochs * training.length
     const warmUp = Math.min(Math.ceil(total / 20), 20)
-    const random = new PythonRandom(o.seed + index)
+    const random = new PythonRandom(index)
     let steps = 0
     for (let epoch = 1; epoch <= o.epochs; epoch++) {
       const pass = async ({ batch, target }: Part) => {

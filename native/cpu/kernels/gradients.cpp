@@ -59,7 +59,7 @@ void gate_gradient(float* dy, float* dup, const float* x, const float* up, int64
   });
 }
 
-float dot(const float* x, const float* y, int64_t count) {
+float row_dot(const float* x, const float* y, int64_t count) {
   vf sums = {};
   for_vectors(count, [&](auto get, auto) { sums += get(x) * get(y); });
   return horizontal_sum(sums);

@@ -38,7 +38,11 @@ export const needsInputs = (o: {
   method: PruningMethod
   refit: boolean
   target?: 'own' | 'dense' | undefined
-}): boolean => methodNamed(o.method).statistic !== undefined || fitsWeights(o, methodNamed(o.method))
+  reconstruct?: object | undefined
+}): boolean =>
+  methodNamed(o.method).statistic !== undefined ||
+  fitsWeights(o, methodNamed(o.method)) ||
+  o.reconstruct !== undefined
 
 /** The method for a layer of whose inputs nothing is known. */
 export const withoutInputs: Method = methods.magnitude
