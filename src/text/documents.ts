@@ -224,7 +224,10 @@ async function* readParquet(path: string, column: string): AsyncGenerator<string
   await handle.close()
   const file = await asyncBufferFromFile(path)
   const damaged = (error: unknown) => {
-    const message = `${path} is not a parquet file that can be read: ${reason(error)}`
+    // The reader's own words, unless it has stumbled over what it had not expected.
+    const expected = !(error instanceof TypeError || error instanceof RangeError)
+    const why = expected ? reason(error) : 'it is damaged'
+    const message = `${path} is not a parquet file that can be read: ${why}`
     return new SparseGptError('INVALID_TEXT', message, { cause: error })
   }
   const metadata = await parquetMetadataAsync(file).catch((error: unknown) => {

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { parquetWriteBuffer } from 'hyparquet-writer'
+import type { SparseGptError } from '../../src/errors.js'
 import { readText } from '../../src/text/text.js'
 
 let folder: string
@@ -156,5 +157,24 @@ describe('a .parquet file', () => {
       await expect(readText(file)).rejects.toEqual(invalidAt('bad.parquet is not a parquet file'))
     }
     await expect(readText('/nowhere/x.parquet')).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
+  })
+
+  test('that is damaged anywhere is refused in words for users', async () => {
+    const columnData = [{ name: 'text', data: ['one', 'two'] }]
+    const whole = Buffer.from(parquetWriteBuffer({ columnData, codec: 'UNCOMPRESSED' }))
+    const refusals = new Set<string>()
+    for (let at = 0; at < whole.length; at++) {
+      const damaged = Buffer.from(whole)
+      damaged[at]! ^= 0xff
+      const error = await readText(await fileOf('damaged.parquet', damaged)).catch(
+        (thrown: unknown) => thrown,
+      )
+      if (typeof error === 'string') continue
+      const { code, message } = error as SparseGptError
+      expect(code).toBe('INVALID_TEXT')
+      expect(message).not.toMatch(/Cannot read|is not a function|is not iterable/)
+      refusals.add(message)
+    }
+    expect(refusals.size).toBeGreaterThan(3)
   })
 })
