@@ -53,5 +53,5 @@ const schema = modelPruningOptions
 export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
   const o = parseOptions(schema, options, 'plan')
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
-  return (await planPruning(name, await readConfig(folder), { ...o, writes: true })).plan
+  return planPruning(name, await readConfig(folder), { ...o, writes: true })
 }
