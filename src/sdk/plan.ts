@@ -46,7 +46,8 @@ const schema = modelPruningOptions
  * Plans what pruning a model would take, from its config.json alone: of a model on the hub nothing else is downloaded. The pipeline
  * runs as `prune` would, on a device that knows shapes only, so the plan follows whatever the pipeline does.
  *
- * Not in it: memory for encoding the calibration text, which depends on the text and ends before the pruning begins.
+ * Not in it: memory for encoding the calibration text, which depends on the text and ends before the pruning begins (`prune` with
+ * `memory` counts it).
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */

@@ -255,8 +255,11 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   if (!o.calibration || !methodNamed(o.method).statistic) return []
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
   const { samples: count, seed } = o.calibration
-  const options = { samples: count, seed, sequenceLength, signal: o.signal }
+  // What is limited of a GPU is its own memory.
+  const memory = engine.device.traits.inHostMemory ? o.memory : undefined
+  const options = { samples: count, seed, sequenceLength, memory, signal: o.signal }
   const { windows, text } = await calibrationWindows(engine, o.calibration, options)
+  if (memory !== undefined) await engine.closeTokenizer()
   if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
   return windows
 }
