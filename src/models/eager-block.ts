@@ -89,7 +89,9 @@ export class EagerBlock implements Block {
   }
 
   attention(q: Tensor, k: Tensor, v: Tensor, heads: AttentionHeads): Tensor {
-    const out = this.device.attention(q, k, v, { ...heads, sequences: this.placement.sequences.count })
+    const { window } = this.weights.spec
+    const sequences = this.placement.sequences.count
+    const out = this.device.attention(q, k, v, { ...heads, window, sequences })
     for (const tensor of [q, k, v]) tensor.dispose()
     return out
   }
@@ -130,7 +132,7 @@ export class EagerBlock implements Block {
     let first = 0
     const parts = counts.map((count) => {
       first += count
-      return fused.columns(first - count, count)
+      return this.device.adopt(fused.columns(first - count, count))
     })
     fused.dispose()
     return parts
