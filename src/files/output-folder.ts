@@ -113,10 +113,14 @@ export class OutputFolder {
     const exists = await checkReplaceable(this.out, this.#force)
     if (exists) await this.#replace()
     else await rename(this.temporary, this.out)
-    await syncFolder(dirname(this.out))
+    await this.syncParents()
     // The new folder stands, so the job is done even if the old one, which may have changed places with it, cannot be removed.
-    for (const path of [this.#aside, this.partial.path]) {
-      await removePartial(path).catch((error: unknown) => {
+    const removals = [
+      [this.#aside, () => removePartial(this.#aside)],
+      [this.partial.path, () => this.partial.remove()],
+    ] as const
+    for (const [path, remove] of removals) {
+      await remove().catch((error: unknown) => {
         process.emitWarning(`${path}, which is no longer needed, could not be removed: ${reason(error)}`)
       })
     }
@@ -133,6 +137,11 @@ export class OutputFolder {
       await rename(this.#aside, this.out)
       throw error
     }
+  }
+
+  /** Makes durable what is new in the folder that `out` lies in, and the parents that were created for it. */
+  async syncParents(): Promise<void> {
+    for (const folder of [this.out, ...this.#createdParents()]) await syncFolder(dirname(folder))
   }
 
   /** Leaves the temporary folder to be resumed. */

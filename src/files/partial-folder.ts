@@ -1,5 +1,16 @@
 import { randomBytes } from 'node:crypto'
-import { mkdirSync, readFileSync, readlinkSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { lstat, open, readdir, readFile, rm } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { basename, dirname, join } from 'node:path'
@@ -26,8 +37,8 @@ export interface FoundPartial {
   /** The absolute path of the folder. */
   path: string
   /**
-   * Who fills it: a process that lives, nobody (its process has ended, or has left it to be resumed), or a process of
-   * another machine, which cannot be seen from here.
+   * Who fills it: a process that lives, nobody (its process or worker thread has ended, or has left it to be resumed), or a
+   * process of another machine, which cannot be seen from here.
    */
   owner: 'living' | 'none' | 'elsewhere'
   /** The owner as a message calls it. */
@@ -43,6 +54,9 @@ export interface FoundPartial {
  * note of the process that owns it. It is called `<out>.partial-<pid>-<random>`.
  */
 export class PartialFolder {
+  /** The owner's note, which stays open while the folder is filled: a worker that is terminated leaves its process alive. */
+  #note: number | undefined
+
   /** `path`: the absolute path of the folder. */
   private constructor(readonly path: string) {}
 
@@ -146,15 +160,21 @@ export class PartialFolder {
   /** Leaves the folder to be resumed, by this process or another. */
   async release(): Promise<void> {
     await rm(join(this.path, ownerFile), { force: true })
+    this.#disown()
   }
 
   /** Removes the folder. */
-  remove(): Promise<void> {
-    return removePartial(this.path)
+  async remove(): Promise<void> {
+    try {
+      await removePartial(this.path)
+    } finally {
+      this.#disown()
+    }
   }
 
   /** Removes the folder, or leaves it to be resumed if something is finished in it, at once: the process is ending. */
   endSync(): 'removed' | 'left' {
+    this.#disown()
     if (finishedBlocksSync(this.path) > 0) {
       rmSync(join(this.path, ownerFile), { force: true })
       return 'left'
@@ -166,7 +186,13 @@ export class PartialFolder {
 
   #own(): void {
     const owner: Owner = { pid: process.pid, machine: machine(), started: startOf(process.pid) ?? '' }
-    writeFileSync(join(this.path, ownerFile), JSON.stringify(owner))
+    this.#note = openSync(join(this.path, ownerFile), 'w')
+    writeFileSync(this.#note, JSON.stringify(owner))
+  }
+
+  #disown(): void {
+    if (this.#note !== undefined) closeSync(this.#note)
+    this.#note = undefined
   }
 }
 
@@ -178,7 +204,7 @@ export const countOf = (blocks: number) => (blocks === 1 ? '1 block' : `${blocks
 
 /** Removes a partial folder; the journal first, as without it what is left after a kill is no longer resumed. */
 export async function removePartial(path: string): Promise<void> {
-  await rm(join(path, journalFile), { force: true })
+  await rm(join(path, journalFile), { recursive: true, force: true })
   await rm(path, { recursive: true, force: true })
 }
 
@@ -198,7 +224,8 @@ async function look(out: string, path: string): Promise<FoundPartial> {
     return { path, owner: owner ? 'elsewhere' : 'none', ownerName, blocks, published }
   }
   const started = startOf(owner.pid)
-  const living = started !== undefined && started === owner.started
+  const same = started !== undefined && started === owner.started
+  const living = same && hasOpen(owner.pid, join(path, ownerFile))
   return { path, owner: living ? 'living' : 'none', ownerName: `process ${owner.pid}`, blocks, published }
 }
 
@@ -245,6 +272,20 @@ function startOf(pid: number): string | undefined {
   const fields = stat?.slice(stat.lastIndexOf(')') + 2).split(' ') ?? []
   if (fields[0] === 'Z' || fields[0] === 'X') return undefined
   return fields[19] ?? ''
+}
+
+/** Whether a process has a file open; true where the system does not let that be seen. */
+function hasOpen(pid: number, file: string): boolean {
+  const folder = `/proc/${pid}/fd`
+  const open = attempt(() => readdirSync(folder))
+  if (!open) return true
+  const identity = (path: string) =>
+    attempt(() => {
+      const { dev, ino } = statSync(path, { bigint: true })
+      return `${dev} ${ino}`
+    })
+  const wanted = identity(file)
+  return wanted !== undefined && open.some((fd) => identity(join(folder, fd)) === wanted)
 }
 
 function attempt<T>(body: () => T): T | undefined {

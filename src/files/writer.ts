@@ -1,5 +1,5 @@
 import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { safetensors, torch, type Checkpoint, type Shard } from './checkpoint.js'
 import { listCompanions, type Companion } from './companions.js'
@@ -233,7 +233,8 @@ export class CheckpointWriter<Block = unknown> {
         await shard.handle.datasync()
       }
       if (journal.blocks === 0) {
-        for (const folder of [temporary, partial.path, dirname(partial.path)]) await syncFolder(folder)
+        for (const folder of [temporary, partial.path]) await syncFolder(folder)
+        await this.#folder.syncParents()
       }
       await journal.append({ weights: written.map(({ weight }) => weight), block })
     }

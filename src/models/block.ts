@@ -2,8 +2,8 @@ import type { Activation, AttentionShape, DType, Tensor } from '../native/device
 import type { ExpertLoad, Routing } from './routing.js'
 import type { Steps } from './steps.js'
 
-/** What a family says of its attention; sequences and positions are the block's. */
-export type AttentionHeads = Omit<AttentionShape, 'sequences' | 'start'>
+/** What a family's forward pass says of its attention; sequences, positions and the window are the block's. */
+export type AttentionHeads = Omit<AttentionShape, 'sequences' | 'start' | 'window'>
 
 /**
  * The operations that a block's forward pass is written in, with the block's weights at hand. An operation consumes an operand

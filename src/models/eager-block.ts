@@ -1,4 +1,4 @@
-import type { Activation, Device, DType, Tensor } from '../native/device.js'
+import type { Activation, AttentionShape, Device, DType, Tensor } from '../native/device.js'
 import type { AttentionHeads, Block } from './block.js'
 import type { BlockWeights } from './block-weights.js'
 import { route, type ExpertLoad, type HostLoad, type Routing } from './routing.js'
@@ -94,9 +94,13 @@ export class EagerBlock implements Block {
   }
 
   attention(q: Tensor, k: Tensor, v: Tensor, heads: AttentionHeads): Tensor {
-    const out = this.device.attention(q, k, v, { ...heads, sequences: this.placement.sequences.count })
+    const out = this.device.attention(q, k, v, this.attentionShape(heads))
     for (const tensor of [q, k, v]) tensor.dispose()
     return out
+  }
+
+  protected attentionShape(heads: AttentionHeads): AttentionShape {
+    return { ...heads, window: this.weights.spec.window, sequences: this.placement.sequences.count }
   }
 
   activation(x: Tensor, kind: Activation): Tensor {
@@ -135,7 +139,7 @@ export class EagerBlock implements Block {
     let first = 0
     const parts = counts.map((count) => {
       first += count
-      return fused.columns(first - count, count)
+      return this.device.adopt(fused.columns(first - count, count))
     })
     fused.dispose()
     return parts

@@ -65,6 +65,12 @@ export class Engine {
     return this.tokenizerPromise
   }
 
+  /** Ends the tokenizer's process, if there is one. */
+  async closeTokenizer(): Promise<void> {
+    const tokenizer = await this.tokenizerPromise
+    tokenizer?.close()
+  }
+
   /**
    * Runs `body`, a job that uses the model. The signal that it gets fires with `signal`, and when the model is disposed of, which
    * waits for the job to end. Throws ABORTED when the model has been disposed of.

@@ -28,15 +28,26 @@ export interface HostLoad {
  */
 export function route(scores: Float32Array, { experts, active }: Routing): HostLoad[] {
   const loads = Array.from({ length: experts }, () => ({ tokens: [] as number[], shares: [] as number[] }))
+  const chosen = new Int32Array(active)
+  const powers = new Float64Array(active)
   for (let t = 0; t * experts < scores.length; t++) {
-    const row = scores.subarray(t * experts, (t + 1) * experts)
-    const chosen = [...row.keys()].sort((a, b) => row[b]! - row[a]! || a - b).slice(0, active)
-    const powers = chosen.map((e) => Math.exp(row[e]! - row[chosen[0]!]!))
-    const sum = powers.reduce((a, b) => a + b, 0)
-    chosen.forEach((e, i) => {
-      loads[e]!.tokens.push(t)
-      loads[e]!.shares.push(powers[i]! / sum)
-    })
+    const row = t * experts
+    const score = (i: number) => scores[row + chosen[i]!]!
+    for (let e = 0; e < experts; e++) {
+      const found = Math.min(e, active)
+      let place = found
+      while (place > 0 && scores[row + e]! > score(place - 1)) place--
+      if (place === active) continue
+      chosen.copyWithin(place + 1, place, found)
+      chosen[place] = e
+    }
+    let sum = 0
+    for (let i = 0; i < active; i++) sum += powers[i] = Math.exp(score(i) - score(0))
+    for (let i = 0; i < active; i++) {
+      const load = loads[chosen[i]!]!
+      load.tokens.push(t)
+      load.shares.push(powers[i]! / sum)
+    }
   }
   return loads.map(({ tokens, shares }) => ({
     tokens: Int32Array.from(tokens),

@@ -27,6 +27,17 @@ export interface BlockSpec {
   linears: LinearSpec[]
   /** What is never pruned: norms, an expert router. */
   parameters: ParameterSpec[]
+  /** A query of the block's attention sees its latest `window` keys only, its own among them. Default: all before it. */
+  window?: number | undefined
+}
+
+/** The checkpoint's tensors of a block, each in the shape that is stored. */
+export function* tensorsOf({ prefix, linears, parameters }: BlockSpec): Generator<ParameterSpec> {
+  for (const linear of linears) {
+    yield { name: `${prefix}${linear.name}.weight`, shape: storedShape(linear) }
+    if (linear.bias) yield { name: `${prefix}${linear.name}.bias`, shape: [linear.rows] }
+  }
+  for (const parameter of parameters) yield { ...parameter, name: prefix + parameter.name }
 }
 
 /** The shape of a linear layer's matrix as the checkpoint stores it. */

@@ -158,6 +158,12 @@ export class Device extends Methods {
     return this.scope.run(tensors, body)
   }
 
+  /** Puts a tensor that no operation has made, such as a view, into the innermost open scope. */
+  adopt(tensor: Tensor): Tensor {
+    this.scope.getStore()?.push(tensor)
+    return tensor
+  }
+
   /** Enqueues a call of an operation; the methods of the table's names are the usual way to do so. */
   perform(name: OperationName, call: Call): Tensor | Record<string, Tensor> | undefined {
     const { arithmetic } = operations[name] as Operation
@@ -182,9 +188,7 @@ export class Device extends Methods {
   empty(dtype: DType, shape: readonly number[]): Tensor {
     const [rows, columns] = matrixShape(shape)
     const handle = native(() => this.executor.allocate(this.handle, dtype, rows, columns))
-    const tensor = new Tensor(handle, dtype, shape, this.executor)
-    this.scope.getStore()?.push(tensor)
-    return tensor
+    return this.adopt(new Tensor(handle, dtype, shape, this.executor))
   }
 
   zeros(dtype: 'float32' | 'float64', shape: readonly number[]): Tensor {

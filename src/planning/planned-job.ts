@@ -8,6 +8,7 @@ import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
 import { needsInputs } from '../pruning/methods/methods.js'
+import { PlannedEngine } from './planned-engine.js'
 import { askForEveryTensor } from './required-tensors.js'
 import { ShapeExecutor } from './shape-executor.js'
 
@@ -57,15 +58,54 @@ export interface PlannedJob extends Omit<PipelineOptions, 'offload'>, LayerSelec
 /** What Node, the libraries, JavaScript's objects and the memory pools' slack hold, in bytes; as measured on jobs of 1 B weights. */
 const processBytes = 115e6
 
-/** Plans the pruning of a model with this config.json; `work` is what its device is handed. */
+/** What pruning a model takes of a device and its disk, weights that are copied apart. */
+export interface JobNeeds extends Pick<Plan, 'blocks' | 'prunedWeights' | 'memory'> {
+  /** What the device is handed. */
+  work: Work
+  /** What goes to and comes from the disk, in bytes. */
+  traffic: Pick<ShapeExecutor, 'bytesRead' | 'bytesOffloaded' | 'spillFileBytes'>
+}
+
+/** Plans the pruning of a model with this config.json. */
 export async function planPruning(
   name: string,
   config: Record<string, unknown>,
-  { offload, writes, ...o }: PlannedJob,
-): Promise<{ plan: Plan; work: Work }> {
-  const { executor, engine } = shapesOnly(name, config, o)
-  const { architecture, device } = engine
+  job: PlannedJob,
+): Promise<Plan> {
+  const { blocks, prunedWeights, memory, work, traffic } = await jobNeeds(config, job)
+  const { flop } = work
+  const written = checkpointTensors(config).reduce((sum, { bytes }) => sum + bytes, 0)
+  return {
+    model: name,
+    blocks,
+    prunedWeights,
+    memory,
+    disk: {
+      // What is not pruned is copied from the source.
+      read: traffic.bytesRead + written - prunedWeights * storedBytes[storedType(config)],
+      written,
+      offloaded: traffic.bytesOffloaded,
+      offloadFile: traffic.spillFileBytes,
+    },
+    flop: { ...flop, total: Object.values(flop).reduce((a, b) => a + b, 0) },
+  }
+}
+
+/** Runs the pruning of a model with this config.json on shapes only. */
+export async function jobNeeds(
+  config: Record<string, unknown>,
+  { offload, writes, finished = 0, ...o }: PlannedJob,
+): Promise<JobNeeds> {
+  const { executor, device, weights, architecture } = shapesOnly(config, o)
   const layers = selectLayers(architecture, o)
+  const twoStreams = o.target === 'dense' || o.reconstruct !== undefined
+  const firstPruned = layers.findIndex((block) => block.length > 0)
+  const role = (index: number) => {
+    const selected = layers[index]?.map(({ name }) => name.slice(architecture.block(index).prefix.length))
+    // Up to the first pruned block two streams are one.
+    return `${selected?.join()} ${index < finished} ${twoStreams && index <= firstPruned}`
+  }
+  const engine = new PlannedEngine(device, architecture, weights, executor, role)
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
   const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(new Int32Array(sequenceLength))
   const spill = offload ? device.createSpillFile('') : undefined
@@ -82,16 +122,14 @@ export async function planPruning(
     usesMask: false,
     store,
     storeParameter: store,
-    finished: Array<[]>(o.finished ?? 0).fill([]),
+    finished: Array<[]>(finished).fill([]),
     finishBlock: () => Promise.resolve(),
   })
 
   const { peak } = executor
-  const { flop } = device.work
   const inHostMemory = device.traits.inHostMemory
   const tokens = windows.length * sequenceLength
-  const streams = o.target === 'dense' || o.reconstruct ? 2 : 1
-  const stateBytes = streams * tokens * architecture.hiddenSize * elementBytes[o.dtype]
+  const stateBytes = (twoStreams ? 2 : 1) * tokens * architecture.hiddenSize * elementBytes[o.dtype]
   const hiddenStates = offload ? 0 : Math.min(stateBytes, peak.parts.activations)
   const parts = {
     process: inHostMemory ? processBytes + tokens * Int32Array.BYTES_PER_ELEMENT : 0,
@@ -99,37 +137,26 @@ export async function planPruning(
     ...peak.parts,
     activations: peak.parts.activations - hiddenStates,
   }
-  const prunedWeights = layers.flat().reduce((sum, { rows, columns }) => sum + rows * columns, 0)
-  const written = checkpointTensors(config).reduce((sum, { bytes }) => sum + bytes, 0)
-  const plan: Plan = {
-    model: name,
+  return {
     blocks: architecture.blockCount,
-    prunedWeights,
+    prunedWeights: layers.flat().reduce((sum, { rows, columns }) => sum + rows * columns, 0),
     memory: { peak: Object.values(parts).reduce((a, b) => a + b, 0), parts },
-    disk: {
-      // What is not pruned is copied from the source.
-      read: executor.bytesRead + written - prunedWeights * storedBytes[storedType(config)],
-      written,
-      offloaded: executor.bytesOffloaded,
-      offloadFile: executor.spillFileBytes,
-    },
-    flop: { ...flop, total: Object.values(flop).reduce((a, b) => a + b, 0) },
+    work: device.work,
+    traffic: executor,
   }
-  return { plan, work: device.work }
 }
 
-function shapesOnly(name: string, config: Record<string, unknown>, o: Pick<PlannedJob, 'device' | 'dtype'>) {
+function shapesOnly(config: Record<string, unknown>, o: Pick<PlannedJob, 'device' | 'dtype'>) {
   const executor = new ShapeExecutor(findBackend(o.device).traits)
   const device = new Device(o.device, 1, executor)
   const weights = new PlannedWeights(device, config, o.dtype)
-  const architecture = familyOf(config).build(config, weights)
-  return { executor, weights, engine: new Engine(device, architecture, weights, weights.planned, name) }
+  return { executor, device, weights, architecture: familyOf(config).build(config, weights) }
 }
 
 /** Lists all tensors of a checkpoint with this config.json. */
 export function checkpointTensors(config: Record<string, unknown>): StoredTensor[] {
-  const { weights, engine } = shapesOnly('', config, { device: 'cpu', dtype: 'float32' })
-  askForEveryTensor(engine)
+  const { device, weights, architecture } = shapesOnly(config, { device: 'cpu', dtype: 'float32' })
+  askForEveryTensor(new Engine(device, architecture, weights, weights.planned, ''))
   return [...weights.planned.tensors.values()]
 }
 

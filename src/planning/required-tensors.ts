@@ -2,9 +2,9 @@ import { SparseGptError } from '../errors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
 import type { StoredTensor } from '../files/safetensors.js'
 import type { Architecture } from '../models/architecture.js'
-import { BlockWeights } from '../models/block-weights.js'
 import { Engine } from '../models/engine.js'
 import type { Family } from '../models/family.js'
+import { tensorsOf } from '../models/specs.js'
 import { Weights } from '../models/weights.js'
 import { Device, findBackend } from '../native/device.js'
 import { ShapeExecutor } from './shape-executor.js'
@@ -14,7 +14,7 @@ export function askForEveryTensor(engine: Engine): void {
   const { architecture, device, weights } = engine
   const [embedded] = engine.embed([[new Int32Array(1)]])
   for (let index = 0; index < architecture.blockCount; index++)
-    new BlockWeights(device, weights, architecture.block(index)).dispose()
+    for (const { name, shape } of tensorsOf(architecture.block(index))) weights.require(name, shape)
   if (embedded) architecture.finish(weights, device, embedded.hidden)
   architecture.head(weights)
   architecture.headBias?.(weights)

@@ -46,12 +46,13 @@ const schema = modelPruningOptions
  * Plans what pruning a model would take, from its config.json alone: of a model on the hub nothing else is downloaded. The pipeline
  * runs as `prune` would, on a device that knows shapes only, so the plan follows whatever the pipeline does.
  *
- * Not in it: memory for encoding the calibration text, which depends on the text and ends before the pruning begins.
+ * Not in it: memory for encoding the calibration text, which depends on the text and ends before the pruning begins (`prune` with
+ * `memory` counts it).
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */
 export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
   const o = parseOptions(schema, options, 'plan')
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
-  return (await planPruning(name, await readConfig(folder), { ...o, writes: true })).plan
+  return planPruning(name, await readConfig(folder), { ...o, writes: true })
 }

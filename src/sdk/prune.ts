@@ -10,7 +10,7 @@ import { SparseGptError } from '../errors.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
-import { planPruning, type PlannedJob } from '../planning/planned-job.js'
+import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path } from '../options.js'
@@ -201,9 +201,9 @@ const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'o
   writes: o.out !== undefined,
 })
 
-/** Plans the job; see planPruning. */
+/** Plans the job; see jobNeeds. */
 const planJob = (engine: Engine, o: Parsed, rest: { offload: boolean; finished?: number }) =>
-  planPruning(engine.name, engine.checkpoint.config, { ...plannedJob(engine, o), ...rest })
+  jobNeeds(engine.checkpoint.config, { ...plannedJob(engine, o), ...rest })
 
 /**
  * Decides how activations leave the device's memory while they wait, if they have to; where memory is limited by a plan of the job,
@@ -219,11 +219,11 @@ async function planMemory(
   // The context and the libraries of a GPU take some of its memory.
   const limit = o.memory ?? (device.memory === undefined ? undefined : 0.9 * device.memory)
   if (limit === undefined) return { offload: file && move }
-  const { plan, work } = await planJob(engine, o, { offload: false })
-  const needed = plan.memory.peak
+  const { memory, work } = await planJob(engine, o, { offload: false })
+  const needed = memory.peak
   if (needed <= limit) return { work }
   const elsewhere = file !== undefined || !device.traits.inHostMemory
-  if (elsewhere && (await planJob(engine, o, { offload: true })).plan.memory.peak <= limit)
+  if (elsewhere && (await planJob(engine, o, { offload: true })).memory.peak <= limit)
     return { work, offload: move }
   const advice = elsewhere ? '' : 'offload (a folder for activations), '
   const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}dtype "bfloat16", fewer samples or a shorter sequenceLength`
@@ -255,8 +255,11 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   if (!o.calibration || !needsInputs(o)) return []
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
   const { samples: count, seed } = o.calibration
-  const options = { samples: count, seed, sequenceLength, signal: o.signal }
+  // What is limited of a GPU is its own memory.
+  const memory = engine.device.traits.inHostMemory ? o.memory : undefined
+  const options = { samples: count, seed, sequenceLength, memory, signal: o.signal }
   const { windows, text } = await calibrationWindows(engine, o.calibration, options)
+  if (memory !== undefined) await engine.closeTokenizer()
   if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
   return windows
 }

@@ -76,17 +76,18 @@ async function fetchPart(name: DatasetName, part: Part, options: DownloadOptions
 /**
  * The text of a data set as the paper's code makes it.
  *
- * Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED, INVALID_TEXT (a damaged file).
+ * Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED, INVALID_TEXT (a damaged file), OUT_OF_MEMORY for more than `maxLength` characters.
  */
 export async function datasetText(
   name: DatasetName,
   use: 'calibration' | 'evaluation',
-  options: DownloadOptions,
+  { maxLength, ...options }: DownloadOptions & { maxLength?: number | undefined },
 ): Promise<string> {
   const part = datasets[name][use]
   const file = await fetchPart(name, part, options)
   try {
-    return await joinDocuments(file, first(part.rows, readDocuments(file, part.field)), part.separator)
+    const documents = first(part.rows, readDocuments(file, part.field))
+    return await joinDocuments(file, documents, part.separator, maxLength)
   } catch (error) {
     throw textReadError(file, error)
   }

@@ -4,6 +4,7 @@ import { createGunzip } from 'node:zlib'
 import { reason, systemCode } from '../files/read-error.js'
 import { openRegularFile } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
+import { checkGroup } from './parquet-pages.js'
 
 const byteOrderMark = '\ufeff'
 
@@ -224,7 +225,10 @@ async function* readParquet(path: string, column: string): AsyncGenerator<string
   await handle.close()
   const file = await asyncBufferFromFile(path)
   const damaged = (error: unknown) => {
-    const message = `${path} is not a parquet file that can be read: ${reason(error)}`
+    // The reader's own words, unless it has stumbled over what it had not expected.
+    const expected = !(error instanceof TypeError || error instanceof RangeError)
+    const why = expected ? reason(error) : 'it is damaged'
+    const message = `${path} is not a parquet file that can be read: ${why}`
     return new SparseGptError('INVALID_TEXT', message, { cause: error })
   }
   const metadata = await parquetMetadataAsync(file).catch((error: unknown) => {
@@ -239,7 +243,11 @@ async function* readParquet(path: string, column: string): AsyncGenerator<string
   for (const group of metadata.row_groups) {
     const rowEnd = rowStart + Number(group.num_rows)
     const options = { file, metadata, columns: [column], rowStart, rowEnd, compressors }
-    const rows = await parquetReadObjects(options).catch((error: unknown) => {
+    const read = async () => {
+      await checkGroup(file, group, column)
+      return parquetReadObjects(options)
+    }
+    const rows = await read().catch((error: unknown) => {
       throw damaged(error)
     })
     for (const [i, row] of rows.entries()) {

@@ -39,10 +39,10 @@ export class EncoderFault extends Error {
 
 const program = fileURLToPath(new URL('./encoder-child.js', import.meta.url))
 
-// Node takes 0.1 GB, a tokenizer.json 10 to 25 bytes per byte, and encoding 100 to 200 bytes per character.
+// Node takes 0.1 GB, a tokenizer.json 10 to 25 bytes per byte, and encoding 100 to 200 bytes per token.
 const memoryBytes = 600e6
 const memoryPerByte = 60
-const memoryPerCharacter = 600
+const memoryPerCharacter = 1000
 // A small fraction of the speed of the slowest tokenizer on a busy machine.
 const timeMilliseconds = 15_000
 const charactersPerMillisecond = 20
@@ -57,6 +57,8 @@ const idleMilliseconds = 3000
 export class EncoderProcess {
   private child: ChildProcess | undefined
   private loaded = false
+  /** What the process may take, in bytes: what it took for one request is not free at once for the next. */
+  private memory = 0
   private idle: NodeJS.Timeout | undefined
   private last: Promise<unknown> = Promise.resolve()
 
@@ -81,6 +83,7 @@ export class EncoderProcess {
     this.child?.kill('SIGKILL')
     this.child = undefined
     this.loaded = false
+    this.memory = 0
   }
 
   private async ask(
@@ -92,8 +95,10 @@ export class EncoderProcess {
     clearTimeout(this.idle)
     if (this.child?.connected === false) this.close()
     const characters = texts.reduce((sum, text) => sum + text.length, 0)
+    const needed = memoryBytes + memoryPerByte * this.json.length + memoryPerCharacter * characters
+    this.memory = Math.max(this.memory, needed)
     const request: Request = {
-      memory: memoryBytes + memoryPerByte * this.json.length + memoryPerCharacter * characters,
+      memory: this.memory,
       ...(this.loaded ? {} : { json: this.json }),
       texts,
       special,

@@ -9,6 +9,7 @@ import { documentFormat } from './documents.js'
 import { PythonRandom } from './python-random.js'
 import { readText } from './text.js'
 import { isTokenFile, readTokenFile } from './token-file.js'
+import { longestText } from './tokenizer.js'
 import { tokenIds, type Vocabulary } from './vocabulary.js'
 import { drawWindows, splitWindows } from './windows.js'
 
@@ -54,6 +55,18 @@ export const textSource = z.object({
 
 type Source = z.output<typeof textSource>
 
+interface ReadOptions {
+  signal?: AbortSignal | undefined
+  /** What reading and encoding may take of memory, in bytes, processes included. Default: no limit. */
+  memory?: number | undefined
+}
+
+interface WindowOptions extends ReadOptions {
+  samples: number
+  sequenceLength: number
+  seed: number
+}
+
 /** What a calibration text gives. */
 interface CalibrationWindows {
   /** The windows: `samples` of them, of `sequenceLength` token ids each. */
@@ -67,16 +80,16 @@ interface CalibrationWindows {
  * of its own that is longer than a window. A file of windows gives its first ones.
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (too short), INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED,
- * WRITE_FAILED, ABORTED.
+ * WRITE_FAILED, OUT_OF_MEMORY, ABORTED.
  */
 export async function calibrationWindows(
   model: Vocabulary,
   source: Source,
-  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+  options: WindowOptions,
 ): Promise<CalibrationWindows> {
   if (checkedKind(source) === 'dataset' && source.dataset === 'c4')
     return drawDocuments(model, source, options)
-  const { ids, windowLength } = await readSource(model, source, 'calibration', options.signal)
+  const { ids, windowLength } = await readSource(model, source, 'calibration', options)
   if (windowLength !== undefined) return takeWindows(source.file ?? '', ids, windowLength, options)
   return { windows: drawWindows(ids, options), text: ids }
 }
@@ -90,10 +103,10 @@ export async function calibrationWindows(
 export async function evaluationTokens(
   model: Vocabulary,
   source: Source,
-  options: { sequenceLength: number; signal?: AbortSignal | undefined },
+  options: ReadOptions & { sequenceLength: number },
 ): Promise<Int32Array> {
   checkedKind(source)
-  const { ids } = await readSource(model, source, 'evaluation', options.signal)
+  const { ids } = await readSource(model, source, 'evaluation', options)
   return source.dataset === 'c4' ? ids.slice(0, c4Windows * options.sequenceLength) : ids
 }
 
@@ -120,24 +133,24 @@ async function readSource(
   model: Vocabulary,
   source: Source,
   use: 'calibration' | 'evaluation',
-  signal: AbortSignal | undefined,
+  { signal, memory }: ReadOptions,
 ): Promise<{ ids: Int32Array; windowLength?: number }> {
   if (source.tokens !== undefined) {
     return { ids: tokenIds(source.tokens, model.vocabularySize) }
   }
+  const maxLength = memory === undefined ? undefined : longestText(memory)
   if (source.dataset !== undefined) {
     const { onDownload } = source
-    return {
-      ids: await encode(model, await datasetText(source.dataset, use, { onDownload, signal }), signal),
-    }
+    const text = await datasetText(source.dataset, use, { onDownload, signal, maxLength })
+    return { ids: await encode(model, text, { signal, memory }) }
   }
   const file = source.file ?? ''
   if (isTokenFile(file)) return readTokenFile(file, model.vocabularySize)
-  const text = await readText(file, { textField: source.textField }).catch((error: unknown) => {
+  const text = await readText(file, { textField: source.textField, maxLength }).catch((error: unknown) => {
     throw unknownDataset(file, error) ?? error
   })
   abortable(signal)
-  return { ids: await encode(model, text, signal) }
+  return { ids: await encode(model, text, { signal, memory }) }
 }
 
 /** The error for a file that does not exist and whose name is that of no file, but might be meant for a data set. */
@@ -150,10 +163,10 @@ function unknownDataset(file: string, error: unknown): SparseGptError | undefine
 
 /**
  * The token ids of a text as one sequence, post-processor included. Throws INVALID_CHECKPOINT for an id that the model
- * lacks, ABORTED.
+ * lacks, INVALID_TEXT, OUT_OF_MEMORY, ABORTED.
  */
-async function encode(model: Vocabulary, text: string, signal: AbortSignal | undefined): Promise<Int32Array> {
-  const ids = await (await model.tokenizer()).encode(text, { signal })
+async function encode(model: Vocabulary, text: string, options: ReadOptions): Promise<Int32Array> {
+  const ids = await (await model.tokenizer()).encode(text, options)
   const largest = ids.reduce((a, b) => Math.max(a, b), 0)
   if (largest >= model.vocabularySize) {
     const message = `${model.folder}: the tokenizer gives id ${largest}, but the model's vocabulary has ${model.vocabularySize} entries`
@@ -166,9 +179,9 @@ async function encode(model: Vocabulary, text: string, signal: AbortSignal | und
 async function drawDocuments(
   model: Vocabulary,
   source: Source,
-  options: { samples: number; sequenceLength: number; seed: number; signal?: AbortSignal | undefined },
+  options: WindowOptions,
 ): Promise<CalibrationWindows> {
-  const { samples, sequenceLength, signal } = options
+  const { samples, sequenceLength, signal, memory } = options
   const random = new PythonRandom(options.seed)
   const store = await openC4({ onDownload: source.onDownload, signal })
   const tooShort = new Set<number>()
@@ -182,7 +195,7 @@ async function drawDocuments(
       }
       const index = random.randint(0, store.count - 1)
       if (tooShort.has(index)) continue
-      const ids = await encode(model, await store.document(index), signal)
+      const ids = await encode(model, await store.document(index), { signal, memory })
       if (ids.length <= sequenceLength) {
         tooShort.add(index)
         continue

@@ -11,30 +11,31 @@ import { decode, documentFormat, readChunks, readDocuments, textAdvice, withoutM
  * whole, as UTF-8 without a leading byte order mark and with "\n" for "\r\n" and "\r"; unpacked, when its name ends in `.gz`.
  *
  * @throws SparseGptError FILE_NOT_FOUND when the file is missing or unreadable; INVALID_TEXT (with the line number) when
- * it is not UTF-8, a row has no such text, the file is damaged, or the text is longer than a string can be.
+ * it is not UTF-8, a row has no such text, the file is damaged, or the text is longer than a string can be; OUT_OF_MEMORY when
+ * it is longer than `maxLength`, the length that memory allows, in characters.
  */
 export async function readText(
   file: string,
-  options: { textField?: string | undefined } = {},
+  { textField = 'text', maxLength }: { textField?: string | undefined; maxLength?: number | undefined } = {},
 ): Promise<string> {
   const path = resolve(file)
   try {
-    if (documentFormat(path) === undefined) return decodeFile(path, await readWhole(path))
-    return await joinDocuments(path, readDocuments(path, options.textField ?? 'text'), '\n\n')
+    if (documentFormat(path) === undefined) return decodeFile(path, await readWhole(path, maxLength))
+    return await joinDocuments(path, readDocuments(path, textField), '\n\n', maxLength)
   } catch (error) {
     throw textReadError(path, error)
   }
 }
 
-async function readWhole(path: string): Promise<Buffer> {
-  const limit = { advice: textAdvice, maxBytes: constants.MAX_STRING_LENGTH, tooLong: () => tooLong(path) }
+async function readWhole(path: string, maxBytes = constants.MAX_STRING_LENGTH): Promise<Buffer> {
+  const limit = { advice: textAdvice, maxBytes, tooLong: () => tooLong(path, maxBytes) }
   if (!/\.gz$/i.test(path)) return readRegularFile(path, limit)
   const chunks: Buffer[] = []
   let bytes = 0
   for await (const chunk of readChunks(path)) {
     chunks.push(chunk)
     bytes += chunk.length
-    if (bytes > constants.MAX_STRING_LENGTH) throw tooLong(path)
+    if (bytes > maxBytes) throw tooLong(path, maxBytes)
   }
   return Buffer.concat(chunks)
 }
@@ -42,11 +43,12 @@ async function readWhole(path: string): Promise<Buffer> {
 /** The number of documents that become one string at a time: many small strings take many times their length. */
 const documentsAtOnce = 4096
 
-/** The documents in one string. Throws INVALID_TEXT when it would be longer than a string can be. */
+/** The documents in one string. Throws as readText does when it would be too long. */
 export async function joinDocuments(
   path: string,
   documents: AsyncIterable<string>,
   separator: string,
+  maxLength = constants.MAX_STRING_LENGTH,
 ): Promise<string> {
   const joined: string[] = []
   let parts: string[] = []
@@ -54,7 +56,7 @@ export async function joinDocuments(
   for await (const text of documents) {
     parts.push(text)
     length += text.length + separator.length
-    if (length > constants.MAX_STRING_LENGTH) throw tooLong(path)
+    if (length > maxLength) throw tooLong(path, maxLength)
     if (parts.length < documentsAtOnce) continue
     joined.push(parts.join(separator))
     parts = []
@@ -88,7 +90,11 @@ export function textReadError(path: string, error: unknown): SparseGptError {
   return readError(error, path, textAdvice)
 }
 
-function tooLong(path: string): SparseGptError {
+function tooLong(path: string, maxLength = constants.MAX_STRING_LENGTH): SparseGptError {
+  if (maxLength < constants.MAX_STRING_LENGTH) {
+    const message = `${path} has more text than the ${maxLength} characters that can be read and encoded in the memory that is allowed: give a part of it, its token ids, or more memory`
+    return new SparseGptError('OUT_OF_MEMORY', message)
+  }
   return new SparseGptError(
     'INVALID_TEXT',
     `${path} has more text than a string can hold (${constants.MAX_STRING_LENGTH} characters): give a part of it`,

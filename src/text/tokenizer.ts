@@ -11,17 +11,41 @@ import { cuttingOf, piecesOf, type Cutting } from './pieces.js'
 export interface Tokenizer {
   /**
    * The ids of `text` as one sequence, post-processor included (so, for example, with one leading `<s>`). Runs in a process
-   * of its own, which ends when it is idle; a long text is encoded in pieces where that gives the same ids.
+   * of its own, which ends when it is idle; a long text is encoded in pieces where that gives the same ids. `memory`: what that
+   * process and this one may take, in bytes; default: no limit.
    *
-   * @throws SparseGptError INVALID_TEXT when the tokenizer cannot encode it; INVALID_CHECKPOINT when the tokenizer crashes,
-   * or takes too much memory or time; ABORTED.
+   * @throws SparseGptError INVALID_TEXT when the tokenizer cannot encode it, or it cannot be cut and is too long to be encoded as a
+   * whole; INVALID_CHECKPOINT when the tokenizer crashes, or takes too much memory or time; OUT_OF_MEMORY; ABORTED.
    */
-  encode(text: string, options?: { signal?: AbortSignal | undefined }): Promise<Int32Array>
+  encode(text: string, options?: EncodeOptions): Promise<Int32Array>
+  /** Ends the idle process at once, rather than some seconds after its last text; the next text starts another. */
+  close(): void
+}
+
+/** How a text is encoded. */
+export interface EncodeOptions {
+  signal?: AbortSignal | undefined
+  memory?: number | undefined
 }
 
 /** The size of a piece that is encoded by itself, in characters, and the number of pieces that are encoded side by side. */
-const pieceLength = 32_768
-const piecesAtOnce = 32
+const pieceLength = 4096
+const piecesAtOnce = 64
+/** The length above which a text is cut, in characters: finding out where it may be takes time, too. */
+const wholeLength = 65_536
+/** The length of the longest piece that is encoded, in characters. */
+const maxPieceLength = 2 ** 21
+
+// What encoding takes at most, in bytes: this process and the tokenizer's, by byte of tokenizer.json, by character of the text with
+// its ids, and by character of a long piece.
+const processesBytes = 450e6
+const bytesPerJsonByte = 25
+const bytesPerCharacter = 12
+const bytesPerPieceCharacter = 600
+
+/** The length of the longest text, in characters, that can be read and encoded in so many bytes of memory. */
+export const longestText = (memory: number) =>
+  Math.max(0, Math.floor((memory - processesBytes) / bytesPerCharacter))
 
 const maxTokenizerBytes = 2 ** 28
 
@@ -75,9 +99,13 @@ class ProcessTokenizer implements Tokenizer {
     }
   }
 
-  async encode(text: string, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<Int32Array> {
+  close(): void {
+    this.process.close()
+  }
+
+  async encode(text: string, options: EncodeOptions = {}): Promise<Int32Array> {
     try {
-      return joined(await this.encodeParts(text, signal))
+      return joined(await this.encodeParts(text, options))
     } catch (error) {
       if (!(error instanceof EncoderFault)) throw error
       const refused = error.death === undefined
@@ -86,10 +114,12 @@ class ProcessTokenizer implements Tokenizer {
     }
   }
 
-  private async encodeParts(text: string, signal: AbortSignal | undefined): Promise<Int32Array[]> {
-    if (text.length > 2 * pieceLength && this.cutting === 'unknown') this.cutting = cuttingOf(this.json)
+  private async encodeParts(text: string, { signal, memory }: EncodeOptions): Promise<Int32Array[]> {
+    if (text.length > wholeLength && this.cutting === 'unknown') this.cutting = cuttingOf(this.json)
     const cutting = this.cutting === 'unknown' ? undefined : this.cutting
     const pieces = cutting === undefined ? [text] : [...piecesOf(text, cutting, pieceLength)]
+    const longest = pieces.reduce((most, { length }) => Math.max(most, length), 0)
+    this.checkLength(text.length, longest, memory)
     if (cutting === undefined || pieces.length === 1) return this.process.encode(pieces, true, signal)
     const [first, ...others] = pieces
     const last = others.pop()
@@ -102,6 +132,24 @@ class ProcessTokenizer implements Tokenizer {
     for (const ids of await this.process.encode([last!], true, signal))
       parts.push(ids.subarray(cutting.before))
     return parts
+  }
+
+  /** Throws INVALID_TEXT, OUT_OF_MEMORY. */
+  private checkLength(length: number, longest: number, memory = Infinity): void {
+    const advice = 'give a part of it, or its token ids'
+    if (longest > maxPieceLength) {
+      const message =
+        `a stretch of ${longest} characters of the text has no place where it can be cut without a change of the token ids that ` +
+        `${this.file} gives, and at most ${maxPieceLength} can be encoded as a whole: ${advice}`
+      throw new SparseGptError('INVALID_TEXT', message)
+    }
+    const whole = longest > wholeLength ? longest : 0
+    const fixed = processesBytes + bytesPerJsonByte * this.json.length
+    const needed = fixed + bytesPerCharacter * length + bytesPerPieceCharacter * whole
+    if (needed <= memory) return
+    const sizes = [needed, memory].map((bytes) => `${(bytes / 1e9).toFixed(2)} GB`)
+    const message = `encoding the text takes up to ${sizes[0]}, but memory allows ${sizes[1]}: ${advice}`
+    throw new SparseGptError('OUT_OF_MEMORY', message)
   }
 }
 

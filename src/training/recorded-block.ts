@@ -237,7 +237,7 @@ export class RecordedBlock extends EagerBlock {
     const inputs = [q, k, v].map((tensor) => ({ value: this.valueIn(tensor), read: this.keep(tensor) }))
     const slopes = heads.slopes && this.keep(heads.slopes)
     const out = super.attention(q, k, v, heads)
-    const shape = { ...heads, slopes, sequences: this.placement.sequences.count }
+    const shape = this.attentionShape({ ...heads, slopes })
     const [queries, keys, values] = inputs as [Kept, Kept, Kept]
     this.record(out, (dy) => {
       const { dq, dk, dv } = this.device.attentionGradient(queries.read, keys.read, values.read, dy, shape)

@@ -1,6 +1,7 @@
-import { readdirSync, readFileSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { isDeepStrictEqual } from 'node:util'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { PythonRandom } from '../../src/text/python-random.js'
 import { temporaryFolder } from '../temporary.js'
@@ -8,14 +9,14 @@ import { sparsegpt, type Run } from './run.js'
 
 const model = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
 const text = fileURLToPath(new URL('../../docs/performance.md', import.meta.url))
-/** SPARSEGPT_KILLS=100 npx jest test/cli/resume does more of them by hand. */
+/** `npm run fuzz -- --kills 100` does more of them by hand. */
 const kills = Number(process.env['SPARSEGPT_KILLS'] ?? 10)
 
 let parent: string
 let out: string
 let whole: Map<string, string>
 let report: string
-/** The time that the job takes, in milliseconds. */
+/** The time that the job takes once it has its partial folder, in milliseconds. */
 let duration: number
 
 const job = (...more: string[]) => {
@@ -44,11 +45,22 @@ function finished(): number {
   }
 }
 
+/** Calls `then` when a job that has just been started has a partial folder of its own. */
+function onPartialFolder(then: () => void): void {
+  const before = new Set(readdirSync(parent))
+  const watching = setInterval(() => {
+    const names = existsSync(parent) ? readdirSync(parent) : []
+    if (names.every((name) => before.has(name))) return
+    clearInterval(watching)
+    then()
+  }, 1)
+}
+
 beforeAll(async () => {
   parent = await temporaryFolder()
   out = join(parent, 'out')
-  const start = performance.now()
-  const run = await sparsegpt(job())
+  let start = 0
+  const run = await sparsegpt(job(), () => onPartialFolder(() => (start = performance.now())))
   duration = performance.now() - start
   expect(run.code).toBe(0)
   report = timeless(run)
@@ -57,30 +69,39 @@ beforeAll(async () => {
 })
 
 test(
-  `SIGKILL at ${kills} random moments: what was finished is kept, and the result is the same to the bit`,
+  `SIGKILL at ${kills} random moments: what was finished is kept, what is replaced never lacks, and the result is the same to the bit`,
   async () => {
     const random = new PythonRandom(kills)
-    const counts = { killed: 0, complete: 0, resumed: 0, begunAnew: 0 }
-    let done = 0
+    const counts = { killed: 0, complete: 0, resumed: 0, begunAnew: 0, replaced: 0 }
     while (counts.killed < kills) {
-      const delay = (random.randint(300, 1050) / 1000) * duration
-      const run = await sparsegpt(job('--resume'), (kill) => {
-        setTimeout(() => {
-          kill('SIGKILL')
-        }, delay)
-      })
-      if (run.code === null) counts.killed++
-      else expect(run).toMatchObject({ code: 0 })
-      const complete = readdirSync(parent).includes('out')
-      if (!complete) {
+      /** Whether there is an earlier output, which --force replaces. */
+      const replaces = random.randint(0, 1) === 1
+      if (replaces) cpSync(model, out, { recursive: true })
+      const force = replaces ? ['--force'] : []
+      let done = 0
+      let run: Run
+      let complete: boolean
+      do {
+        const delay = (random.randint(0, 1000) / 1000) * duration
+        run = await sparsegpt(job('--resume', ...force), (kill) =>
+          onPartialFolder(() => setTimeout(() => kill('SIGKILL'), delay)),
+        )
+        if (run.code === null) counts.killed++
+        else expect(run).toMatchObject({ code: 0 })
+        const stands = existsSync(out) ? contents(out) : undefined
+        complete = isDeepStrictEqual(stands, whole)
+        if (complete) break
+        expect(stands).toEqual(replaces ? contents(model) : undefined)
         const now = finished()
         expect(now).toBeGreaterThanOrEqual(done)
         done = now
-        if (random.randint(0, 1) === 0) continue // killed again on its way
-        const resumed = await sparsegpt(job('--resume'))
-        expect(resumed).toMatchObject({ code: 0 })
-        expect(timeless(resumed)).toBe(report)
-        if (done > 0) counts.resumed++
+      } while (random.randint(0, 1) === 0) // killed again on its way
+      if (!complete) {
+        const anew = random.randint(0, 2) === 0
+        const last = await sparsegpt(job(...(anew ? ['--force'] : ['--resume', ...force])))
+        expect(last).toMatchObject({ code: 0 })
+        expect(timeless(last)).toBe(report)
+        if (done > 0 && !anew) counts.resumed++
         else counts.begunAnew++
       } else {
         counts.complete++
@@ -92,10 +113,10 @@ test(
           expect(timeless(run)).toBe(report)
         }
       }
+      if (replaces) counts.replaced++
       expect(contents(out)).toEqual(whole)
       expect(readdirSync(parent)).toEqual(['out'])
       rmSync(out, { recursive: true })
-      done = 0
     }
     if (kills !== 10) console.info(counts)
     rmSync(parent, { recursive: true })

@@ -225,7 +225,15 @@ test('what a solver found reaches the encoding: the mask is that of the zeros', 
   const engine = engineOf(model)
   try {
     const out = join(work, 'out')
-    const job = { method: 'sparsegpt', pattern: { n: 2, m: 4 }, sequential: 'layer', minBlock: 0 } as const
+    const job = {
+      method: 'sparsegpt',
+      pattern: { n: 2, m: 4 },
+      sequential: 'layer',
+      minBlock: 0,
+      target: 'own',
+      alpha: 0,
+      refit: false,
+    } as const
     const layers = selectLayers(engine.architecture, job)
     const weights = layers.flat().map(({ name }) => `${name}.weight`)
     const destination = await FolderDestination.create(engine, out, {

@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeEach, expect, test } from '@jest/globals'
 import { Journal } from '../../src/files/journal.js'
@@ -33,6 +33,14 @@ test('one without a finished block is removed by the next job', async () => {
   expect(folder.resumed).toBe(false)
   expect(await readdir(work)).not.toContain(partial.path)
   await folder.discard()
+  expect(await readdir(work)).toEqual([])
+})
+
+test('one whose journal is a folder is removed, too', async () => {
+  const { path } = await left(0)
+  await rm(join(path, 'journal'))
+  await mkdir(join(path, 'journal'))
+  await (await create()).discard()
   expect(await readdir(work)).toEqual([])
 })
 

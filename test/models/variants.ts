@@ -29,8 +29,8 @@ export async function writeVariant(
   await writeSafetensors(join(folder, 'model.safetensors'), tensors)
 }
 
-/** As weights() in variants.py. */
-function weights(shapes: Variant['shapes']): TestTensor[] {
+/** Random float32 tensors of the shapes, as weights() in variants.py makes them. */
+export function weights(shapes: Variant['shapes']): TestTensor[] {
   const random = new PythonRandom(11)
   return Object.keys(shapes)
     .sort()

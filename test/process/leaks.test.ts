@@ -4,6 +4,9 @@ import { temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'
 import { packageUrl, runScript } from './child.js'
 
+/** `npm run fuzz -- --loads 500` does more of them by hand; in every second one a job is stopped. */
+const loads = Number(process.env['SPARSEGPT_LOADS'] ?? 120)
+
 test('loads, jobs that are aborted and models disposed of at work leave nothing: memory, files, threads', async () => {
   const folder = await temporaryFolder()
   const model = await writeTinyModel(join(folder, 'model'))
@@ -41,12 +44,13 @@ test('loads, jobs that are aborted and models disposed of at work leave nothing:
     }
     await rounds(40)
     const before = await rounds(40)
-    const after = await rounds(40)
+    const after = await rounds(${loads - 80})
     console.log(JSON.stringify({ before, after, outcomes, rest: readdirSync(${JSON.stringify(folder)}) }))
   `)
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
   const { before, after, outcomes, rest } = JSON.parse(stdout)
-  expect(outcomes.ABORTED).toBeGreaterThan(50)
+  if (loads !== 120) console.info({ loads, before, after, outcomes })
+  expect(outcomes.ABORTED).toBeGreaterThan((loads * 5) / 12)
   const partial = (name: string) => name.startsWith('out.partial-')
   expect(rest.filter((name: string) => name !== 'out' && !partial(name))).toEqual(['model'])
   expect(rest.filter(partial).length).toBeLessThanOrEqual(1)

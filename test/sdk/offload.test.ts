@@ -1,4 +1,4 @@
-import { readdir } from 'node:fs/promises'
+import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterEach, beforeAll, describe, expect, jest, test } from '@jest/globals'
 import { loadModel, plan, prune, type PruneOptions } from '../../src/index.js'
@@ -62,6 +62,20 @@ describe('the memory limit', () => {
       /about 0\.1\d\d GB are needed, but memory allows 0\.020 GB: use offload \(a folder.*fewer samples/,
     )
     expect(await readdir(join(out, '..'))).toEqual([])
+  })
+
+  test('counts what encoding the text takes', async () => {
+    const out = join(await temporaryFolder(), 'out')
+    const file = join(await temporaryFolder(), 'text.txt')
+    await writeFile(file, 'w1 w2 '.repeat(100_000))
+    const text = { file, samples: 4, sequenceLength: 32 }
+    await expectError(
+      pruned({ out, calibration: text, memory: '455MB' }),
+      'OUT_OF_MEMORY',
+      /text\.txt has more text than the 416666 characters/,
+    )
+    expect(await readdir(join(out, '..'))).toEqual([])
+    expect(await pruned({ calibration: text, memory: '900MB' })).toBeDefined()
   })
 
   test('keeps activations in memory when they fit, and in the file when they do not', async () => {

@@ -129,6 +129,56 @@ describe('memory', () => {
   })
 })
 
+describe('of blocks that are alike', () => {
+  const config = async (entries: object) => {
+    const path = await temporaryFolder()
+    await writeFile(join(path, 'config.json'), JSON.stringify(entries))
+    return path
+  }
+  const gemma = (blocks: number) =>
+    config({
+      ...{ model_type: 'gemma2', vocab_size: 100, hidden_size: 64, intermediate_size: 128, head_dim: 16 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, sliding_window: 16, num_hidden_layers: blocks },
+    })
+
+  test.each(['cpu', 'cuda'] as const)('work and traffic are those of each, on %s', async (device) => {
+    // Every other block has a window; the rest of the first four is passed, then pruned, or left as it is.
+    const figures = async (blocks: number, offload: boolean) => {
+      const options = { ...size, device, offload, minBlock: 2, exclude: 'layers.3' }
+      const { flop, disk } = await plan(await gemma(blocks), options)
+      return [flop.linear, flop.attention, flop.gram, flop.solve, disk.read, disk.written, disk.offloaded]
+    }
+    for (const offload of [false, true]) {
+      const [six, eight, twenty] = await Promise.all([6, 8, 20].map((blocks) => figures(blocks, offload)))
+      expect(twenty).toEqual(six!.map((value, i) => value + 7 * (eight![i]! - value)))
+      expect(eight).not.toEqual(six)
+    }
+  })
+
+  test('512 with 64 experts each are planned in seconds', async () => {
+    const path = await config({
+      ...{ model_type: 'mixtral', vocab_size: 100, hidden_size: 64, intermediate_size: 128 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2 },
+      ...{ num_hidden_layers: 512, num_local_experts: 64 },
+    })
+    // The processor's, since the tests run beside each other.
+    const start = process.cpuUsage()
+    const { prunedWeights } = await plan(path, { samples: 16, sequenceLength: 1024 })
+    expect(prunedWeights).toBe(512 * (3 * 64 * 64 * 64 * 2 + 3 * 64 * 64))
+    expect(process.cpuUsage(start).user / 1e6).toBeLessThan(15)
+  })
+
+  test('parts of a fused projection stay no longer than their batch', async () => {
+    const path = await config({
+      ...{ model_type: 'phi3', vocab_size: 100, hidden_size: 64, intermediate_size: 128 },
+      ...{ num_attention_heads: 4, num_key_value_heads: 2, num_hidden_layers: 2 },
+    })
+    const activations = async (samples: number) =>
+      (await plan(path, { samples, sequenceLength: 2048 })).memory.parts.activations
+    expect(await activations(16)).toBe(await activations(4))
+  })
+})
+
 describe('bad input', () => {
   test('options are checked as those of prune', async () => {
     await expectError(

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { parquetWriteBuffer } from 'hyparquet-writer'
+import type { SparseGptError } from '../../src/errors.js'
 import { readText } from '../../src/text/text.js'
 
 let folder: string
@@ -148,6 +149,45 @@ describe('a .parquet file', () => {
     await expect(readText(file)).rejects.toEqual(invalidAt('null.parquet, row 2'))
   })
 
+  /** An integer in Thrift's compact form, as field `id` behind the one before it. */
+  const field = (value: number) => {
+    const bytes = [0x15]
+    for (let rest = 2 * value; ; rest = Math.floor(rest / 128)) {
+      bytes.push(rest < 128 ? rest : (rest % 128) + 128)
+      if (rest < 128) return bytes
+    }
+  }
+  const header = (bytes: number, packed: number, values: number) =>
+    Buffer.from([
+      ...field(0),
+      ...field(bytes),
+      ...field(packed),
+      0x2c,
+      ...field(values),
+      ...[0x15, 0, 0x15, 6, 0x15, 6],
+      0,
+      0,
+    ])
+
+  test.each([
+    ['unpacks to gigabytes', header(2 ** 31 - 1, 50, 4), /a page of 2147483647 bytes/],
+    ['has a billion values', header(50, 50, 2 ** 30), /1073741824 values, but its group only 8 rows/],
+    ['is longer than its column', header(50, 2 ** 30, 4), /reaches beyond its column/],
+    ['has no sizes', Buffer.from([0x15, 0, 0]), /has no sizes/],
+    ['has an endless header', Buffer.alloc(500, 0x1c), /too deep/],
+  ])('whose page %s is refused before memory is taken', async (_title, page, message) => {
+    const data = Array.from({ length: 8 }, () => 'y'.repeat(1000))
+    const columnData = [{ name: 'text', data, nullable: false }]
+    const contents = Buffer.from(parquetWriteBuffer({ columnData, codec: 'UNCOMPRESSED' }))
+    page.copy(contents, contents.indexOf('PAR1') + 4)
+    const before = process.resourceUsage().maxRSS
+    await expect(readText(await fileOf('claims.parquet', contents))).rejects.toMatchObject({
+      code: 'INVALID_TEXT',
+      message: expect.stringMatching(message),
+    })
+    expect(process.resourceUsage().maxRSS - before).toBeLessThan(100_000)
+  })
+
   test('that is something else, cut off or missing is refused', async () => {
     const columnData = [{ name: 'text', data: rows }]
     const whole = Buffer.from(parquetWriteBuffer({ columnData }))
@@ -156,5 +196,24 @@ describe('a .parquet file', () => {
       await expect(readText(file)).rejects.toEqual(invalidAt('bad.parquet is not a parquet file'))
     }
     await expect(readText('/nowhere/x.parquet')).rejects.toMatchObject({ code: 'FILE_NOT_FOUND' })
+  })
+
+  test('that is damaged anywhere is refused in words for users', async () => {
+    const columnData = [{ name: 'text', data: ['one', 'two'] }]
+    const whole = Buffer.from(parquetWriteBuffer({ columnData, codec: 'UNCOMPRESSED' }))
+    const refusals = new Set<string>()
+    for (let at = 0; at < whole.length; at++) {
+      const damaged = Buffer.from(whole)
+      damaged[at]! ^= 0xff
+      const error = await readText(await fileOf('damaged.parquet', damaged)).catch(
+        (thrown: unknown) => thrown,
+      )
+      if (typeof error === 'string') continue
+      const { code, message } = error as SparseGptError
+      expect(code).toBe('INVALID_TEXT')
+      expect(message).not.toMatch(/Cannot read|is not a function|is not iterable/)
+      refusals.add(message)
+    }
+    expect(refusals.size).toBeGreaterThan(3)
   })
 })

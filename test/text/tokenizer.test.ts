@@ -84,6 +84,29 @@ describe('loadTokenizer', () => {
   )
 })
 
+describe('a text that takes too much', () => {
+  test('because it can be cut nowhere is refused, and says what to do', async () => {
+    await save(JSON.stringify(small))
+    const tokenizer = await loadTokenizer(folder)
+    const uncut = 'x'.repeat(2 ** 21 + 1)
+    await expectError(
+      tokenizer.encode(`a b ${uncut} a`),
+      'INVALID_TEXT',
+      /stretch of 20971\d\d characters.*at most 2097152.*give a part of it, or its token ids/,
+    )
+    expect([...(await tokenizer.encode('a b'))]).toEqual([3, 1, 2])
+  })
+
+  test('of the memory that is allowed is refused', async () => {
+    await save(JSON.stringify(small))
+    const tokenizer = await loadTokenizer(folder)
+    const memory = 460e6
+    expect(await tokenizer.encode('a b '.repeat(1000), { memory })).toHaveLength(2001)
+    await expectError(tokenizer.encode('a b '.repeat(300_000), { memory }), 'OUT_OF_MEMORY', /up to 0\.46 GB/)
+    await expectError(tokenizer.encode('x'.repeat(100_000), { memory }), 'OUT_OF_MEMORY', /up to 0\.51 GB/)
+  })
+})
+
 test('loadTokenizer knows a Git LFS pointer', async () => {
   await save('version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 538090408\n')
   await expectError(loadTokenizer(folder), 'INVALID_CHECKPOINT', /tokenizer\.json is a Git LFS pointer/)

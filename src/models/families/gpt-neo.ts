@@ -72,6 +72,7 @@ export const gptNeo: Family = {
           { name: 'mlp.c_proj', rows: hidden, columns: inner, bias: true },
         ],
         parameters: layerNorms(hidden, 'ln_1', 'ln_2'),
+        window: attention[index] === 'local' ? c.window_size : undefined,
       }),
 
       embed(w, device, ids, positions) {
@@ -85,8 +86,7 @@ export const gptNeo: Family = {
         const normed = b.layerNorm(x, 'ln_1', c.layer_norm_epsilon)
         const names = ['q_proj', 'k_proj', 'v_proj'].map((name) => `attn.attention.${name}`)
         const [q, k, v] = yield* b.linears(normed, ...names)
-        const window = attention[b.index] === 'local' ? c.window_size : undefined
-        const attended = b.attention(q!, k!, v!, { heads, kvHeads: heads, headDim, scale: 1, window })
+        const attended = b.attention(q!, k!, v!, { heads, kvHeads: heads, headDim, scale: 1 })
         x = b.residual(x, yield* b.linear(attended, 'attn.attention.out_proj'))
         const mlpInput = b.layerNorm(x, 'ln_2', c.layer_norm_epsilon)
         const innerOutput = b.activation(yield* b.linear(mlpInput, 'mlp.c_fc'), c.activation_function)

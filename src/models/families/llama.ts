@@ -103,6 +103,7 @@ export function llamaArchitecture(
         ...(variant.headNorms ? [norm('self_attn.q_norm', headDim), norm('self_attn.k_norm', headDim)] : []),
         ...feedForward.parameters,
       ],
+      window: variant.window?.(index),
     }),
 
     embed(w, device, ids) {
@@ -127,7 +128,6 @@ export function llamaArchitecture(
         kvHeads,
         headDim,
         scale,
-        window: variant.window?.(b.index),
         softcap: variant.attentionSoftcap,
       })
       const output = yield* b.linear(attended, 'self_attn.o_proj')

@@ -62,6 +62,7 @@ export const phi3: Family = {
           name,
           shape: [hidden],
         })),
+        window: c.sliding_window ?? undefined,
       }),
 
       embed: (w, device, ids) => device.embedding(w.stored(embedding, [c.vocab_size, hidden]), ids, w.dtype),
@@ -71,8 +72,7 @@ export const phi3: Family = {
         const [q, k, v] = b.splitColumns(qkv, qSize, kvSize, kvSize)
         b.rotary(q!, headDim)
         b.rotary(k!, headDim)
-        const window = c.sliding_window ?? undefined
-        const attended = b.attention(q!, k!, v!, { heads, kvHeads, headDim, scale: headDim ** -0.5, window })
+        const attended = b.attention(q!, k!, v!, { heads, kvHeads, headDim, scale: headDim ** -0.5 })
         x = b.residual(x, yield* b.linear(attended, 'self_attn.o_proj'))
         const again = b.rmsNorm(x, 'post_attention_layernorm', c.rms_norm_eps)
         const gateUp = yield* b.linear(again, 'mlp.gate_up_proj')

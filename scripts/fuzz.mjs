@@ -1,0 +1,43 @@
+#!/usr/bin/env node
+// Runs by hand, for longer, what `npm test` does for a minute: mutated inputs, kills and resumes, loads and aborts.
+//
+//   npm run fuzz -- [--seconds 60] [--inputs N] [--seed 1]    mutated inputs, from number SEED on, until either limit
+//   npm run fuzz -- --kills 100                               jobs that are killed at random moments, and resumed
+//   npm run fuzz -- --loads 500                               models loaded; half of them prune and are stopped
+//
+// An input depends on its number alone: --seed N --inputs 1 does that of a fault again, and its files are kept.
+
+import { spawnSync } from 'node:child_process'
+import { parseArgs } from 'node:util'
+import { root } from './install.mjs'
+
+const type = 'string'
+const options = { seconds: { type }, inputs: { type }, seed: { type }, kills: { type }, loads: { type } }
+const { values } = parseArgs({ options })
+for (const [name, value] of Object.entries(values)) {
+  if (/^[1-9]\d*$/.test(value)) continue
+  console.error(`--${name} takes a whole number, not ${value}`)
+  process.exit(2)
+}
+const { seconds, inputs, seed, kills, loads } = values
+
+const jest = ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js']
+
+function run(test, environment) {
+  const given = Object.entries(environment).filter(([, value]) => value !== undefined)
+  const { status } = spawnSync(process.execPath, [...jest, test, '--testTimeout', '7200000'], {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...Object.fromEntries(given) },
+  })
+  if (status !== 0) process.exitCode = 1
+}
+
+if (kills) run('test/cli/resume', { SPARSEGPT_KILLS: kills })
+if (loads) run('test/process/leaks', { SPARSEGPT_LOADS: loads })
+if (seconds || inputs || seed || !(kills || loads))
+  run('test/fuzz', {
+    SPARSEGPT_FUZZ_SECONDS: seconds ?? (inputs ? '86400' : '60'),
+    SPARSEGPT_FUZZ_INPUTS: inputs,
+    SPARSEGPT_FUZZ_SEED: seed,
+  })
