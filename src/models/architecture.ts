@@ -24,8 +24,13 @@ export interface Architecture {
   embed(weights: Weights, device: Device, ids: Tensor, positions: Tensor): Tensor
   /** Starts the forward pass of a block; it leaves `x` as it is. */
   forward(block: Block, x: Tensor): BlockPass
-  /** What the head reads, [tokens, columns of the head]: the final norm, and a projection where there is one. */
-  finish(weights: Weights, device: Device, x: Tensor): Tensor
+  /** The parameters between the last block and the head. */
+  final: BlockSpec
+  /**
+   * What the head reads, [tokens, columns of the head]: the final norm, and a projection where there is one. `block` has
+   * `final`'s parameters. It leaves x as it is.
+   */
+  finish(block: Block, x: Tensor): Tensor
   /** The output head, [vocabulary, columns of finish()], as stored. */
   head(weights: Weights): Tensor
   /** The bias of the logits, [vocabulary]. */

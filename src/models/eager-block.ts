@@ -25,8 +25,14 @@ export class EagerBlock implements Block {
     protected readonly device: Device,
     protected readonly weights: BlockWeights,
     readonly index: number,
-    protected readonly placement: Placement,
+    /** Undefined behind the last block, where it does not matter. */
+    private readonly placement?: Placement,
   ) {}
+
+  protected get placed(): Placement {
+    if (!this.placement) throw new TypeError('behind the last block tokens have no positions')
+    return this.placement
+  }
 
   apply(name: string, input: Tensor): Tensor {
     return this.device.linear(input, this.weights.linear(name).matrix, this.weights.bias(name))
@@ -73,8 +79,8 @@ export class EagerBlock implements Block {
     return output as Tensor
   }
 
-  product(x: Tensor, name: string): Tensor {
-    return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, 'float32')
+  product(x: Tensor, name: string, dtype: DType = 'float32'): Tensor {
+    return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, dtype)
   }
 
   *route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]> {
@@ -88,7 +94,7 @@ export class EagerBlock implements Block {
   }
 
   rotary(x: Tensor, headDim: number, interleaved = false): void {
-    const { rotary, positions } = this.placement
+    const { rotary, positions } = this.placed
     if (!rotary) throw new TypeError('this model has no rotary positions')
     this.device.rotary(x, rotary, positions, headDim, interleaved)
   }
@@ -100,7 +106,7 @@ export class EagerBlock implements Block {
   }
 
   protected attentionShape(heads: AttentionHeads): AttentionShape {
-    return { ...heads, window: this.weights.spec.window, sequences: this.placement.sequences.count }
+    return { ...heads, window: this.weights.spec.window, sequences: this.placed.sequences.count }
   }
 
   activation(x: Tensor, kind: Activation): Tensor {

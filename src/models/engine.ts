@@ -11,6 +11,7 @@ import { EagerBlock, type Placement, type RotaryTables } from './eager-block.js'
 import { Head } from './head.js'
 import { rotaryAngles } from './rotary.js'
 import { positionsOf, type Sequences } from './sequences.js'
+import type { BlockPass } from './steps.js'
 import type { Weights } from './weights.js'
 
 /** Some sequences on their way through the model. */
@@ -149,7 +150,7 @@ export class Engine {
     return this.weights.passing(() => batches.map(embedBatch))
   }
 
-  /** A run of `batch` through a block. `implement` says who carries the block's operations out; by default they are enqueued at once. */
+  /** A run of `batch` through a block; through the block behind the last, to what the head reads. `implement` says who carries the block's operations out; by default they are enqueued at once. */
   runBlock(
     index: number,
     weights: BlockWeights,
@@ -163,7 +164,22 @@ export class Engine {
     const rotary = tables && { cosine: tables.cosine.share(), sine: tables.sine.share() }
     const block = implement({ sequences, positions, rotary })
     const held = rotary ? [positions, rotary.cosine, rotary.sine] : [positions]
-    return new BlockRun(this.device, block, this.architecture.forward(block, hidden), held)
+    return new BlockRun(this.device, block, this.pass(index, block, hidden), held)
+  }
+
+  /** The weights of a block; of the block behind the last those of the model's end. The caller disposes of them. */
+  loadBlock(index: number): BlockWeights {
+    const { architecture, device, weights } = this
+    const spec = index < architecture.blockCount ? architecture.block(index) : architecture.final
+    return new BlockWeights(device, weights, spec)
+  }
+
+  /** Of the block behind the last: what leads to the head. */
+  private *pass(index: number, block: Block, hidden: Tensor): BlockPass {
+    const { architecture } = this
+    return index < architecture.blockCount
+      ? yield* architecture.forward(block, hidden)
+      : architecture.finish(block, hidden)
   }
 
   /**
@@ -176,8 +192,7 @@ export class Engine {
     try {
       for (let index = 0; index < count; index++) {
         while (loaded.length <= ahead && index + loaded.length < count) {
-          const spec = this.architecture.block(index + loaded.length)
-          loaded.push(new BlockWeights(this.device, this.weights, spec))
+          loaded.push(this.loadBlock(index + loaded.length))
         }
         yield [index, loaded[0] as BlockWeights]
         loaded.shift()?.dispose()

@@ -1,11 +1,14 @@
 import type { Device, Tensor } from '../native/device.js'
 import type { Architecture } from './architecture.js'
+import { BlockWeights } from './block-weights.js'
+import { EagerBlock } from './eager-block.js'
 import type { Weights } from './weights.js'
 
 /** The end of a model: from the last block's output to logits or losses. It owns native memory until disposed of. */
 export class Head {
   private readonly stored: Tensor
   private readonly weight: Tensor
+  private readonly final: BlockWeights
 
   constructor(
     private readonly device: Device,
@@ -13,13 +16,14 @@ export class Head {
     private readonly weights: Weights,
   ) {
     this.stored = architecture.head(weights)
+    this.final = new BlockWeights(device, weights, architecture.final)
     this.weight = device.within([], () => device.resident(this.stored))
   }
 
   /** The logits at every position, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. */
   logits(hidden: Tensor): Tensor {
     const { device, architecture, weights } = this
-    const x = architecture.finish(weights, device, hidden)
+    const x = this.finish(hidden)
     const logits = device.linear(x, this.weight, architecture.headBias?.(weights), 'float32')
     if (architecture.logitSoftcap !== undefined) device.softcap(logits, architecture.logitSoftcap)
     return logits
@@ -28,14 +32,20 @@ export class Head {
   /** The loss of predicting targets[t] (int32 [tokens]) from hidden[t], float32 [tokens]. */
   losses(hidden: Tensor, targets: Tensor): Tensor {
     const { device, architecture, weights } = this
-    const x = architecture.finish(weights, device, hidden)
+    const x = this.finish(hidden)
     return device.crossEntropy(x, this.weight, targets, {
       bias: architecture.headBias?.(weights),
       softcap: architecture.logitSoftcap,
     })
   }
 
+  private finish(hidden: Tensor): Tensor {
+    const { device, architecture, final } = this
+    return architecture.finish(new EagerBlock(device, final, architecture.blockCount), hidden)
+  }
+
   dispose(): void {
+    this.final.dispose()
     this.weight.dispose()
     this.weights.giveBack([this.stored])
   }

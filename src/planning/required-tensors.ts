@@ -11,11 +11,11 @@ import { ShapeExecutor } from './shape-executor.js'
 
 /** Asks the engine's weights for every tensor that its architecture has, the embedding first; the device is to know shapes only. */
 export function askForEveryTensor(engine: Engine): void {
-  const { architecture, device, weights } = engine
-  const [embedded] = engine.embed([[new Int32Array(1)]])
-  for (let index = 0; index < architecture.blockCount; index++)
-    for (const { name, shape } of tensorsOf(architecture.block(index))) weights.require(name, shape)
-  if (embedded) architecture.finish(weights, device, embedded.hidden)
+  const { architecture, weights } = engine
+  engine.embed([[new Int32Array(1)]])
+  const blocks = Array.from({ length: architecture.blockCount }, (_, index) => architecture.block(index))
+  for (const spec of [...blocks, architecture.final])
+    for (const { name, shape } of tensorsOf(spec)) weights.require(name, shape)
   architecture.head(weights)
   architecture.headBias?.(weights)
 }

@@ -143,16 +143,15 @@ export class RecordedBlock extends EagerBlock {
     return out
   }
 
-  override product(x: Tensor, name: string): Tensor {
-    const out = super.product(x, name)
+  override product(x: Tensor, name: string, dtype?: DType): Tensor {
+    const out = super.product(x, name, dtype)
     const from = this.valueIn(x)
-    const { dtype } = x
     const weight = this.weights.parameter(`${name}.weight`)
     const read = this.keep(x)
     this.record(out, (dy) => {
       const sum = this.gradients.of(`${name}.weight`)
       if (sum) this.device.accumulateProduct(sum, dy, read)
-      this.give(from, this.device.multiply(dy, weight, dtype))
+      this.give(from, this.device.multiply(dy, weight, read.dtype))
     })
     return out
   }
@@ -216,7 +215,7 @@ export class RecordedBlock extends EagerBlock {
   override rotary(x: Tensor, headDim: number, interleaved = false): void {
     const from = this.overwritten(x)
     super.rotary(x, headDim, interleaved)
-    const { rotary, positions } = this.placement
+    const { rotary, positions } = this.placed
     const cosine = this.keep(rotary!.cosine)
     const sine = (this.negativeSine ??= this.negated(rotary!.sine))
     const at = this.keep(positions)

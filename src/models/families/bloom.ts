@@ -85,13 +85,9 @@ export const bloom: Family = {
         return b.residual(second, yield* b.linear(inner, 'mlp.dense_4h_to_h'))
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}ln_f`,
-          size: hidden,
-          epsilon: c.layer_norm_epsilon,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'ln_f') },
+
+      finish: (b, x) => b.layerNorm(x, 'ln_f', c.layer_norm_epsilon),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
     }

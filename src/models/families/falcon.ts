@@ -7,7 +7,6 @@ import {
   checkSupported,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   renamed,
   size,
@@ -124,13 +123,9 @@ export const falcon: Family = {
         return parallel ? b.parallelResidual(x, attention, mlp) : b.residual(stream, mlp)
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}ln_f`,
-          size: hidden,
-          epsilon: c.layer_norm_epsilon,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'ln_f') },
+
+      finish: (b, x) => b.layerNorm(x, 'ln_f', c.layer_norm_epsilon),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
     }

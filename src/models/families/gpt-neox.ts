@@ -5,7 +5,6 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   renamed,
   size,
@@ -80,13 +79,9 @@ export const gptNeox: Family = {
         return parallel ? b.parallelResidual(x, attention, mlp) : b.residual(stream, mlp)
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}final_layer_norm`,
-          size: hidden,
-          epsilon: c.layer_norm_eps,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'final_layer_norm') },
+
+      finish: (b, x) => b.layerNorm(x, 'final_layer_norm', c.layer_norm_eps),
 
       head: (w) => {
         const name = headWeight(w, c.tie_word_embeddings, embedding, 'embed_out.weight')

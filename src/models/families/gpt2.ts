@@ -5,7 +5,6 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -78,13 +77,9 @@ export const gpt2: Family = {
         return b.residual(x, yield* b.linear(innerOutput, 'mlp.c_proj'))
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}ln_f`,
-          size: hidden,
-          epsilon: c.layer_norm_epsilon,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'ln_f') },
+
+      finish: (b, x) => b.layerNorm(x, 'ln_f', c.layer_norm_epsilon),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
     }

@@ -6,7 +6,6 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -80,13 +79,9 @@ export const gptj: Family = {
         return b.parallelResidual(x, attention, mlp)
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}ln_f`,
-          size: hidden,
-          epsilon: c.layer_norm_epsilon,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'ln_f') },
+
+      finish: (b, x) => b.layerNorm(x, 'ln_f', c.layer_norm_epsilon),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
       headBias: (w) => w.parameter('lm_head.bias', [c.vocab_size]),

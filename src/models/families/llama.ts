@@ -136,10 +136,9 @@ export function llamaArchitecture(
       return b.residual(x, after(fed, 'post_feedforward_layernorm'))
     },
 
-    finish: (w, device, x) => {
-      const { name, shape, offset } = norm(`${prefix}norm`)
-      return device.rmsNorm(x, w.parameter(name, shape, offset), c.rms_norm_eps)
-    },
+    final: { prefix, linears: [], parameters: [norm('norm')] },
+
+    finish: (b, x) => b.rmsNorm(x, 'norm', c.rms_norm_eps),
 
     head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
   }

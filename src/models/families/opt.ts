@@ -7,7 +7,6 @@ import {
   checkSupported,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -49,6 +48,7 @@ export const opt: Family = {
     const prefix = weights.findPrefix(['model.decoder.', 'decoder.', ''], 'embed_tokens.weight')
     const embedding = `${prefix}embed_tokens.weight`
     const normFirst = c.do_layer_norm_before
+    const hasFinalNorm = normFirst && !c._remove_final_layer_norm
     const bias = c.enable_bias
 
     return {
@@ -98,12 +98,19 @@ export const opt: Family = {
         return normFirst ? x : before(x, 'final_layer_norm')
       },
 
-      finish(w, device, x) {
-        if (normFirst && !c._remove_final_layer_norm) {
-          x = outerLayerNorm(w, device, x, { name: `${prefix}final_layer_norm`, size: hidden, epsilon })
-        }
-        if (embedded === hidden) return x
-        return device.linear(x, w.parameter(`${prefix}project_out.weight`, [embedded, hidden]))
+      final: {
+        prefix,
+        linears: [],
+        parameters: [
+          ...(hasFinalNorm ? layerNorms(hidden, 'final_layer_norm') : []),
+          ...(embedded === hidden ? [] : [{ name: 'project_out.weight', shape: [embedded, hidden] }]),
+        ],
+      },
+
+      finish(b, x) {
+        if (hasFinalNorm) x = b.layerNorm(x, 'final_layer_norm', epsilon)
+        if (embedded !== hidden) return b.product(x, 'project_out', x.dtype)
+        return hasFinalNorm ? x : b.copy(x)
       },
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, embedded]),

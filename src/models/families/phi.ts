@@ -5,7 +5,6 @@ import {
   checkHeads,
   headWeight,
   layerNorms,
-  outerLayerNorm,
   parseConfig,
   size,
   type Family,
@@ -82,13 +81,9 @@ export const phi: Family = {
         return b.parallelResidual(x, attention, mlp)
       },
 
-      finish(w, device, x) {
-        return outerLayerNorm(w, device, x, {
-          name: `${prefix}final_layernorm`,
-          size: hidden,
-          epsilon: c.layer_norm_eps,
-        })
-      },
+      final: { prefix, linears: [], parameters: layerNorms(hidden, 'final_layernorm') },
+
+      finish: (b, x) => b.layerNorm(x, 'final_layernorm', c.layer_norm_eps),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
       headBias: (w) => w.parameter('lm_head.bias', [c.vocab_size]),

@@ -82,8 +82,9 @@ export const phi3: Family = {
         return b.residual(x, output)
       },
 
-      finish: (w, device, x) =>
-        device.rmsNorm(x, w.parameter(`${prefix}norm.weight`, [hidden]), c.rms_norm_eps),
+      final: { prefix, linears: [], parameters: [{ name: 'norm.weight', shape: [hidden] }] },
+
+      finish: (b, x) => b.rmsNorm(x, 'norm', c.rms_norm_eps),
 
       head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
     }
