@@ -176,7 +176,7 @@ describe('a text in pieces', () => {
       }),
       { numRuns: 500 },
     )
-    expect(pieceCount).toBeGreaterThan(200)
+    expect(pieceCount).toBeGreaterThan(100) // else it has shown little
   })
 
   test.each(Object.entries(whole))('is not cut by %s', (_name, tokenizer) => {
