@@ -11,5 +11,8 @@ export default {
     ],
   },
   testTimeout: 120_000,
+  // ES modules in jest's contexts are never collected: a worker that has grown is replaced before its next file.
+  maxWorkers: 2,
+  workerIdleMemoryLimit: '1GB',
   reporters: ['default', '<rootDir>/test/summary-reporter.cjs'],
 }

@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <new>
 
+#if defined(SPARSEGPT_ADDRESS_SANITIZER)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace sparsegpt {
 
 namespace {
@@ -39,7 +43,10 @@ std::byte* map_pages(size_t bytes) {
   return begin + before;
 }
 
-void unmap_pages(std::byte* memory, size_t bytes) { munmap(memory, bytes); }
+void unmap_pages(std::byte* memory, size_t bytes) {
+  permit_bytes(memory, bytes);
+  munmap(memory, bytes);
+}
 
 void move_pages(std::byte* to, std::byte* from, size_t bytes) {
   // One by one: each may belong to a mapping of its own, and the system moves pages of one at a time.
@@ -51,5 +58,13 @@ void move_pages(std::byte* to, std::byte* from, size_t bytes) {
     map(huge_page, to + i);
   }
 }
+
+#if defined(SPARSEGPT_ADDRESS_SANITIZER)
+void forbid_bytes(std::byte* memory, size_t bytes) { ASAN_POISON_MEMORY_REGION(memory, bytes); }
+void permit_bytes(std::byte* memory, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(memory, bytes); }
+#else
+void forbid_bytes(std::byte*, size_t) {}
+void permit_bytes(std::byte*, size_t) {}
+#endif
 
 }  // namespace sparsegpt

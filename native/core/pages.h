@@ -18,4 +18,9 @@ void unmap_pages(std::byte* memory, size_t bytes);
 // copies nor clears them; elsewhere fresh ones come instead, so the bytes are undefined. Throws std::bad_alloc.
 void move_pages(std::byte* to, std::byte* from, size_t bytes);
 
+// Under AddressSanitizer every access to forbidden bytes is an error, until they are permitted or unmapped. It knows malloc's
+// buffers by itself, but not which part of a page is in use. Other builds do nothing.
+void forbid_bytes(std::byte* memory, size_t bytes);
+void permit_bytes(std::byte* memory, size_t bytes);
+
 }  // namespace sparsegpt

@@ -8,8 +8,8 @@ ScratchPool::~ScratchPool() {
   for (const Block& block : free_) unmap_pages(block.memory, block.bytes);
 }
 
-ScratchPool::Block ScratchPool::take(size_t bytes) {
-  bytes = rounded_to_pages(bytes);
+ScratchPool::Block ScratchPool::take(size_t wanted) {
+  const size_t bytes = rounded_to_pages(wanted);
   // The smallest that is large enough; not one that a small array would keep from a large one.
   auto best = free_.end();
   for (auto block = free_.begin(); block != free_.end(); ++block)
@@ -25,6 +25,8 @@ ScratchPool::Block ScratchPool::take(size_t bytes) {
   }
   taken_bytes_ += block.bytes;
   peak_bytes_ = std::max(peak_bytes_, taken_bytes_);
+  permit_bytes(block.memory, wanted);
+  forbid_bytes(block.memory + wanted, block.bytes - wanted);
   return block;
 }
 
@@ -34,6 +36,7 @@ void ScratchPool::give(Block block) {
     unmap_pages(block.memory, block.bytes);
     return;
   }
+  forbid_bytes(block.memory, block.bytes);
   free_.push_front(block);
   for (free_bytes_ += block.bytes; free_bytes_ > keep_bytes; free_.pop_back()) {
     unmap_pages(free_.back().memory, free_.back().bytes);

@@ -26,7 +26,8 @@ class ScratchPool {
     std::byte* memory = nullptr;
     size_t bytes = 0;
   };
-  Block take(size_t bytes);
+  // What lies behind the bytes asked for is forbidden (see pages.h), as is what is free.
+  Block take(size_t wanted);
   void give(Block block);
   // The most that was taken at once.
   size_t peak_bytes() const { return peak_bytes_; }

@@ -46,12 +46,14 @@ class MemoryPool::Block : public Storage {
   std::byte* bring() {
     std::lock_guard<std::mutex> lock(mutex_);
     if (memory_ == nullptr) {
-      std::byte* memory = pool_->take(rounded_to_pages(bytes_));
+      const size_t taken = rounded_to_pages(bytes_);
+      std::byte* memory = pool_->take(taken);
+      forbid_bytes(memory + bytes_, taken - bytes_);
       if (file_) {
         try {
           file_->read(place_, memory, bytes_);
         } catch (...) {
-          pool_->give(memory, rounded_to_pages(bytes_));
+          pool_->give(memory, taken);
           throw;
         }
         std::exchange(file_, nullptr)->free(place_, bytes_);
@@ -107,6 +109,7 @@ std::byte* MemoryPool::cut(Ranges::iterator range, size_t bytes) {
   node.mapped() -= bytes;
   if (node.mapped() > 0) free_.insert(std::move(node));
   free_bytes_ -= bytes;
+  permit_bytes(memory, bytes);
   return memory;
 }
 
@@ -116,6 +119,7 @@ void MemoryPool::give(std::byte* memory, size_t bytes) {
   const size_t kept = std::min(bytes, keep_bytes - free_bytes_);
   if (kept < bytes) unmap_pages(memory + kept, bytes - kept);
   if (kept == 0) return;
+  forbid_bytes(memory, kept);
   free_bytes_ += kept;
   auto range = free_.emplace(memory, kept).first;
   const auto join = [this](Ranges::iterator low, Ranges::iterator high) {

@@ -378,6 +378,7 @@ TEST("cuda memory: an operation takes what its model says") {
   check("add, mapped", Add{device(f32, 300, 400), file(f32, 300, 400)});
   for (DType x : {f32, bf16}) {
     for (DType w : {f32, bf16}) {
+      if (few_cases() && x == w) continue;
       for (DType out : {f32, bf16}) {
         check("linear", Linear{device(out, 60, 900), device(x, 60, 300), device(w, 900, 300), {}});
         check("linear, mapped", Linear{device(out, 60, 900), file(x, 60, 300), file(w, 900, 300), file(w, 1, 900)});
@@ -399,7 +400,7 @@ TEST("cuda memory: an operation takes what its model says") {
   check("apply, mapped", ApplyMask{device(f32, 300, 400), mapped_mask});
   check("zeros, mapped", CountZeros{bytes(DType::f64, 1, 1), file(f32, 300, 400), {}});
 
-  const int64_t n = 260;
+  const int64_t n = few_cases() ? 140 : 260;
   const auto p = random_problem(random, 1, n, 2 * n);
   const Tensor h = gpu.floats(f32, n, n, p.hessian), dead = bytes(DType::u8, 1, n);
   check("factor", FactorHessian{h, dead, bytes(DType::f64, 1, factor_report::count), 0.01}, 1 << 20);

@@ -230,7 +230,7 @@ TEST("SparseGPT: dead columns become zero") {
 TEST("SparseGPT: zeros stay zero and count towards the goal") {
   uint64_t seed = 70;
   for (const auto [n, m] : {Pattern{0, 0}, Pattern{2, 4}, Pattern{4, 8}, Pattern{3, 7}}) {
-    for (const auto [share, sparsity] : {std::pair(0.7, 0.5), std::pair(0.4, 0.6), std::pair(0.5, 0.0)}) {
+    for (const auto& [share, sparsity] : {std::pair(0.7, 0.5), std::pair(0.4, 0.6), std::pair(0.5, 0.0)}) {
       for (const bool given : {false, true}) {
         if (given && m > 0) continue;
         Random random(++seed);

@@ -113,11 +113,8 @@ async function send(
   throw refuse(`redirects more than ${maxRedirects} times`)
 }
 
-async function sendOnce(
-  settings: HubSettings,
-  url: URL,
-  { method, headers, body, signal }: HubRequest,
-): Promise<IncomingMessage> {
+async function sendOnce(settings: HubSettings, url: URL, request: HubRequest): Promise<IncomingMessage> {
+  const { method, headers, body, signal } = request
   const endpoint = new URL(settings.endpoint)
   const secret = settings.token !== undefined && url.origin === endpoint.origin
   const options = {
@@ -150,7 +147,11 @@ async function sendOnce(
       throw new SparseGptError('INVALID_OPTION', `HF_TOKEN: ${what}`)
     }
     sent.setTimeout(settings.timeout, () => sent.destroy(silence(url, settings)))
-    sent.on('error', reject)
+    sent.on('error', (error: NodeJS.ErrnoException) => {
+      // A connection of an earlier request may have been closed by the server in the meantime.
+      if (sent.reusedSocket && error.code === 'ECONNRESET') resolve(sendOnce(settings, url, request))
+      else reject(error)
+    })
     sent.on('response', (message: IncomingMessage) => {
       message.setTimeout(settings.timeout, () => message.destroy(silence(url, settings)))
       resolve(message)

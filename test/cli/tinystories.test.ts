@@ -43,7 +43,8 @@ describeWithShared('TinyStories-656K, against the reference implementation', () 
         ...['prune', model, '--out', out, '--calibration', calibration, '--json'],
         ...[...goal, ...options, ...windows],
       ])
-      expect(pruned.stderr).toBe('')
+      // On a busy machine progress is told, too.
+      expect(pruned.stderr.replace(/^pruning \d+ %.*\n/gm, '')).toBe('')
       const { layers } = JSON.parse(pruned.stdout) as { layers: { name: string; loss: number }[] }
       for (const [name, error] of Object.entries(run.errors ?? {})) {
         const layer = layers.find((candidate) => candidate.name === `model.layers.${name}`)

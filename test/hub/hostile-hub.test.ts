@@ -170,6 +170,23 @@ describe('refused', () => {
   })
 })
 
+test('a connection that the hub has closed while it was idle is made anew', async () => {
+  at.hub.add('org/m', files)
+  const used = new WeakSet()
+  let closed = 0
+  at.hub.answers.push((_path, { socket }) => {
+    if (!used.has(socket)) {
+      used.add(socket)
+      return false
+    }
+    closed++
+    socket.resetAndDestroy()
+    return true
+  })
+  expect((await resolveModel('org/m')).name).toBe('org/m')
+  expect(closed).toBeGreaterThan(0)
+})
+
 test('a model without an organization is found by its name', async () => {
   at.hub.add('gpt2', files)
   expect(await resolveModel('gpt2')).toEqual({

@@ -42,7 +42,7 @@ describe('the process goes on', () => {
     const { code, signal, stdout, stderr } = await runScript(`
       import { Worker } from 'node:worker_threads'
       const url = new URL(${JSON.stringify(dataUrl(worker))})
-      for (let i = 0; i < 24; i++) {
+      for (let i = 0; i < 16; i++) {
         const worker = new Worker(url)
         await new Promise((done) => (i % 4 === 3 ? setTimeout(done, 40 + 5 * i) : worker.once('message', done)))
         await new Promise((done) => setTimeout(done, i % 5))

@@ -78,8 +78,9 @@ test('for a given mask the block size changes nothing but rounding', async () =>
       const other = await pruneLayer({ weight, rows, columns, hessian, mask, blockSize: otherSize })
       expect(other.mask).toEqual(one.mask)
       const scale = Math.max(...one.weight.map(Math.abs), 1e-3)
-      one.weight.forEach((value, i) => expect(Math.abs(value - other.weight[i]!)).toBeLessThan(2e-3 * scale))
-      one.mask.forEach((bit, i) => bit === 1 && expect(one.weight[i]).toBe(0))
+      const apart = one.weight.map((value, i) => Math.abs(value - other.weight[i]!))
+      expect(Math.max(...apart)).toBeLessThan(2e-3 * scale)
+      expect(one.weight.filter((value, i) => one.mask[i] === 1 && value !== 0)).toHaveLength(0)
     }),
     { numRuns: 60 },
   )

@@ -11,6 +11,10 @@
 #include <memory>
 #include <vector>
 
+#if defined(SPARSEGPT_ADDRESS_SANITIZER)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #include "cusolverDn.h"
 #include "half.h"
 
@@ -26,6 +30,13 @@ constexpr size_t slot_bytes = 32;
 
 enum class State { ready, at_warp, at_block, done };
 
+// A stack as AddressSanitizer knows it.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t bytes = 0;
+  void* shadow = nullptr;
+};
+
 // A fiber is made once, with a context, and runs one thread after another; jumps switch to it and back, since switching contexts
 // costs system calls.
 struct Fiber {
@@ -33,6 +44,7 @@ struct Fiber {
   jmp_buf place;
   bool made;
   std::unique_ptr<char[]> stack;
+  Stack bounds;
   uint3 index;
   State state;
   // What the lane shares, in turn: a lane that is one operation ahead must not overwrite what others still read.
@@ -42,6 +54,7 @@ struct Fiber {
 
 std::vector<std::unique_ptr<Fiber>> fibers;
 jmp_buf scheduler;
+Stack scheduler_bounds;
 Fiber* current = nullptr;
 size_t current_number = 0;
 void (*current_body)(const void*) = nullptr;
@@ -60,12 +73,24 @@ uint64_t next_random() {
   return random_state >> 33;
 }
 
+// AddressSanitizer has to be told which stack a jump goes to, and that it has arrived.
+#if defined(SPARSEGPT_ADDRESS_SANITIZER)
+void leave(Stack& from, const Stack& to) { __sanitizer_start_switch_fiber(&from.shadow, to.bottom, to.bytes); }
+void arrive(Stack& at, Stack& from) { __sanitizer_finish_switch_fiber(at.shadow, &from.bottom, &from.bytes); }
+#else
+void leave(Stack&, const Stack&) {}
+void arrive(Stack&, Stack&) {}
+#endif
+
 void wait(State state) {
   current->state = state;
+  leave(current->bounds, scheduler_bounds);
   if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+  arrive(current->bounds, scheduler_bounds);
 }
 
 void start() {
+  arrive(current->bounds, scheduler_bounds);
   for (;;) {
     current_body(current_context);
     wait(State::done);
@@ -76,7 +101,8 @@ void start() {
 __attribute__((noinline)) void resume(Fiber& fiber) {
   current = &fiber;
   threadIdx = fiber.index;
-  if (_setjmp(scheduler) != 0) return;
+  leave(scheduler_bounds, fiber.bounds);
+  if (_setjmp(scheduler) != 0) return arrive(scheduler_bounds, current->bounds);
   if (fiber.made) _longjmp(fiber.place, 1);
   fiber.made = true;
   getcontext(&fiber.context);
@@ -91,6 +117,7 @@ void run_block(size_t count) {
   while (fibers.size() < count) {
     fibers.push_back(std::make_unique<Fiber>());
     fibers.back()->stack = std::make_unique<char[]>(stack_bytes);
+    fibers.back()->bounds = {fibers.back()->stack.get(), stack_bytes};
   }
   for (size_t i = 0; i < count; ++i) {
     Fiber& f = *fibers[i];
