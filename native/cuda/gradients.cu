@@ -14,7 +14,7 @@ namespace {
 
 // parts[strip, j] = the sum of term(t, j) over the rows t of the strip; a block of threads sums 32 columns, each by 32 threads.
 template <typename Term>
-__global__ void sum_strips(float* parts, int64_t rows, int64_t columns, Term term) {
+__global__ void __launch_bounds__(tile_side* tile_side) sum_strips(float* parts, int64_t rows, int64_t columns, Term term) {
   __shared__ float sums[tile_side][tile_side + 1];
   const int64_t j = blockIdx.x * int64_t{tile_side} + threadIdx.x;
   for (int64_t strip = blockIdx.y; strip * strip_rows < rows; strip += gridDim.y) {
