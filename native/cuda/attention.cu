@@ -3,90 +3,14 @@
 //
 // bfloat16 and float16 use the tensor cores, 16 queries to a warp, with scores and sums in float32; float32 uses plain
 // multiply-adds. Heads are padded with zeros to the next size that a kernel is compiled for; a plain kernel takes wider ones.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <algorithm>
-
+#include "cuda/attention.cuh"
 #include "cuda/cuda_backend.h"
-#include "cuda/element.cuh"
 
 namespace sparsegpt::cuda {
 
 namespace {
 
-struct Arguments {
-  const void *q, *k, *v;
-  void* out;
-  int64_t q_stride, k_stride, v_stride, out_stride;
-  int64_t queries, keys;  // of a sequence
-  int64_t start;  // the key at which the first query stands
-  int group;  // query heads that share a key head
-  int head_dim;
-  float scale, softcap;
-  int64_t window;
-  const float* slopes;
-  bool vector;  // rows can be read 16 bytes at a time
-};
-
-constexpr int threads = 128;
-
-// `place` is where the query stands among the keys.
-__device__ float adjusted(const Arguments& a, float score, float slope, int64_t place, int64_t key) {
-  if (key > place || (a.window > 0 && key <= place - a.window)) return -INFINITY;
-  score *= a.scale;
-  if (a.softcap > 0) score = a.softcap * tanhf(score / a.softcap);
-  return score + slope * static_cast<float>(key - place);
-}
-
-// `rows` rows of one head to shared memory, `pitch` elements apart; zeros beyond the head and what any query
-// sees. Chunk is what a thread reads at a time.
-template <typename Chunk, typename T, int padded, int rows>
-__device__ void load_chunks(T* out, int pitch, const T* in, int64_t stride, int64_t available, int head_dim) {
-  constexpr int length = sizeof(Chunk) / sizeof(T), chunks = padded / length;
-  for (int e = static_cast<int>(threadIdx.x); e < rows * chunks; e += threads) {
-    const int r = e / chunks, c = e % chunks * length;
-    Chunk value{};
-    if (r < available && c < head_dim) value = *reinterpret_cast<const Chunk*>(in + r * stride + c);
-    *reinterpret_cast<Chunk*>(out + r * pitch + c) = value;
-  }
-}
-
-template <typename T, int padded, int rows>
-__device__ void load_rows(T* out, int pitch, const T* in, int64_t stride, int64_t available, const Arguments& a) {
-  if (a.vector) {
-    load_chunks<uint4, T, padded, rows>(out, pitch, in, stride, available, a.head_dim);
-  } else {
-    load_chunks<T, T, padded, rows>(out, pitch, in, stride, available, a.head_dim);
-  }
-}
-
-// The first key that the queries from q0 on see, at the start of a tile.
-template <int tile>
-__device__ int64_t first_key(const Arguments& a, int64_t q0) {
-  const int64_t place = a.start + q0;
-  return a.window > 0 && place >= a.window ? (place - a.window + 1) / tile * tile : 0;
-}
-// Behind the last key that some query before q1 sees.
-__device__ int64_t end_of_keys(const Arguments& a, int64_t q1) { return a.start + min(a.queries, q1); }
-
 // --- bfloat16 and float16 ---------------------------------------------------------------------------------------------
-
-template <bool bf16>
-__device__ uint16_t to_bits(float x) {
-  if constexpr (bf16) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(x));
-  } else {
-    return __half_as_ushort(__float2half_rn(x));
-  }
-}
-
-template <bool bf16>
-__device__ uint32_t pair(float low, float high) {
-  return static_cast<uint32_t>(to_bits<bf16>(low)) | static_cast<uint32_t>(to_bits<bf16>(high)) << 16;
-}
-
-__device__ uint32_t load_pair(const uint16_t* p) { return *reinterpret_cast<const uint32_t*>(p); }
 
 constexpr int half_queries = 64;
 template <int padded>
@@ -95,7 +19,7 @@ template <int padded>
 constexpr size_t half_shared = (half_queries + 2 * half_keys<padded>)*(padded + 8) * sizeof(uint16_t);
 
 template <bool bf16, int padded>
-__global__ void __launch_bounds__(threads) attention_half(Arguments a) {
+__global__ void __launch_bounds__(attention_threads) attention_half(AttentionArguments a) {
   constexpr int keys = half_keys<padded>;
   constexpr int pitch = padded + 8;  // 16 bytes more: rows start in different banks
   auto* q_tile = reinterpret_cast<uint16_t*>(dynamic_shared());
@@ -127,17 +51,7 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
     __syncthreads();
 
     float score[keys / 8][4] = {};
-#pragma unroll
-    for (int d = 0; d < padded; d += 16) {
-      const uint16_t* row = q_tile + (warp * 16 + g) * pitch + d + 2 * t;
-      const uint32_t left[4] = {load_pair(row), load_pair(row + 8 * pitch), load_pair(row + 8),
-                                load_pair(row + 8 * pitch + 8)};
-#pragma unroll
-      for (int n = 0; n < keys / 8; ++n) {
-        const uint16_t* key = k_tile + (n * 8 + g) * pitch + d + 2 * t;
-        multiply_tile<bf16>(score[n], left, load_pair(key), load_pair(key + 8));
-      }
-    }
+    multiply_rows<bf16, padded>(score, q_tile + warp * 16 * pitch, k_tile, pitch);
 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -175,21 +89,7 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
       }
     }
 
-    // A thread's scores are just the elements that it has to hold of the left operand.
-#pragma unroll
-    for (int c = 0; c < keys / 16; ++c) {
-      const auto& low = score[2 * c];
-      const auto& high = score[2 * c + 1];
-      const uint32_t left[4] = {pair<bf16>(low[0], low[1]), pair<bf16>(low[2], low[3]), pair<bf16>(high[0], high[1]),
-                                pair<bf16>(high[2], high[3])};
-      const uint16_t* row = v_tile + (c * 16 + lane % 16) * pitch;
-#pragma unroll
-      for (int n = 0; n < padded / 8; ++n) {
-        uint32_t right0, right1;
-        load_transposed(right0, right1, row + n * 8);
-        multiply_tile<bf16>(out[n], left, right0, right1);
-      }
-    }
+    multiply_columns<bf16>(out, score, v_tile, pitch);
   }
 
 #pragma unroll
@@ -200,14 +100,7 @@ __global__ void __launch_bounds__(threads) attention_half(Arguments a) {
     if (query >= a.queries) continue;
     const float inverse = 1.0f / sum[r];
     auto* row = static_cast<uint16_t*>(a.out) + (first + query) * a.out_stride + head * a.head_dim;
-#pragma unroll
-    for (int n = 0; n < padded / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int d = n * 8 + 2 * t + e;
-        if (d < a.head_dim) row[d] = to_bits<bf16>(out[n][2 * r + e] * inverse);
-      }
-    }
+    store_row<bf16>(row, out, r, inverse, a.head_dim);
   }
 }
 
@@ -222,7 +115,7 @@ constexpr size_t float_shared =
 
 // 16 x 8 threads: each has queries / 16 neighbouring queries, and of them 4 keys or padded / 8 features, 8 apart.
 template <int padded>
-__global__ void __launch_bounds__(threads) attention_float(Arguments a) {
+__global__ void __launch_bounds__(attention_threads) attention_float(AttentionArguments a) {
   constexpr int queries = float_queries<padded>, mine = queries / 16;
   constexpr int pitch = padded + 4, score_pitch = float_keys + 4;
   auto* q_tile = reinterpret_cast<float*>(dynamic_shared());
@@ -256,23 +149,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     __syncthreads();
 
     float score[mine][4] = {};
-#pragma unroll 4
-    for (int d = 0; d < padded; d += 4) {
-      float4 left[mine];
-#pragma unroll
-      for (int r = 0; r < mine; ++r) left[r] = *reinterpret_cast<const float4*>(q_tile + (down * mine + r) * pitch + d);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const float4 right = *reinterpret_cast<const float4*>(kv_tile + (across + 8 * c) * pitch + d);
-#pragma unroll
-        for (int r = 0; r < mine; ++r) {
-          score[r][c] += left[r].x * right.x;
-          score[r][c] += left[r].y * right.y;
-          score[r][c] += left[r].z * right.z;
-          score[r][c] += left[r].w * right.w;
-        }
-      }
-    }
+    multiply_rows<padded>(score, q_tile + down * mine * pitch, kv_tile + across * pitch, pitch);
 
 #pragma unroll
     for (int r = 0; r < mine; ++r) {
@@ -309,23 +186,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     load_rows<float, padded, float_keys>(kv_tile, pitch, v + k0 * a.v_stride, a.v_stride, a.start + a.queries - k0, a);
     __syncthreads();
 
-#pragma unroll 4
-    for (int key = 0; key < float_keys; ++key) {
-      float p[mine];
-#pragma unroll
-      for (int r = 0; r < mine; ++r) p[r] = scores[(down * mine + r) * score_pitch + key];
-#pragma unroll
-      for (int c = 0; c < padded / 32; ++c) {
-        const float4 value = *reinterpret_cast<const float4*>(kv_tile + key * pitch + across * 4 + 32 * c);
-#pragma unroll
-        for (int r = 0; r < mine; ++r) {
-          out[r][c].x += p[r] * value.x;
-          out[r][c].y += p[r] * value.y;
-          out[r][c].z += p[r] * value.z;
-          out[r][c].w += p[r] * value.w;
-        }
-      }
-    }
+    multiply_columns<float_keys>(out, scores + down * mine * score_pitch, score_pitch, kv_tile + across * 4, pitch);
   }
 
 #pragma unroll
@@ -336,14 +197,7 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
     if (query >= a.queries) continue;
     const float inverse = 1.0f / sum[r];
     float* row = static_cast<float*>(a.out) + (first + query) * a.out_stride + head * a.head_dim;
-#pragma unroll
-    for (int c = 0; c < padded / 32; ++c) {
-      const int d = across * 4 + 32 * c;
-      if (d < a.head_dim) row[d] = out[r][c].x * inverse;
-      if (d + 1 < a.head_dim) row[d + 1] = out[r][c].y * inverse;
-      if (d + 2 < a.head_dim) row[d + 2] = out[r][c].z * inverse;
-      if (d + 3 < a.head_dim) row[d + 3] = out[r][c].w * inverse;
-    }
+    store_row(row, out[r], across * 4, inverse, a.head_dim);
   }
 }
 
@@ -351,10 +205,10 @@ __global__ void __launch_bounds__(threads) attention_float(Arguments a) {
 
 // A block of threads for each query and head; their sums are in shared memory. Slow: for the few models with wider heads than the
 // kernels above are compiled for.
-__global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dtype) {
+__global__ void __launch_bounds__(attention_threads) attention_wide(AttentionArguments a, DType dtype) {
   const int head_dim = a.head_dim;
-  auto* weights = reinterpret_cast<float*>(dynamic_shared());  // of `threads` keys
-  float* query_row = weights + threads;  // [head_dim]
+  auto* weights = reinterpret_cast<float*>(dynamic_shared());  // of `attention_threads` keys
+  float* query_row = weights + attention_threads;  // [head_dim]
   float* sums = query_row + head_dim;  // [head_dim]
   const auto rows_of_head = [&](const void* data, int64_t stride, int64_t rows, int64_t head) {
     const View all{const_cast<void*>(data), dtype, 0, 0, stride};
@@ -367,12 +221,12 @@ __global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dty
   const auto k = rows_of_head(a.k, a.k_stride, a.keys, head / a.group);
   const auto v = rows_of_head(a.v, a.v_stride, a.keys, head / a.group);
   const float slope = a.slopes != nullptr ? a.slopes[head] : 0.0f;
-  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
+  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += attention_threads) {
     query_row[d] = q(query, d);
     sums[d] = 0;
   }
   float largest = -INFINITY, sum = 0;
-  for (int64_t k0 = first_key<1>(a, query); k0 <= place; k0 += threads) {
+  for (int64_t k0 = first_key<1>(a, query); k0 <= place; k0 += attention_threads) {
     __syncthreads();  // the query is there, the weights of the last round have been read
     const int64_t key = k0 + threadIdx.x;
     float score = 0;
@@ -383,33 +237,29 @@ __global__ void __launch_bounds__(threads) attention_wide(Arguments a, DType dty
     largest = top;
     weights[threadIdx.x] = weight;
     sum = sum * shrink + combine_block(weight, Sum());  // whose barriers make the weights visible
-    const int count = static_cast<int>(min(int64_t{threads}, place + 1 - k0));
-    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads) {
+    const int count = static_cast<int>(min(int64_t{attention_threads}, place + 1 - k0));
+    for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += attention_threads) {
       float value = sums[d] * shrink;
       for (int i = 0; i < count; ++i) value += weights[i] * v(k0 + i, d);
       sums[d] = value;
     }
   }
   const View out{a.out, dtype, 0, 0, a.out_stride};
-  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += threads)
+  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += attention_threads)
     write(out, blockIdx.z * a.queries + query, head * head_dim + d, sums[d] / sum);
 }
 
-bool aligned(const void* data, int64_t stride, size_t size) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && static_cast<size_t>(stride) * size % 16 == 0;
-}
-
 template <int padded>
-void launch_tiles(cudaStream_t stream, DType dtype, const Arguments& a, int64_t heads, int64_t sequences) {
+void launch_tiles(cudaStream_t stream, DType dtype, const AttentionArguments& a, int64_t heads, int64_t sequences) {
   const int queries = dtype == DType::f32 ? float_queries<padded> : half_queries;
   const dim3 grid(static_cast<unsigned>((a.queries + queries - 1) / queries), static_cast<unsigned>(heads),
                   static_cast<unsigned>(sequences));
   if (dtype == DType::f32) {
-    launch("attention", attention_float<padded>, grid, dim3(threads), float_shared<padded>, stream, a);
+    launch("attention", attention_float<padded>, grid, dim3(attention_threads), float_shared<padded>, stream, a);
   } else if (dtype == DType::bf16) {
-    launch("attention", attention_half<true, padded>, grid, dim3(threads), half_shared<padded>, stream, a);
+    launch("attention", attention_half<true, padded>, grid, dim3(attention_threads), half_shared<padded>, stream, a);
   } else {
-    launch("attention", attention_half<false, padded>, grid, dim3(threads), half_shared<padded>, stream, a);
+    launch("attention", attention_half<false, padded>, grid, dim3(attention_threads), half_shared<padded>, stream, a);
   }
 }
 
@@ -418,34 +268,11 @@ void launch_tiles(cudaStream_t stream, DType dtype, const Arguments& a, int64_t 
 void CudaBackend::enqueue(const Attention& o) {
   if (o.q.rows == 0) return;
   const Tensor q = local(o.q), k = local(o.k), v = local(o.v), slopes = local(o.slopes);
-  const size_t size = dtype_size(q.dtype);
-  // A launch's third dimension has this limit; the second one has it too, and no model that many heads.
-  constexpr int64_t most_sequences = 65535;
-  for (int64_t s = 0; s < o.sequences; s += most_sequences) {
-    const auto from = [&](const Tensor& x, int64_t rows) {
-      return x.bytes() + s * rows * x.stride * static_cast<int64_t>(size);
-    };
-    Arguments a{};
-    a.queries = o.queries();
-    a.keys = o.keys();
-    a.start = o.start;
-    a.q = from(q, a.queries);
-    a.k = from(k, a.keys);
-    a.v = from(v, a.keys);
-    a.out = from(o.out, a.queries);
-    a.q_stride = q.stride;
-    a.k_stride = k.stride;
-    a.v_stride = v.stride;
+  for_sequences(o.sequences, [&](int64_t s, int64_t count) {
+    AttentionArguments a{};
+    describe_attention(a, o, q, k, v, slopes, s);
+    a.out = from_sequence(o.out, s, a.queries);
     a.out_stride = o.out.stride;
-    a.group = static_cast<int>(o.heads / o.kv_heads);
-    a.head_dim = static_cast<int>(o.head_dim);
-    a.scale = o.scale;
-    a.softcap = o.softcap;
-    a.window = o.window;
-    a.slopes = slopes ? slopes.data<float>() : nullptr;
-    a.vector = o.head_dim * static_cast<int64_t>(size) % 16 == 0 && aligned(a.q, q.stride, size) &&
-               aligned(a.k, k.stride, size) && aligned(a.v, v.stride, size);
-    const int64_t count = std::min(most_sequences, o.sequences - s);
     if (o.head_dim <= 64) {
       launch_tiles<64>(stream_, q.dtype, a, o.heads, count);
     } else if (o.head_dim <= 128) {
@@ -454,10 +281,10 @@ void CudaBackend::enqueue(const Attention& o) {
       launch_tiles<256>(stream_, q.dtype, a, o.heads, count);
     } else {
       const dim3 grid(static_cast<unsigned>(a.queries), static_cast<unsigned>(o.heads), static_cast<unsigned>(count));
-      const size_t shared = (threads + 2 * static_cast<size_t>(o.head_dim)) * sizeof(float);
-      launch("attention", attention_wide, grid, dim3(threads), shared, stream_, a, q.dtype);
+      const size_t shared = (attention_threads + 2 * static_cast<size_t>(o.head_dim)) * sizeof(float);
+      launch("attention", attention_wide, grid, dim3(attention_threads), shared, stream_, a, q.dtype);
     }
-  }
+  });
 }
 
 }  // namespace sparsegpt::cuda

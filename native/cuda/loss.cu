@@ -1,4 +1,5 @@
-// Cross entropy: the logits exist in tiles only, over which each token's sum of exponentials is carried along.
+// Losses of a language model. Of cross entropy the logits exist in tiles only, over which each token's sum of exponentials is
+// carried along; the divergence of two models takes whole rows of logits, of some tokens at a time.
 #include "cuda/cuda_backend.h"
 #include "cuda/each.cuh"
 #include "cuda/element.cuh"
@@ -58,7 +59,80 @@ __global__ void finish_losses(float* losses, const RunningLoss* running, int64_t
   if (t < tokens) losses[t] = static_cast<float>(running[t].largest + log(running[t].sum) - running[t].wanted);
 }
 
+// The logarithm of Σ exp(logit) of a row, whose logits get their bias and cap.
+__device__ float finish_logits(const View& logits, int64_t t, const float* bias, float cap) {
+  float largest = -INFINITY;
+  for (int64_t w = threadIdx.x; w < logits.columns; w += blockDim.x) {
+    const float x = final_logit(logits, t, w, bias, cap);
+    write(logits, t, w, x);
+    largest = fmaxf(largest, x);
+  }
+  largest = combine_block(largest, Largest());
+  float sum = 0;
+  for (int64_t w = threadIdx.x; w < logits.columns; w += blockDim.x) sum += expf(read(logits, t, w) - largest);
+  return static_cast<float>(largest + log(combine_block(static_cast<double>(sum), Sum())));
+}
+
+// The gradients by the logits are in this unit, so that those of float16 are not lost.
+constexpr float gradient_unit = 1.0f / 1024;
+
+// losses[t] = KL(p ‖ q) of p = softmax(wanted) and q = softmax(logits). `gradient`, by the logits before their cap, takes the place
+// of the logits' rows; its data may be null.
+__global__ void diverge(float* losses, View logits, const float* bias, View wanted, const float* wanted_bias, float cap,
+                        View gradient) {
+  for (int64_t t = blockIdx.x; t < logits.rows; t += gridDim.x) {
+    const float offset = finish_logits(logits, t, bias, cap), wanted_offset = finish_logits(wanted, t, wanted_bias, cap);
+    float sum = 0;
+    for (int64_t base = 0; base < logits.columns; base += blockDim.x) {
+      const int64_t w = base + threadIdx.x;
+      float slope = 0;
+      if (w < logits.columns) {
+        const float logit = read(logits, t, w), log_q = logit - offset, log_p = read(wanted, t, w) - wanted_offset;
+        const float p = expf(log_p), relative = cap > 0 ? logit / cap : 0.0f;
+        sum += p * (log_p - log_q);
+        slope = (expf(log_q) - p) * (1.0f - relative * relative) / gradient_unit;
+      }
+      if (gradient.data == nullptr) continue;
+      __syncthreads();  // a gradient of 16 bits is written over another thread's logit
+      if (w < logits.columns) write(gradient, t, w, slope);
+    }
+    const double total = combine_block(static_cast<double>(sum), Sum());
+    if (threadIdx.x == 0) losses[t] = static_cast<float>(total);
+  }
+}
+
 }  // namespace
+
+void CudaBackend::enqueue(const KlDivergence& o) {
+  if (o.x.rows == 0) return;
+  const int64_t words = o.head.rows;
+  const DivergenceCut c = cut(o);
+  const Tensor x = local(o.x, c.type), head = local(o.head, c.type), bias = local(o.bias, DType::f32);
+  const Tensor target = local(o.target, c.target_type), target_head = local(o.target_head, c.target_type);
+  const Tensor target_bias = local(o.target_bias, DType::f32);
+  const Tensor logits = scratch(DType::f32, c.tokens, words), wanted = scratch(DType::f32, c.tokens, words);
+  const Tensor sums = c.direct ? Tensor{} : scratch(DType::f32, c.tokens, x.columns);
+  const auto data = [](const Tensor& added) { return added ? added.data<float>() : nullptr; };
+  for (int64_t t = 0; t < x.rows; t += c.tokens) {
+    const int64_t count = std::min(c.tokens, x.rows - t);
+    const Tensor own = logits.row_range(0, count), other = wanted.row_range(0, count);
+    gemm(count, words, x.columns, 1, operand(x.row_range(t, count)), transposed(head), 0, own);
+    gemm(count, words, target.columns, 1, operand(target.row_range(t, count)), transposed(target_head), 0, other);
+    View gradient{};
+    if (o.dx) {
+      gradient = view(own);
+      gradient.dtype = c.type;
+      gradient.stride = words * static_cast<int64_t>(sizeof(float) / dtype_size(c.type));
+    }
+    launch("kl_divergence", diverge, grid_of_rows(count), dim3(block_threads), 0, stream_, o.losses.data<float>() + t,
+           view(own), data(bias), view(other), data(target_bias), o.softcap, gradient);
+    if (!o.dx) continue;
+    const Tensor dx = o.dx.row_range(t, count), product = c.direct ? dx : sums.row_range(0, count);
+    gemm(count, x.columns, words, o.scale * gradient_unit, {gradient.data, gradient.dtype, gradient.stride}, operand(head),
+         0, product);
+    if (!c.direct) cast(stream_, view(dx), view(product));
+  }
+}
 
 void CudaBackend::enqueue(const CrossEntropy& o) {
   const int64_t tokens = o.x.rows, words = o.head.rows;

@@ -63,8 +63,8 @@ void CudaBackend::multiply_triangle(float* out, const float* x, int64_t count, i
 }
 
 void CudaBackend::enqueue(const Linear& o) {
-  if (o.x.rows == 0 || o.weight.rows == 0) return;
-  const auto [type, direct, step] = cut(o);
+  if (o.out.size() == 0) return;
+  const auto [type, direct, step] = cut_product(o);
   const Tensor left = local(o.x, type);
   for (int64_t row = 0; row < o.weight.rows; row += step) {
     const int64_t count = std::min(step, o.weight.rows - row);
@@ -77,6 +77,20 @@ void CudaBackend::enqueue(const Linear& o) {
       for_elements("linear", stream_, sums.rows, sums.columns, SetRows{view(sums), view(bias)});
     }
     gemm(o.x.rows, count, o.x.columns, 1, operand(left), transposed(right), o.bias ? 1 : 0, sums);
+    if (!direct) cast(stream_, view(target), view(sums));
+  }
+}
+
+void CudaBackend::enqueue(const Multiply& o) {
+  if (o.out.size() == 0) return;
+  const auto [type, direct, step] = cut_product(o);
+  const Tensor left = local(o.x, type);
+  for (int64_t column = 0; column < o.out.columns; column += step) {
+    const int64_t count = std::min(step, o.out.columns - column);
+    const Tensor right = local(o.weight.column_range(column, count), type);
+    const Tensor target = o.out.column_range(column, count);
+    const Tensor sums = direct ? target : scratch(DType::f32, o.x.rows, count);
+    gemm(o.x.rows, count, o.x.columns, 1, operand(left), operand(right), 0, sums);
     if (!direct) cast(stream_, view(target), view(sums));
   }
 }

@@ -46,12 +46,28 @@ size_t copy_bytes(const Setting&) {
   return 0;
 }
 
-// Most operations take nothing but copies of operands that lie in the host's memory.
+// The copies of an operation's operands.
+template <typename Operation>
+size_t operand_bytes(const Operation& operation) {
+  return std::apply([](const auto&... fields) { return (size_t{0} + ... + copy_bytes(fields)); }, operation.fields());
+}
+// Most operations take nothing else.
 template <typename Operation>
 size_t scratch_bytes(const Operation& operation) {
-  Operation o = operation;
-  return std::apply([](const auto&... fields) { return (size_t{0} + ... + copy_bytes(fields)); }, o.fields());
+  return operand_bytes(operation);
 }
+
+// What an operation takes step after step, none of which is given back before its end.
+struct Taken {
+  size_t kept = 0, peak = 0;
+  void add(const LocalBytes& local) {
+    peak = std::max(peak, kept + local.peak);
+    kept += local.kept;
+  }
+  void add_floats(int64_t count) {
+    add({static_cast<size_t>(count) * sizeof(float), static_cast<size_t>(count) * sizeof(float)});
+  }
+};
 
 // --- moving -----------------------------------------------------------------------------------------------------------
 
@@ -71,31 +87,45 @@ inline size_t scratch_bytes(const Embedding& o) {
 // cuBLAS multiplies operands of one type; others meet in float32.
 inline DType product_type(const Tensor& a, const Tensor& b) { return a.dtype == b.dtype ? a.dtype : DType::f32; }
 
-struct LinearCut {
+struct ProductCut {
   DType type;    // of both operands
   bool direct;   // the product goes to the output; else to float32 sums that are converted
-  int64_t step;  // rows of the weight at a time
+  int64_t step;  // features of the output, rows or columns of the weight, at a time
 };
-inline LinearCut cut(const Linear& o) {
+// Linear or Multiply.
+template <typename Product>
+ProductCut cut_product(const Product& o) {
   const DType type = product_type(o.x, o.weight);
   const bool direct = o.out.dtype == type || o.out.dtype == DType::f32;
   const bool whole = !on_host(o.weight) && o.weight.dtype == type && direct;
-  return {type, direct, whole ? o.weight.rows : std::min(o.weight.rows, rows_per_tile(o.weight.columns))};
+  return {type, direct, whole ? o.out.columns : std::min(o.out.columns, rows_per_tile(o.x.columns))};
+}
+template <typename Product>
+size_t product_bytes(const Product& o, const Tensor& weight_part, const Tensor& bias_part) {
+  const ProductCut c = cut_product(o);
+  Taken taken;
+  taken.add(local_bytes(o.x, c.type));
+  taken.add(local_bytes(weight_part, c.type));
+  if (!c.direct) taken.add_floats(o.x.rows * c.step);
+  const size_t bias = copy_bytes(bias_part);
+  taken.add({bias, bias});
+  return taken.peak;
 }
 inline size_t scratch_bytes(const Linear& o) {
-  if (o.x.rows == 0 || o.weight.rows == 0) return 0;
-  const LinearCut c = cut(o);
-  const LocalBytes left = local_bytes(o.x, c.type), right = local_bytes(o.weight.row_range(0, c.step), c.type);
-  const size_t sums = c.direct ? 0 : static_cast<size_t>(o.x.rows * c.step) * sizeof(float);
-  const size_t bias = o.bias ? copy_bytes(o.bias.column_range(0, c.step)) : 0;
-  return std::max(left.peak, left.kept + std::max(right.peak, right.kept + sums + bias));
+  if (o.out.size() == 0) return 0;
+  const int64_t step = cut_product(o).step;
+  return product_bytes(o, o.weight.row_range(0, step), o.bias ? o.bias.column_range(0, step) : Tensor{});
 }
-
+inline size_t scratch_bytes(const Multiply& o) {
+  return o.out.size() == 0 ? 0 : product_bytes(o, o.weight.column_range(0, cut_product(o).step), {});
+}
 inline size_t scratch_bytes(const AccumulateProduct& o) {
   if (o.x.rows == 0) return 0;
   const DType type = product_type(o.x, o.y);
-  const LocalBytes left = local_bytes(o.x, type), right = local_bytes(o.y, type);
-  return std::max(left.peak, left.kept + right.peak);
+  Taken taken;
+  taken.add(local_bytes(o.x, type));
+  taken.add(local_bytes(o.y, type));
+  return taken.peak;
 }
 
 // --- losses -----------------------------------------------------------------------------------------------------------
@@ -116,6 +146,55 @@ inline size_t scratch_bytes(const CrossEntropy& o) {
                        static_cast<size_t>(tile.tokens * tile.words) * sizeof(float) +
                        local_bytes(o.head.row_range(0, tile.words), type).peak;
   return copy_bytes(o.targets) + std::max(left.peak, left.kept + std::max(bias.peak, bias.kept + tiles));
+}
+
+// Tokens whose logits of both models are held at once: in 512 MiB where the vocabulary is not larger than that for one token.
+struct DivergenceCut {
+  DType type, target_type;  // of the operands of the products
+  int64_t tokens;
+  bool direct;  // the gradient's product goes to dx; else to float32 sums that are converted
+};
+inline DivergenceCut cut(const KlDivergence& o) {
+  constexpr int64_t floats = int64_t{128} << 20;
+  const DType type = product_type(o.x, o.head);
+  return {type, product_type(o.target, o.target_head),
+          std::min({std::max<int64_t>(floats / (2 * o.head.rows), 1), o.x.rows, int64_t{1024}}),
+          !o.dx || o.dx.dtype == type || o.dx.dtype == DType::f32};
+}
+inline size_t scratch_bytes(const KlDivergence& o) {
+  if (o.x.rows == 0) return 0;
+  const DivergenceCut c = cut(o);
+  Taken taken;
+  taken.add(local_bytes(o.x, c.type));
+  taken.add(local_bytes(o.head, c.type));
+  taken.add(local_bytes(o.bias, DType::f32));
+  taken.add(local_bytes(o.target, c.target_type));
+  taken.add(local_bytes(o.target_head, c.target_type));
+  taken.add(local_bytes(o.target_bias, DType::f32));
+  taken.add_floats(2 * c.tokens * o.head.rows);
+  if (!c.direct) taken.add_floats(c.tokens * o.x.columns);
+  return taken.peak;
+}
+
+// --- gradients --------------------------------------------------------------------------------------------------------
+
+// Rows whose sums are made by one block of threads; the sums of such strips are then added in order.
+constexpr int64_t strip_rows = 256;
+inline int64_t strips_of(const Tensor& x) { return (x.rows + strip_rows - 1) / strip_rows; }
+inline size_t scratch_bytes(const AccumulateRows& o) {
+  return operand_bytes(o) + static_cast<size_t>(strips_of(o.x) * o.x.columns) * sizeof(float);
+}
+
+constexpr size_t norm_row_bytes = 16;
+inline size_t scratch_bytes(const NormGradient& o) {
+  return operand_bytes(o) + static_cast<size_t>(o.x.rows) * norm_row_bytes +
+         static_cast<size_t>(strips_of(o.x) * o.x.columns) * sizeof(float);
+}
+
+// Of each query's probabilities in each head the logarithm of their sum and their mean gradient, and the largest gradient.
+inline int64_t statistics_floats(const AttentionGradient& o) { return 2 * o.heads * o.q.rows + 1; }
+inline size_t scratch_bytes(const AttentionGradient& o) {
+  return operand_bytes(o) + static_cast<size_t>(statistics_floats(o)) * sizeof(float);
 }
 
 // --- selections -------------------------------------------------------------------------------------------------------

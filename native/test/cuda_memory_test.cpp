@@ -382,7 +382,30 @@ TEST("cuda memory: an operation takes what its model says") {
       for (DType out : {f32, bf16}) {
         check("linear", Linear{device(out, 60, 900), device(x, 60, 300), device(w, 900, 300), {}});
         check("linear, mapped", Linear{device(out, 60, 900), file(x, 60, 300), file(w, 900, 300), file(w, 1, 900)});
+        check("multiply", Multiply{device(out, 30, 900), device(x, 30, 100), device(w, 100, 900)});
+        check("multiply, mapped", Multiply{device(out, 30, 900), file(x, 30, 100), file(w, 100, 900)});
+        check("divergence", KlDivergence{device(f32, 1, 20),
+                                         device(out, 20, 30),
+                                         device(x, 20, 30),
+                                         device(w, 900, 30),
+                                         file(w, 1, 900),
+                                         device(w, 20, 90),
+                                         device(x, 900, 90),
+                                         {},
+                                         0,
+                                         1});
       }
+      check("product", AccumulateProduct{device(f32, 100, 100), device(x, 300, 100), file(w, 300, 100), 1});
+      check("divergence, mapped", KlDivergence{device(f32, 1, 20),
+                                               {},
+                                               device(x, 20, 30),
+                                               file(w, 900, 30),
+                                               {},
+                                               device(w, 20, 90),
+                                               file(x, 900, 90),
+                                               {},
+                                               0,
+                                               1});
       check("cross entropy", CrossEntropy{device(f32, 1, 40), device(x, 40, 30), device(w, 9000, 30), file(w, 1, 9000),
                                           bytes(DType::i32, 1, 40), 0});
       check("cross entropy, mapped",
@@ -391,6 +414,30 @@ TEST("cuda memory: an operation takes what its model says") {
   }
   check("gram", AccumulateGram{device(f32, 200, 200), device(bf16, 60, 200), 1});
   check("product", AccumulateProduct{device(f32, 200, 300), device(bf16, 60, 200), device(f32, 60, 300), 1});
+  check("rows", AccumulateRows{device(f32, 1, 400), file(bf16, 600, 400)});
+  check("norm gradient", NormGradient{device(bf16, 600, 400),
+                                      device(f32, 1, 400),
+                                      {},
+                                      device(bf16, 600, 400),
+                                      file(f32, 600, 400),
+                                      device(f32, 1, 400),
+                                      1e-5f});
+  check("attention gradient", AttentionGradient{device(f32, 300, 8),
+                                                device(f32, 300, 4),
+                                                device(f32, 300, 4),
+                                                device(f32, 300, 8),
+                                                file(f32, 300, 4),
+                                                device(f32, 300, 4),
+                                                device(f32, 300, 8),
+                                                {},
+                                                3,
+                                                0,
+                                                2,
+                                                1,
+                                                4,
+                                                1,
+                                                0,
+                                                0});
   check("scores", Scores{device(f32, 300, 400), device(f32, 300, 400), device(f32, 1, 400)});
   for (bool by_row : {false, true})
     check("select", SelectMask{bytes(DType::u8, 4000, 40), device(f32, 4000, 40), 0.4, 0, 0, by_row, false});
