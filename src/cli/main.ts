@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { benchCommand } from './bench.js'
+import { distillCommand } from './distill.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
@@ -19,6 +20,7 @@ const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot.')
   .version(version)
   .addCommand(pruneCommand())
+  .addCommand(distillCommand())
   .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())

@@ -1,6 +1,5 @@
 import { Command, Option } from 'commander'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { preparePerplexity } from '../sdk/perplexity.js'
 import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneReport } from '../pruning/report.js'
@@ -18,7 +17,8 @@ import {
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
-import { duration, withProgress, type Progress } from './progress.js'
+import { withEvaluation } from './evaluation.js'
+import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags {
@@ -70,58 +70,34 @@ export function pruneCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
-  let failure: Error | undefined
-  const result = await interruptible((signal) =>
-    withModel(model, { device, dtype, threads }, signal, async (opened) => {
-      let evaluating: Progress | undefined
-      // What the evaluation needs is read first: a text that cannot be used is to fail before hours of pruning.
-      const measure =
-        evaluation === undefined
-          ? undefined
-          : await withProgress('reading the evaluation text', (progress) =>
-              preparePerplexity(opened, {
-                ...given({ sequenceLength: seqlen }),
-                ...textSource(evaluation),
-                onDownload: showDownload(progress),
-                signal,
-                onProgress: (fraction) => evaluating?.update(fraction),
-              }),
-            )
-      const report = await withProgress('pruning', (progress) => {
-        progress.update(0, 'reading the calibration text')
-        return prune(opened, {
-          ...pruningSettings(options),
-          ...(calibration === undefined
-            ? {}
-            : {
-                calibration: {
-                  ...textSource(calibration),
-                  ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
-                  onDownload: showDownload(progress),
-                },
-              }),
-          signal,
-          onProgress: ({ fraction, block, blocks, phase, layer }) => {
-            progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
-          },
-        })
-      })
-      if (!measure) return report
-      try {
-        const { perplexity } = await withProgress('evaluating', (progress) => {
-          evaluating = progress
-          return measure()
-        })
-        return { ...report, perplexity }
-      } catch (error) {
-        failure = error as Error
-        return report
-      }
-    }),
+  const { report, failure } = await interruptible((signal) =>
+    withModel(model, { device, dtype, threads }, signal, (opened) =>
+      withEvaluation(opened, { text: evaluation, seqlen, signal }, () =>
+        withProgress('pruning', (progress) => {
+          progress.update(0, 'reading the calibration text')
+          return prune(opened, {
+            ...pruningSettings(options),
+            ...(calibration === undefined
+              ? {}
+              : {
+                  calibration: {
+                    ...textSource(calibration),
+                    ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
+                    onDownload: showDownload(progress),
+                  },
+                }),
+            signal,
+            onProgress: ({ fraction, block, blocks, phase, layer }) => {
+              progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
+            },
+          })
+        }),
+      ),
+    ),
   )
-  process.stdout.write(json ? `${JSON.stringify({ ...result, model })}\n` : summary(result))
+  process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
   // The pruned model stands, and so does its report.
-  if (failure !== undefined) throw failure
+  if (failure) throw failure
 }
 
 function summary(result: PruneReport & { perplexity?: number }): string {

@@ -39,7 +39,13 @@ export class Head {
     })
   }
 
-  private finish(hidden: Tensor): Tensor {
+  /** The matrix of the logits, [vocabulary, columns of finish()], and their bias, [vocabulary]. */
+  get matrix(): { head: Tensor; bias: Tensor | undefined } {
+    return { head: this.weight, bias: this.architecture.headBias?.(this.weights) }
+  }
+
+  /** What the logits are made of: hidden states [tokens, hidden] behind the final norm. */
+  finish(hidden: Tensor): Tensor {
     const { device, architecture, final } = this
     return architecture.finish(new EagerBlock(device, final, architecture.blockCount), hidden)
   }

@@ -106,18 +106,43 @@ function requireAlive(engine: Engine, subject: string): void {
 export async function loadModel(pathOrHubId: string, options: LoadOptions = {}): Promise<Model> {
   const o = parseOptions(loadOptions, options, 'loadModel')
   const { folder, name } = await resolveModel(pathOrHubId, o)
+  return modelOf(await openEngine(folder, name, () => new Device(o.device, o.threads), o.dtype))
+}
+
+/**
+ * Opens the model in a folder; the device that `open` makes belongs to the engine from then on. Throws FILE_NOT_FOUND,
+ * INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
+ */
+async function openEngine(
+  folder: string,
+  name: string,
+  open: () => Device,
+  dtype: 'float32' | 'bfloat16',
+): Promise<Engine> {
   const checkpoint = await openCheckpoint(folder)
   const family = familyOf(checkpoint.config)
   checkTensors(family, checkpoint)
-  const device = new Device(o.device, o.threads)
+  const device = open()
   try {
-    const weights = new Weights(device, checkpoint, o.dtype)
-    const architecture = family.build(checkpoint.config, weights)
-    return modelOf(new Engine(device, architecture, weights, checkpoint, name))
+    const weights = new Weights(device, checkpoint, dtype)
+    return new Engine(device, family.build(checkpoint.config, weights), weights, checkpoint, name)
   } catch (error) {
     await device.close()
     throw error
   }
+}
+
+/**
+ * The engine of another model on the device of `engine`, so that the two can compute together; its weights are the caller's to
+ * dispose of, the device stays with `engine`. Throws as loadModel does.
+ */
+export async function openBeside(
+  engine: Engine,
+  pathOrHubId: string,
+  options: Pick<LoadOptions, 'onDownload' | 'signal'>,
+): Promise<Engine> {
+  const { folder, name } = await resolveModel(pathOrHubId, options)
+  return openEngine(folder, name, () => engine.device, engine.weights.dtype)
 }
 
 function modelOf(engine: Engine): Model {

@@ -95,6 +95,21 @@ export async function calibrationWindows(
 }
 
 /**
+ * All windows of a calibration text, one after the other; of C4, which has no end, as many as c4Windows. Throws as
+ * calibrationWindows does.
+ */
+export async function allWindows(
+  model: Vocabulary,
+  source: Source,
+  options: Omit<WindowOptions, 'samples'>,
+): Promise<Int32Array[]> {
+  if (checkedKind(source) === 'dataset' && source.dataset === 'c4')
+    return (await drawDocuments(model, source, { ...options, samples: c4Windows })).windows
+  const { ids } = await readSource(model, source, 'calibration', options)
+  return splitWindows(ids, options.sequenceLength)
+}
+
+/**
  * The token ids of an evaluation text, to be split into windows of `sequenceLength`: of C4, as many as the paper's code
  * keeps; else all.
  *

@@ -3,6 +3,7 @@ import type { Batch, Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer } from './block-trainer.js'
+import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
 /** How a pruned block is fitted to the dense model. */
 export interface ReconstructionSettings {
@@ -60,16 +61,12 @@ export async function reconstructBlock(
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
     const total = o.epochs * training.length
-    const warmUp = Math.min(Math.ceil(total / 20), 20)
     const random = new PythonRandom(index)
     let steps = 0
     for (let epoch = 1; epoch <= o.epochs; epoch++) {
       const pass = async ({ batch, target }: Part) => {
-        const rate =
-          o.learningRate * Math.min((steps + 1) / warmUp, (total - steps) / (total - warmUp + 1), 1)
-        steps++
         await descend(engine, trainer, batch, target)
-        trainer.step(rate)
+        trainer.step(learningRate(steps++, total, o.learningRate))
       }
       await engine.paced(shuffled(training, random), pass, step)
       const current = await error()
@@ -142,7 +139,7 @@ function split(
   views: Tensor[],
 ): { training: Part[]; heldOut: Part[] } {
   const windows = inputs.reduce((sum, { sequences }) => sum + sequences.count, 0)
-  const kept = windows - Math.min(Math.max(1, Math.round(windows * holdout)), windows - 1)
+  const kept = windows - heldOutCount(windows, holdout)
   const training: Part[] = []
   const heldOut: Part[] = []
   let first = 0
@@ -166,13 +163,4 @@ function split(
     training: training.length > 0 ? training : heldOut,
     heldOut: heldOut.length > 0 ? heldOut : training,
   }
-}
-
-function shuffled<T>(items: readonly T[], random: PythonRandom): T[] {
-  const result = [...items]
-  for (let i = result.length - 1; i > 0; i--) {
-    const j = random.randint(0, i)
-    ;[result[i], result[j]] = [result[j]!, result[i]!]
-  }
-  return result
 }

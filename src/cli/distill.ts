@@ -1,0 +1,117 @@
+import { Command } from 'commander'
+import { distill, type DistillReport } from '../sdk/distill.js'
+import {
+  deviceOptions,
+  given,
+  modelArgument,
+  number,
+  textArgument,
+  textSource,
+  type DeviceFlags,
+} from './arguments.js'
+import { withEvaluation } from './evaluation.js'
+import { interruptible } from './interrupt.js'
+import { showDownload, withModel } from './open-model.js'
+import { duration, withProgress } from './progress.js'
+
+/** The command's flags as commander parses them; the options below say what each is. */
+interface Flags extends DeviceFlags {
+  dense: string
+  out: string
+  calibration: string
+  textField?: string
+  samples?: number
+  seqlen?: number
+  seed?: number
+  epochs?: number
+  learningRate?: number
+  batch?: number
+  holdout?: number
+  hiddenWeight?: number
+  eval?: string
+  json?: true
+  force?: true
+}
+
+/** The command `sparsegpt distill`, which trains a pruned model to be like the dense one. */
+export function distillCommand(): Command {
+  const command = new Command('distill')
+    .description("Train a pruned model to give the dense model's distributions; zeros stay zero.")
+    .argument('<pruned>', modelArgument)
+    .requiredOption('--dense <model>', 'the dense model: its folder, or a hub id')
+    .requiredOption('--out <dir>', 'folder for the trained model')
+    .requiredOption(`--calibration ${textArgument}`, 'text to train on')
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
+    .option('--samples <n>', 'windows drawn from the text (default: all of it)', number)
+    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
+    .option('--seed <n>', 'of the choice and order of windows (default: 0)', number)
+    .option('--epochs <n>', 'how often the windows are gone through (default: 1)', number)
+    .option('--learning-rate <rate>', "the optimizer's at its highest (default: 4e-4)", number)
+    .option('--batch <windows>', 'windows of a step (default: 4)', number)
+    .option('--holdout <share>', 'share of the windows to judge by (default: 0.05)', number)
+    .option(
+      '--hidden-weight <w>',
+      'weight of the relative error of the last hidden states (default: 0)',
+      number,
+    )
+    .option(`--eval ${textArgument}`, "measure the trained model's perplexity on this text")
+    .option('--json', 'print one JSON object on stdout')
+    .option('--force', 'replace the output folder if it exists')
+  return deviceOptions(command).action(run)
+}
+
+async function run(model: string, flags: Flags): Promise<void> {
+  const { device, dtype, threads, calibration, textField, samples, seqlen, seed, json, ...rest } = flags
+  const { eval: text, ...options } = rest
+  const { report, failure } = await interruptible((signal) =>
+    withModel(model, { device, dtype, threads }, signal, (opened) =>
+      withEvaluation(opened, { text, seqlen, signal }, () =>
+        withProgress('distilling', (progress) => {
+          progress.update(0, 'reading the text')
+          return distill(opened, {
+            ...given(options),
+            dense: options.dense,
+            calibration: {
+              ...textSource(calibration),
+              ...given({ textField, samples, seed, sequenceLength: seqlen }),
+              onDownload: showDownload(progress),
+            },
+            onDownload: showDownload(progress),
+            signal,
+            onProgress: ({ step, steps, training, heldOut }) => {
+              progress.update(
+                step / steps,
+                `step ${step}/${steps}: loss ${training.toFixed(4)}, held out ${heldOut.toFixed(4)}`,
+              )
+            },
+          })
+        }),
+      ),
+    ),
+  )
+  process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
+  // The trained model stands, and so does its report.
+  if (failure) throw failure
+}
+
+function summary({
+  out,
+  losses,
+  seconds,
+  peakRssBytes,
+  sparsity,
+  perplexity,
+}: DistillReport & { perplexity?: number }): string {
+  const before = losses.heldOut[0]?.loss ?? 0
+  const after = losses.heldOut.find(({ step }) => step === losses.bestStep)?.loss ?? before
+  return [
+    `${out ?? ''}: ${losses.training.length} steps in ${duration(seconds)}, peak memory ${(peakRssBytes / 1e9).toFixed(2)} GB, ` +
+      `${(sparsity.achieved * 100).toFixed(2)} % zeros`,
+    `divergence from the dense model on held-out text: ${before.toFixed(4)} before, ${after.toFixed(4)} after (nats per token)`,
+    ...(perplexity === undefined ? [] : [`perplexity ${perplexity.toFixed(3)}`]),
+    '',
+  ].join('\n')
+}

@@ -1,0 +1,200 @@
+import * as z from 'zod'
+import { abortable } from '../abort.js'
+import { SparseGptError } from '../errors.js'
+import { dense } from '../files/encodings/dense.js'
+import { OutputFolder } from '../files/output-folder.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
+import type { Engine } from '../models/engine.js'
+import { parseOptions, path } from '../options.js'
+import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import type { LayerReport, PruneReport } from '../pruning/report.js'
+import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
+import { Distillation, type DistillationLosses, type DistillationProgress } from '../training/distillation.js'
+import { engineOf, openBeside, type Model } from './model.js'
+
+/** The text that a pruned model is trained on. */
+export interface DistillationText extends TextSource {
+  /** The number of windows that are drawn. Default: all of the text, one after the other (of the data set c4 256). */
+  samples?: number
+  /** The number of tokens of a window. Default: the model's context, at most 2048. */
+  sequenceLength?: number
+  /** The seed of the choice and of the order of windows. Default 0. */
+  seed?: number
+}
+
+export interface DistillOptions {
+  /** The dense model: its folder, or its id on the hub. */
+  dense: string
+  /** The text to train on. */
+  calibration: DistillationText
+  /** The folder for the trained model, which must not exist; without it the weights change in memory only. */
+  out?: string
+  /** Whether `out` is replaced if it is a model folder or empty. Default false. */
+  force?: boolean
+  /** How often the windows are gone through. Default 1. */
+  epochs?: number
+  /** The learning rate of Adam at its highest. Default 4e-4. */
+  learningRate?: number
+  /** The number of windows of a step. Default 4. */
+  batch?: number
+  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.05. */
+  holdout?: number
+  /** The weight of the relative error of the last hidden states, beside the divergence of the distributions. Default 0. */
+  hiddenWeight?: number
+  /** A function that is called while the dense model is downloaded. */
+  onDownload?: (progress: DownloadProgress) => void
+  /** A function that is told of every step. */
+  onProgress?: (progress: DistillationProgress) => void
+  /** A signal that stops the work (ABORTED). */
+  signal?: AbortSignal
+}
+
+/** The result of a distillation. */
+export interface DistillReport extends Omit<PruneReport, 'method' | 'phases'> {
+  method: 'distill'
+  /** The divergences KL(dense ‖ pruned), in nats per token. */
+  losses: DistillationLosses
+}
+
+const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value === 'function').optional()
+
+const schema = z.strictObject({
+  dense: z.string().min(1),
+  calibration: textSource
+    .extend({
+      samples: z.int().min(2).max(1_000_000).optional(),
+      sequenceLength: z.int().min(1).optional(),
+      seed: z.int().default(0),
+    })
+    .strict(),
+  out: path.optional(),
+  force: z.boolean().default(false),
+  epochs: z.int().min(1).max(10_000).default(1),
+  learningRate: z.number().positive().max(1).default(4e-4),
+  batch: z.int().min(1).max(65_536).default(4),
+  holdout: z.number().positive().max(0.5).default(0.05),
+  hiddenWeight: z.number().min(0).max(1000).default(0),
+  onDownload: callback<DownloadProgress>(),
+  onProgress: callback<DistillationProgress>(),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+type Parsed = z.output<typeof schema>
+
+/**
+ * Trains a pruned model to give the dense model's next-token distributions (Hinton et al. 2015, arXiv 1503.02531). Kept weights,
+ * biases and norms are trained, zeros stay zero; embeddings and the head stay. With `out` the trained model appears there, complete
+ * or not at all, and `student` uses it from then on.
+ *
+ * Throws INVALID_OPTION (also where the two models differ in their vocabulary), FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT,
+ * OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, OUT_OF_MEMORY, ABORTED.
+ */
+export async function distill(student: Model, options: DistillOptions): Promise<DistillReport> {
+  const start = performance.now()
+  const engine = engineOf(student, 'distill')
+  const o = parseOptions(schema, options, 'distill')
+  return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, start))
+}
+
+async function distillModel(engine: Engine, o: Parsed, start: number): Promise<DistillReport> {
+  const source = engine.folder
+  if (o.out !== undefined) await OutputFolder.check(o.out, { force: o.force, resume: false })
+  const teacher = await openBeside(engine, o.dense, {
+    ...(o.onDownload && { onDownload: o.onDownload }),
+    ...(o.signal && { signal: o.signal }),
+  })
+  try {
+    if (teacher.vocabularySize !== engine.vocabularySize) {
+      const message = `distill: option dense: ${teacher.name} has a vocabulary of ${teacher.vocabularySize} entries, the pruned model one of ${engine.vocabularySize}: give the model that was pruned`
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
+    const destination =
+      o.out === undefined
+        ? new MemoryDestination(engine)
+        : await FolderDestination.create(engine, o.out, {
+            force: o.force,
+            encoding: dense,
+            weights: layersOf(engine).map(({ name }) => `${name}.weight`),
+          })
+    try {
+      const windows = await drawWindows(engine, o)
+      const { losses, layers } = await train(engine, teacher, windows, o, destination)
+      abortable(o.signal)
+      await destination.commit()
+      const count = layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
+      const achieved =
+        layers.reduce((sum, { rows, columns, sparsity }) => sum + sparsity * rows * columns, 0) / count
+      return {
+        model: source,
+        out: destination.folder,
+        method: 'distill',
+        sparsity: { target: achieved, achieved },
+        seconds: (performance.now() - start) / 1000,
+        peakRssBytes: process.resourceUsage().maxRSS * 1024,
+        layers,
+        losses,
+      }
+    } catch (error) {
+      throw await destination.abort(error)
+    }
+  } finally {
+    teacher.weights.dispose()
+  }
+}
+
+async function train(
+  engine: Engine,
+  teacher: Engine,
+  windows: readonly Int32Array[],
+  o: Parsed,
+  destination: Pick<FolderDestination, 'store' | 'storeParameter'>,
+): Promise<{ losses: DistillationLosses; layers: LayerReport[] }> {
+  const { device } = engine
+  const distillation = new Distillation(engine, teacher, { ...o, seed: o.calibration.seed })
+  try {
+    const losses = await distillation.run(windows, (progress) => {
+      o.onProgress?.(progress)
+      abortable(o.signal)
+    })
+    const specs = new Map(layersOf(engine).map((layer) => [`${layer.name}.weight`, layer]))
+    const layers: LayerReport[] = []
+    await distillation.settle(async (name, tensor, isMatrix) => {
+      if (!isMatrix) return destination.storeParameter(name, tensor)
+      const counted = device.within([], () => device.countZeros(tensor))
+      const [zeros = 0] = await device.read(counted)
+      counted.dispose()
+      const { rows, columns, name: layer } = specs.get(name)!
+      layers.push({ name: layer, rows, columns, sparsity: zeros / (rows * columns), loss: null, seconds: 0 })
+      return destination.store(name, tensor)
+    })
+    await device.synchronize()
+    return { losses, layers }
+  } finally {
+    distillation.dispose()
+    await device.synchronize().catch(() => undefined)
+  }
+}
+
+/** The linear layers of all blocks under their checkpoint names. */
+function layersOf({ architecture }: Engine): { name: string; rows: number; columns: number }[] {
+  return Array.from({ length: architecture.blockCount }, (_, index) => {
+    const { prefix, linears } = architecture.block(index)
+    return linears.map(({ name, rows, columns }) => ({ name: prefix + name, rows, columns }))
+  }).flat()
+}
+
+async function drawWindows(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+  const { samples, seed } = o.calibration
+  const options = {
+    seed,
+    sequenceLength: engine.sequenceLength(o.calibration.sequenceLength),
+    signal: o.signal,
+  }
+  const windows =
+    samples === undefined
+      ? await allWindows(engine, o.calibration, options)
+      : (await calibrationWindows(engine, o.calibration, { ...options, samples })).windows
+  if (windows.length > 1) return windows
+  const message = `distill: the text has one window of ${options.sequenceLength} tokens; one to train on and one to judge by are needed: give a longer text or a shorter sequenceLength`
+  throw new SparseGptError('INVALID_TEXT', message)
+}
