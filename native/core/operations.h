@@ -8,6 +8,7 @@
 // INTERNAL, unless the comment names another code. What depends on the elements (ids, NaN) the backends check as they compute.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <tuple>
@@ -322,6 +323,44 @@ struct AccumulateSquares {
   }
 };
 
+// sums += scale * xᵀ y; f32 [columns of x, columns of y].
+struct AccumulateProduct {
+  Tensor sums, x, y;
+  float scale;
+  SPARSEGPT_FIELDS(sums, x, y, scale)
+  SPARSEGPT_WRITES(sums)
+  void check() const {
+    require_float(x, "x");
+    require_float(y, "y");
+    require(x.rows == y.rows, "x " + describe(x) + " and y " + describe(y) + " differ in rows");
+    require_plain(sums, x.columns, y.columns, DType::f32, "sums");
+  }
+};
+
+// Scales a Gram matrix to a unit diagonal, in its upper triangle: gram[i, j] /= norms[i] * norms[j] with norms = sqrt of the
+// diagonal, f32 [1, in]. Rows and columns of a zero on the diagonal become zero.
+struct NormalizeGram {
+  Tensor gram, norms;
+  SPARSEGPT_FIELDS(gram, norms)
+  SPARSEGPT_WRITES(gram, norms)
+  void check() const {
+    require_plain(gram, gram.columns, gram.columns, DType::f32, "gram");
+    require_plain(norms, 1, gram.columns, DType::f32, "norms");
+  }
+};
+
+// x[i, j] *= factors[j], or /= (inverse), where a factor of zero gives zero; factors f32 [1, columns].
+struct ScaleColumns {
+  Tensor x, factors;
+  bool inverse;
+  SPARSEGPT_FIELDS(x, factors, inverse)
+  SPARSEGPT_WRITES(x)
+  void check() const {
+    require_plain(x, x.rows, x.columns, DType::f32, "x");
+    require_plain(factors, 1, x.columns, DType::f32, "factors");
+  }
+};
+
 // --- pruning: weights are f32 [rows, columns]; masks u8 [rows, columns], 1 where a weight is pruned ---------------------------
 
 // Throws NON_FINITE "<subject> has a NaN or infinite entry in row <row>" when there is one; of a vector without the row.
@@ -378,6 +417,17 @@ struct ApplyMask {
   }
 };
 
+// The mask of the zeros: 1 where x is zero, else 0.
+struct MarkZeros {
+  Tensor mask, x;
+  SPARSEGPT_FIELDS(mask, x)
+  SPARSEGPT_WRITES(mask)
+  void check() const {
+    require_plain(x, x.rows, x.columns, DType::f32, "x");
+    require_plain(mask, x.rows, x.columns, DType::u8, "mask");
+  }
+};
+
 namespace factor_report {
 enum { dampening, retries, dead_columns, count };
 }
@@ -408,6 +458,36 @@ struct TriangularProduct {
     require_plain(out, x.rows, x.columns, DType::f32, "output");
     require_plain(factor, x.columns, x.columns, DType::f32, "factor");
     require(out.storage != x.storage, "a triangular product is not made in place");
+  }
+};
+
+namespace descent_report {
+enum { iterations, residual, count };
+}
+
+// Conjugate gradients on H = R Rᵀ, with R as FactorHessian leaves it, for each row w of the weight: from where it is towards the
+// smallest w H wᵀ / 2 - b wᵀ over the entries that are not masked; the masked ones stay as they are. `residual`, f32
+// [rows, columns]: b - w H, of which the masked entries are not looked at; afterwards that of the result, zero where masked. Ends
+// when the norm of the residual, over rows that are worked on together, is `tolerance` times what it was. `report`, f64 [1, count
+// of descent_report]: the most iterations that any rows took, and the largest share of a residual that is left.
+struct ConjugateGradients {
+  Tensor weight, residual, mask, factor, report;
+  double tolerance;
+  int64_t iterations;  // at most
+  SPARSEGPT_FIELDS(weight, residual, mask, factor, report, tolerance, iterations)
+  SPARSEGPT_WRITES(weight, residual, report)
+  // Rows that are worked on together: what they take besides stays small next to the factor.
+  int64_t tile_rows() const {
+    constexpr int64_t most_elements = int64_t{1} << 24;
+    return std::min(weight.rows, std::max<int64_t>(64, most_elements / std::max<int64_t>(weight.columns, 1)));
+  }
+  void check() const {
+    require_plain(weight, weight.rows, weight.columns, DType::f32, "weight");
+    require_plain(residual, weight.rows, weight.columns, DType::f32, "residual");
+    require_plain(mask, weight.rows, weight.columns, DType::u8, "mask");
+    require_plain(factor, weight.columns, weight.columns, DType::f32, "factor");
+    require_plain(report, 1, descent_report::count, DType::f64, "report");
+    require(weight.storage != residual.storage, "weight and residual are one");
   }
 };
 
@@ -463,9 +543,9 @@ struct CountZeros {
   X(Cast) X(Transpose) X(Fill) X(WriteFile) X(Timestamp)                                                               \
   X(Embedding) X(Linear) X(LayerNorm) X(RmsNorm) X(Rotary) X(Attention) X(Activate) X(Gate) X(Add) X(Scale) X(Softcap) \
   X(TakeColumns) X(ScatterAdd) X(CrossEntropy)                                                                         \
-  X(AccumulateGram) X(AccumulateSquares)                                                                               \
-  X(CheckFinite) X(Scores) X(SelectMask) X(ApplyMask) X(FactorHessian) X(TriangularProduct) X(PruneSparsegpt)          \
-  X(CountZeros)
+  X(AccumulateGram) X(AccumulateSquares) X(AccumulateProduct) X(NormalizeGram) X(ScaleColumns)                         \
+  X(CheckFinite) X(Scores) X(SelectMask) X(ApplyMask) X(MarkZeros) X(FactorHessian) X(TriangularProduct)               \
+  X(ConjugateGradients) X(PruneSparsegpt) X(CountZeros)
 // clang-format on
 
 }  // namespace sparsegpt

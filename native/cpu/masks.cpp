@@ -115,4 +115,13 @@ void CpuBackend::compute(const ApplyMask& o) {
   });
 }
 
+void CpuBackend::compute(const MarkZeros& o) {
+  const int64_t columns = o.x.columns;
+  for_rows(pool_, o.x.rows, columns, [&](int64_t i, std::vector<float>&) {
+    const float* x = o.x.data<float>() + i * columns;
+    uint8_t* mask = o.mask.data<uint8_t>() + i * columns;
+    for (int64_t j = 0; j < columns; ++j) mask[j] = x[j] == 0;
+  });
+}
+
 }  // namespace sparsegpt::cpu

@@ -28,6 +28,13 @@ Gemm product_of(const AccumulateGram& o) {
   return product;
 }
 
+Gemm product_of(const AccumulateProduct& o) {
+  Gemm product{o.x.columns, o.y.columns, o.x.rows, layout(o.x).transposed(), layout(o.y), nullptr, o.sums.stride};
+  product.alpha = o.scale;
+  product.accumulate = true;
+  return product;
+}
+
 int64_t bias_floats(const Linear& o) { return o.bias ? o.bias.columns : 0; }
 
 }  // namespace
@@ -55,6 +62,16 @@ void CpuBackend::compute(const AccumulateGram& o) {
 }
 
 size_t CpuScratch::bytes(const AccumulateGram& o) const { return gemm_scratch(level_, threads_, product_of(o)); }
+
+void CpuBackend::compute(const AccumulateProduct& o) {
+  Gemm product = product_of(o);
+  product.a.data = o.x.bytes();
+  product.b.data = o.y.bytes();
+  product.c = o.sums.bytes();
+  gemm(pool_, level_, product);
+}
+
+size_t CpuScratch::bytes(const AccumulateProduct& o) const { return gemm_scratch(level_, threads_, product_of(o)); }
 
 void CpuBackend::compute(const AccumulateSquares& o) {
   // By columns, so that the order of summation does not depend on the number of threads.

@@ -16,10 +16,12 @@ class CpuScratch : public ScratchModel {
   size_t bytes(const Attention& o) const override;
   size_t bytes(const CrossEntropy& o) const override;
   size_t bytes(const AccumulateGram& o) const override;
+  size_t bytes(const AccumulateProduct& o) const override;
   size_t bytes(const Scores& o) const override;
   size_t bytes(const SelectMask& o) const override;
   size_t bytes(const FactorHessian& o) const override;
   size_t bytes(const TriangularProduct& o) const override;
+  size_t bytes(const ConjugateGradients& o) const override;
   size_t bytes(const PruneSparsegpt& o) const override;
 
  private:

@@ -67,28 +67,16 @@ constexpr int64_t product_columns = 256;  // of a block on the diagonal
 // out = x R or x Rᵀ by recursive halves; the blocks on the diagonal are copied to have zeros below it.
 class TriangleProduct {
  public:
-  TriangleProduct(ThreadPool& pool, Level level, const TriangularProduct& o)
-      : pool_(pool),
-        level_(level),
-        transposed_(o.transposed),
-        rows_(o.x.rows),
-        stride_(o.x.columns),
-        x_(o.x.data<float>()),
-        r_(o.factor.data<float>()),
-        out_(o.out.data<float>()),
-        block_(pool.scratch<float>(block_floats(o.x.columns))) {}
-
-  static int64_t block_floats(int64_t columns) {
-    const int64_t size = std::min(columns, product_columns);
-    return size * size;
-  }
+  TriangleProduct(ThreadPool& pool, Level level, Part<float> out, Part<const float> x, int64_t rows, Part<const float> r,
+                  bool transposed, float* block)
+      : pool_(pool), level_(level), out_(out), x_(x), r_(r), rows_(rows), transposed_(transposed), block_(block) {}
 
   void run(int64_t begin, int64_t end) {
     if (end - begin <= product_columns) return multiply_block(begin, end - begin);
     const int64_t middle = middle_of(begin, end);
     run(begin, middle);
     run(middle, end);
-    const Operand beside = operand(r_ + begin * stride_ + middle, stride_);
+    const Operand beside = operand(r_.at(begin, middle), r_.stride);
     if (transposed_) {
       multiply(middle, end - middle, beside.transposed(), begin, middle - begin, true);
     } else {
@@ -103,57 +91,74 @@ class TriangleProduct {
  private:
   void multiply_block(int64_t begin, int64_t size) {
     pool_.parallel_for(size, [&](int64_t i, int) {
-      float* row = block_.data() + i * size;
+      float* row = block_ + i * size;
       std::fill_n(row, i, 0.0f);
-      std::copy_n(r_ + (begin + i) * stride_ + begin + i, size - i, row + i);
+      std::copy_n(r_.at(begin + i, begin + i), size - i, row + i);
     });
-    const Operand block = operand(block_.data(), size);
+    const Operand block = operand(block_, size);
     multiply(begin, size, transposed_ ? block.transposed() : block, begin, size, false);
   }
 
   // out[:, to] (+)= x[:, from] · factor
   void multiply(int64_t from, int64_t depth, const Operand& factor, int64_t to, int64_t width, bool accumulate) {
-    Gemm product{rows_, width, depth, operand(x_ + from, stride_), factor, out_ + to, stride_};
+    Gemm product{rows_, width, depth, operand(x_.at(0, from), x_.stride), factor, out_.at(0, to), out_.stride};
     product.accumulate = accumulate;
     gemm(pool_, level_, product);
   }
 
   ThreadPool& pool_;
   const Level level_;
+  const Part<float> out_;
+  const Part<const float> x_, r_;
+  const int64_t rows_;
   const bool transposed_;
-  const int64_t rows_, stride_;
-  const float *x_, *r_;
-  float* out_;
-  const Scratch<float> block_;
+  float* block_;
 };
 
 }  // namespace
 
-void CpuBackend::compute(const TriangularProduct& o) {
-  const int64_t rows = o.x.rows, columns = o.x.columns;
-  if (rows == 0 || columns == 0) return;
-  if (!o.inverse) return TriangleProduct(pool_, level_, o).run(0, columns);
-  const auto scratch = pool_.scratch<float>(pool_.threads() * factor_scratch);
-  const float* x = o.x.data<float>();
-  float* out = o.out.data<float>();
-  for_rows(pool_, rows, columns,
-           [&](int64_t i, std::vector<float>&) { std::copy_n(x + i * columns, columns, out + i * columns); });
-  solve_triangle(pool_, level_, {out, columns}, rows, columns, {o.factor.data<float>(), columns}, o.transposed,
-                 scratch.data());
+int64_t triangle_block(int64_t columns) {
+  const int64_t size = std::min(columns, product_columns);
+  return size * size;
 }
 
-size_t CpuScratch::bytes(const TriangularProduct& o) const {
-  const int64_t rows = o.x.rows, columns = o.x.columns;
-  if (o.inverse) return Scratch<float>::bytes(threads_ * factor_scratch) + solve_scratch(level_, threads_, rows, columns);
+void multiply_triangle(ThreadPool& pool, Level level, Part<float> out, Part<const float> x, int64_t rows, int64_t columns,
+                       Part<const float> r, bool transposed, float* block) {
+  TriangleProduct(pool, level, out, x, rows, r, transposed, block).run(0, columns);
+}
+
+size_t multiply_scratch(Level level, int threads, int64_t rows, int64_t columns) {
   size_t most = 0;
   const Operand any = operand(static_cast<const float*>(nullptr), columns);
   for (int64_t size = columns;;) {
     const bool block = size <= product_columns;
     const int64_t left = block ? size : TriangleProduct::middle_of(0, size), right = block ? size : size - left;
-    most = std::max(most, gemm_scratch(level_, threads_, {rows, right, left, any, any, nullptr, columns}));
-    if (block) return Scratch<float>::bytes(TriangleProduct::block_floats(columns)) + most;
+    most = std::max(most, gemm_scratch(level, threads, {rows, right, left, any, any, nullptr, columns}));
+    if (block) return most;
     size = left;
   }
+}
+
+void CpuBackend::compute(const TriangularProduct& o) {
+  const int64_t rows = o.x.rows, columns = o.x.columns;
+  if (rows == 0 || columns == 0) return;
+  const float* x = o.x.data<float>();
+  float* out = o.out.data<float>();
+  const Part<const float> factor{o.factor.data<float>(), columns};
+  if (!o.inverse) {
+    const auto block = pool_.scratch<float>(triangle_block(columns));
+    return multiply_triangle(pool_, level_, {out, columns}, {x, columns}, rows, columns, factor, o.transposed, block.data());
+  }
+  const auto scratch = pool_.scratch<float>(pool_.threads() * factor_scratch);
+  for_rows(pool_, rows, columns,
+           [&](int64_t i, std::vector<float>&) { std::copy_n(x + i * columns, columns, out + i * columns); });
+  solve_triangle(pool_, level_, {out, columns}, rows, columns, factor, o.transposed, scratch.data());
+}
+
+size_t CpuScratch::bytes(const TriangularProduct& o) const {
+  const int64_t rows = o.x.rows, columns = o.x.columns;
+  if (o.inverse) return Scratch<float>::bytes(threads_ * factor_scratch) + solve_scratch(level_, threads_, rows, columns);
+  return Scratch<float>::bytes(triangle_block(columns)) + multiply_scratch(level_, threads_, rows, columns);
 }
 
 }  // namespace sparsegpt::cpu

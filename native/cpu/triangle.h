@@ -1,4 +1,4 @@
-// Solving with an upper triangular matrix.
+// Products with an upper triangular matrix and its inverse.
 #pragma once
 
 #include "core/thread_pool.h"
@@ -34,6 +34,14 @@ void solve_triangle(ThreadPool& pool, Level level, Part<float> a, int64_t rows, 
 
 // The scratch memory of its products at most, in bytes.
 size_t solve_scratch(Level level, int threads, int64_t rows, int64_t columns);
+
+// out = x R or x Rᵀ for [rows, columns]; out is not x. Only the upper triangle of R is read. block: triangle_block(columns) floats.
+void multiply_triangle(ThreadPool& pool, Level level, Part<float> out, Part<const float> x, int64_t rows, int64_t columns,
+                       Part<const float> r, bool transposed, float* block);
+int64_t triangle_block(int64_t columns);
+
+// The scratch memory of its products at most, in bytes.
+size_t multiply_scratch(Level level, int threads, int64_t rows, int64_t columns);
 
 // Where columns are cut in two: blocks of factor_columns are whole but for the first.
 int64_t split_columns(int64_t columns);

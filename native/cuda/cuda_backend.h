@@ -68,6 +68,8 @@ class CudaBackend : public Backend {
   void gemm(int64_t m, int64_t n, int64_t k, float alpha, const Operand& a, const Operand& b, float beta, const Tensor& c);
   // x = x R⁻¹ or x R⁻ᵀ for rows of [count, n], with R [n, n] upper triangular, rows r_stride apart.
   void solve_triangle(float* x, int64_t count, int64_t n, const float* r, int64_t r_stride, bool transposed);
+  // out = x R or x Rᵀ for rows of [count, n], with R [n, n] upper triangular; out is not x.
+  void multiply_triangle(float* out, const float* x, int64_t count, int64_t n, const float* r, bool transposed);
 
   std::shared_ptr<Context> context_;
   cudaStream_t stream_;

@@ -55,6 +55,13 @@ void CudaBackend::solve_triangle(float* x, int64_t count, int64_t n, const float
         "solving a triangle");
 }
 
+void CudaBackend::multiply_triangle(float* out, const float* x, int64_t count, int64_t n, const float* r, bool transposed) {
+  const float one = 1;
+  check(cublasStrmm_64(context_->blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                       CUBLAS_DIAG_NON_UNIT, n, count, &one, r, n, x, n, out, n),
+        "multiplying by a triangle");
+}
+
 void CudaBackend::enqueue(const Linear& o) {
   if (o.x.rows == 0 || o.weight.rows == 0) return;
   const auto [type, direct, step] = cut(o);
@@ -72,6 +79,13 @@ void CudaBackend::enqueue(const Linear& o) {
     gemm(o.x.rows, count, o.x.columns, 1, operand(left), transposed(right), o.bias ? 1 : 0, sums);
     if (!direct) cast(stream_, view(target), view(sums));
   }
+}
+
+void CudaBackend::enqueue(const AccumulateProduct& o) {
+  if (o.x.rows == 0) return;
+  const DType type = product_type(o.x, o.y);
+  const Tensor x = local(o.x, type), y = local(o.y, type);
+  gemm(x.columns, y.columns, x.rows, o.scale, transposed(x), operand(y), 1, o.sums);
 }
 
 // Rows of tiles of the upper triangle; below the diagonal only what lies in a tile on it is computed for nothing.
@@ -103,10 +117,7 @@ void CudaBackend::enqueue(const TriangularProduct& o) {
     solve_triangle(out, rows, n, factor.data<float>(), n, o.transposed);
     return;
   }
-  const float one = 1;
-  check(cublasStrmm_64(context_->blas(), CUBLAS_SIDE_LEFT, CUBLAS_FILL_MODE_LOWER, o.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-                       CUBLAS_DIAG_NON_UNIT, n, rows, &one, factor.data<float>(), n, x.data<float>(), n, out, n),
-        "multiplying by a triangle");
+  multiply_triangle(out, x.data<float>(), rows, n, factor.data<float>(), o.transposed);
 }
 
 }  // namespace sparsegpt::cuda

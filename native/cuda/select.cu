@@ -261,6 +261,12 @@ struct ApplyElement {
   }
 };
 
+struct MarkElement {
+  const float* x;
+  uint8_t* mask;
+  __device__ void operator()(int64_t i) const { mask[i] = x[i] == 0.0f; }
+};
+
 }  // namespace
 
 Chooser::Chooser(Context& context, int64_t rows, int64_t tile_rows)
@@ -351,6 +357,11 @@ void CudaBackend::enqueue(const SelectMask& o) {
 void CudaBackend::enqueue(const ApplyMask& o) {
   const Tensor mask = local(o.mask);
   for_indices("apply_mask", stream_, o.weight.size(), ApplyElement{o.weight.data<float>(), mask.data<uint8_t>()});
+}
+
+void CudaBackend::enqueue(const MarkZeros& o) {
+  const Tensor x = local(o.x);
+  for_indices("mark_zeros", stream_, o.x.size(), MarkElement{x.data<float>(), o.mask.data<uint8_t>()});
 }
 
 }  // namespace sparsegpt::cuda

@@ -91,6 +91,13 @@ inline size_t scratch_bytes(const Linear& o) {
   return std::max(left.peak, left.kept + std::max(right.peak, right.kept + sums + bias));
 }
 
+inline size_t scratch_bytes(const AccumulateProduct& o) {
+  if (o.x.rows == 0) return 0;
+  const DType type = product_type(o.x, o.y);
+  const LocalBytes left = local_bytes(o.x, type), right = local_bytes(o.y, type);
+  return std::max(left.peak, left.kept + right.peak);
+}
+
 // --- losses -----------------------------------------------------------------------------------------------------------
 
 constexpr size_t running_loss_bytes = 16;
@@ -197,6 +204,16 @@ inline size_t scratch_bytes(const PruneSparsegpt& o) {
                          + (o.bits > 0 ? 2 * rows : 0);  // grids
   return static_cast<size_t>(floats) * sizeof(float) + 3 * sizeof(float) + static_cast<size_t>(c.tiles) * sizeof(double) +
          selection_bytes(rows, sweep_rows) + copy_bytes(o.given) + copy_bytes(o.factor) + copy_bytes(o.dead);
+}
+
+// --- least squares ----------------------------------------------------------------------------------------------------
+
+// A direction, its product with the factor, and that with H, of the rows that are worked on together; a square for each row, and
+// their sum.
+inline size_t scratch_bytes(const ConjugateGradients& o) {
+  const int64_t rows = o.tile_rows();
+  return static_cast<size_t>(3 * rows * o.weight.columns) * sizeof(float) + static_cast<size_t>(rows + 1) * sizeof(double) +
+         copy_bytes(o.mask) + copy_bytes(o.factor);
 }
 
 // --- inspection -------------------------------------------------------------------------------------------------------

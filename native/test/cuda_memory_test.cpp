@@ -389,6 +389,7 @@ TEST("cuda memory: an operation takes what its model says") {
     }
   }
   check("gram", AccumulateGram{device(f32, 200, 200), device(bf16, 60, 200), 1});
+  check("product", AccumulateProduct{device(f32, 200, 300), device(bf16, 60, 200), device(f32, 60, 300), 1});
   check("scores", Scores{device(f32, 300, 400), device(f32, 300, 400), device(f32, 1, 400)});
   for (bool by_row : {false, true})
     check("select", SelectMask{bytes(DType::u8, 4000, 40), device(f32, 4000, 40), 0.4, 0, 0, by_row, false});
@@ -403,6 +404,8 @@ TEST("cuda memory: an operation takes what its model says") {
   const Tensor h = gpu.floats(f32, n, n, p.hessian), dead = bytes(DType::u8, 1, n);
   check("factor", FactorHessian{h, dead, bytes(DType::f64, 1, factor_report::count), 0.01}, 1 << 20);
   check("triangle", TriangularProduct{device(f32, 300, n), device(f32, 300, n), h, true, false});
+  check("conjugate gradients", ConjugateGradients{device(f32, 300, n), device(f32, 300, n), bytes(DType::u8, 300, n), h,
+                                                  bytes(DType::f64, 1, descent_report::count), 0, 2});
   struct Case {
     int n, m, block, bits;
     bool given;

@@ -744,6 +744,134 @@ TEST("cuda: products with the factor of a Hessian and its inverse") {
   });
 }
 
+TEST("cuda: sums of products, Gram matrices of unit diagonal, scaled columns, marked zeros") {
+  on_every_gpu([](Both& both) {
+    for (DType type : float_types) {
+      Random random(16);
+      const int64_t in = random.integer(20, 90), out = random.integer(20, 90);
+      const Twin sums = both.random(random, DType::f32, in, out);
+      const Twin x = both.random(random, type, 37, in + 2).columns(1, in), y = both.random(random, type, 37, out);
+      both.run([&](Backend& b, const auto& at) { b.run(AccumulateProduct{at(sums), at(x), at(y), 0.25f}); });
+      describe_case(both.name, ", ", dtype_name(type));
+      CHECK_TWIN(sums, 2e-6);
+    }
+    Random random(17);
+    const int64_t n = 70;
+    auto p = random_problem(random, 5, n, 3 * n);
+    for (int64_t j = 0; j < n; ++j) p.hessian[static_cast<size_t>(4 * n + j)] = p.hessian[static_cast<size_t>(j * n + 4)] = 0;
+    const Twin gram = both.floats(DType::f32, n, n, p.hessian), norms = both.output(DType::f32, 1, n);
+    both.run([&](Backend& b, const auto& at) { b.run(NormalizeGram{at(gram), at(norms)}); });
+    CHECK_TWIN(norms, 2e-6);
+    CHECK_TWIN(gram, 2e-6);
+    const auto unit = both.gpu.read(gram.gpu), lengths = both.gpu.read(norms.gpu);
+    for (int64_t i = 0; i < n; ++i) {
+      CHECK_EQUAL(unit[static_cast<size_t>(i * n + i)], i == 4 ? 0.0f : 1.0f);
+      const double expected = i == 4 ? 0
+                                     : p.hessian[static_cast<size_t>(i * n + n - 1)] /
+                                           std::sqrt(static_cast<double>(p.hessian[static_cast<size_t>(i * n + i)]) *
+                                                     p.hessian[static_cast<size_t>(n * n - 1)]);
+      CHECK_CLOSE(unit[static_cast<size_t>(i * n + n - 1)], expected, 1e-6);
+    }
+    const Twin w = both.floats(DType::f32, 5, n, p.weight), mask = both.empty(DType::u8, 5, n);
+    both.run([&](Backend& b, const auto& at) { b.run(ScaleColumns{at(w), at(norms), false}); });
+    CHECK_TWIN(w, 2e-6);
+    CHECK_CLOSE(both.gpu.read(w.gpu)[7], p.weight[7] * lengths[7], 1e-6);
+    both.run([&](Backend& b, const auto& at) {
+      b.run(MarkZeros{at(mask), at(w)});
+      b.run(ScaleColumns{at(w), at(norms), true});
+    });
+    CHECK_TWIN(w, 2e-6);
+    const auto zeros = both.gpu.read_as<uint8_t>(mask.gpu), expected = both.cpu.read_as<uint8_t>(mask.cpu);
+    CHECK(zeros == expected);
+    for (size_t i = 0; i < zeros.size(); ++i)
+      CHECK_EQUAL(static_cast<int>(zeros[i]), i % static_cast<size_t>(n) == 4 || p.weight[i] == 0 ? 1 : 0);
+  });
+}
+
+// The normal equations over the entries that are left, by Gaussian elimination in double.
+std::vector<double> solve_left(const std::vector<double>& a, std::vector<double> right, const uint8_t* mask, int64_t n) {
+  std::vector<size_t> kept;
+  for (int64_t j = 0; j < n; ++j)
+    if (mask[j] == 0) kept.push_back(static_cast<size_t>(j));
+  const size_t m = kept.size();
+  std::vector<double> matrix(m * m), result(static_cast<size_t>(n), 0), b(m);
+  for (size_t i = 0; i < m; ++i) {
+    b[i] = right[kept[i]];
+    for (size_t j = 0; j < m; ++j) matrix[i * m + j] = a[kept[i] * static_cast<size_t>(n) + kept[j]];
+  }
+  for (size_t k = 0; k < m; ++k)
+    for (size_t i = k + 1; i < m; ++i) {
+      const double f = matrix[i * m + k] / matrix[k * m + k];
+      for (size_t j = k; j < m; ++j) matrix[i * m + j] -= f * matrix[k * m + j];
+      b[i] -= f * b[k];
+    }
+  for (size_t k = m; k-- > 0;) {
+    for (size_t j = k + 1; j < m; ++j) b[k] -= matrix[k * m + j] * b[j];
+    b[k] /= matrix[k * m + k];
+    result[kept[k]] = b[k];
+  }
+  return result;
+}
+
+TEST("cuda: conjugate gradients solve the normal equations of the kept weights") {
+  on_every_gpu([](Both& both) {
+    for (uint64_t seed = 1; seed <= 4; ++seed) {
+      Random random(seed);
+      const int64_t rows = random.integer(1, 40), n = seed == 4 ? 300 : random.integer(2, 140);
+      auto p = random_problem(random, rows, n, 3 * n);
+      std::vector<uint8_t> mask(static_cast<size_t>(rows * n));
+      std::vector<float> start = p.weight;
+      for (size_t i = 0; i < mask.size(); ++i) {
+        mask[i] = random.uniform(0, 1) < 0.5 || i < static_cast<size_t>(n) / 2;
+        if (mask[i] != 0) start[i] = 0;
+      }
+      const Twin h = both.floats(DType::f32, n, n, p.hessian), norms = both.empty(DType::f32, 1, n);
+      const Twin dead = both.empty(DType::u8, 1, n), factored = both.empty(DType::f64, 1, factor_report::count);
+      both.run([&](Backend& b, const auto& at) { b.run(NormalizeGram{at(h), at(norms)}); });
+      const auto unit = both.cpu.read(h.cpu);
+      std::vector<double> a(static_cast<size_t>(n * n));
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < n; ++j)
+          a[static_cast<size_t>(i * n + j)] = unit[static_cast<size_t>(std::min(i, j) * n + std::max(i, j))] + (i == j ? 0.05 : 0);
+      // b = w A for the weight as it was: what is kept makes up for what is gone.
+      std::vector<float> residual(static_cast<size_t>(rows * n));
+      std::vector<double> expected;
+      for (int64_t r = 0; r < rows; ++r) {
+        std::vector<double> b(static_cast<size_t>(n), 0);
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t j = 0; j < n; ++j) {
+            const auto at = static_cast<size_t>(i * n + j), k = static_cast<size_t>(r * n + i);
+            b[static_cast<size_t>(j)] += p.weight[k] * a[at];
+            residual[static_cast<size_t>(r * n + j)] += static_cast<float>((p.weight[k] - start[k]) * a[at]);
+          }
+        const auto row = solve_left(a, b, mask.data() + r * n, n);
+        expected.insert(expected.end(), row.begin(), row.end());
+      }
+      const Twin w = both.floats(DType::f32, rows, n, start), left = both.floats(DType::f32, rows, n, residual);
+      const Twin gone = both.upload(DType::u8, rows, n, mask.data());
+      const Twin report = both.empty(DType::f64, 1, descent_report::count);
+      both.run([&](Backend& b, const auto& at) {
+        b.run(FactorHessian{at(h), at(dead), at(factored), 0.05});
+        b.run(ConjugateGradients{at(w), at(left), at(gone), at(h), at(report), 1e-5, 500});
+      });
+      describe_case(both.name, ", ", rows, " x ", n);
+      for (const auto& values : {both.cpu.read(w.cpu), both.gpu.read(w.gpu)}) {
+        double gap = 0, norm = 0;
+        for (size_t i = 0; i < values.size(); ++i) {
+          gap += std::pow(values[i] - expected[i], 2);
+          norm += std::pow(expected[i], 2);
+          if (mask[i] != 0) CHECK_EQUAL(values[i], 0.0f);
+        }
+        CHECK(std::sqrt(gap) <= 1e-4 * std::sqrt(norm));
+      }
+      const auto told = both.gpu.read_as<double>(report.gpu);
+      CHECK(told[descent_report::iterations] > 1 && told[descent_report::iterations] < 200);
+      CHECK(told[descent_report::residual] <= 1e-5);
+      CHECK_CLOSE(told[descent_report::iterations], both.cpu.read_as<double>(report.cpu)[descent_report::iterations], 2);
+    }
+  });
+}
+
 TEST("cuda: scores and masks are exactly those of the CPU") {
   on_every_gpu([](Both& both) {
     for (uint64_t seed = 1; seed <= 6; ++seed) {

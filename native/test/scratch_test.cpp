@@ -60,6 +60,12 @@ TEST("scratch model: products") {
         cpu.run(Fill{gram, 0});
         return AccumulateGram{gram, random_floats(cpu, random, type, tokens, in), 1};
       });
+      check_scratch("product", 0, [&, tokens = tokens, in = in, out = out](OnDevice& cpu, Random& random) {
+        const Tensor sums = cpu.empty(DType::f32, in, out);
+        cpu.run(Fill{sums, 0});
+        return AccumulateProduct{sums, random_floats(cpu, random, type, tokens, in),
+                                 random_floats(cpu, random, type, tokens, out), 1};
+      });
     }
   }
 }
@@ -94,6 +100,16 @@ TEST("scratch model: factor, triangular products, solver") {
         return TriangularProduct{cpu.empty(DType::f32, 400, n), random_floats(cpu, random, DType::f32, 400, n),
                                  identity(cpu, n), inverse, n == 700};
       });
+    check_scratch("conjugate gradients", 0.1, [&](OnDevice& cpu, Random& random) {
+      const std::vector<uint8_t> none(static_cast<size_t>(400 * n), 0);
+      return ConjugateGradients{random_floats(cpu, random, DType::f32, 400, n),
+                                random_floats(cpu, random, DType::f32, 400, n),
+                                cpu.upload(DType::u8, 400, n, none.data()),
+                                identity(cpu, n),
+                                cpu.empty(DType::f64, 1, descent_report::count),
+                                0,
+                                2};
+    });
     for (int kind = 0; kind < 4; ++kind) {
       const double slack = kind == 0 ? 0.7 : 0.05;  // by sparsity counts that the pool does not hold
       check_scratch("solver", slack, [&](OnDevice& cpu, Random& random) {

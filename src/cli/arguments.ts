@@ -64,6 +64,12 @@ export interface PruningFlags extends MethodOptions {
   seqlen?: number
   /** The number of bits that the kept weights are rounded to. */
   bits?: number
+  /** Whether the kept weights are fitted once more. */
+  refit?: true
+  /** What a layer's outputs are to come near. */
+  target: 'own' | 'dense'
+  /** The share of the dense model's inputs in a dense target. */
+  alpha?: number
   /** The unit that sees already pruned inputs. */
   sequential: 'block' | 'layer'
   /** The regular expression that names of layers must match to be pruned. */
@@ -94,6 +100,16 @@ export function pruningOptions(command: Command): Command {
     .option('--samples <n>', 'calibration windows (default: 128)', number)
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
+    .option('--refit', 'fit the kept weights to the outputs once more (admm always does)')
+    .addOption(
+      new Option(
+        '--target <target>',
+        "what a layer's outputs are to come near: its own, or the dense model's too",
+      )
+        .choices(['own', 'dense'])
+        .default('own'),
+    )
+    .option('--alpha <share>', "share of the dense model's inputs in a dense target (default: 0.5)", number)
     .addOption(
       new Option(
         '--sequential <unit>',

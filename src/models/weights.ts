@@ -158,6 +158,17 @@ export class Weights {
     this.pruned = new Map(tensors.map((tensor) => [tensor.name, tensor]))
   }
 
+  /** Runs `body`, for which weights are as they were before readInstead(). */
+  ofSource<T>(body: () => T): T {
+    const { pruned } = this
+    this.pruned = new Map()
+    try {
+      return body()
+    } finally {
+      this.pruned = pruned
+    }
+  }
+
   /** Takes all weights from `checkpoint` from then on, which has the same tensors, and those that were replaced as they are. */
   reopen(checkpoint: Checkpoint): void {
     this.checkpoint = checkpoint

@@ -285,6 +285,35 @@ export const operations = {
     { arithmetic: 'gram', parts: { sums: 'gram' } },
   ),
 
+  /** Adds a product: sums += scale · xᵀ y; sums float32 [columns of x, columns of y]. */
+  accumulateProduct: operation(
+    'statistics',
+    (sums: Tensor, x: Tensor, y: Tensor, scale: number) => ({
+      change: { sums },
+      read: { x, y },
+      settings: { scale },
+      flop: 2 * x.rows * x.width * y.width,
+    }),
+    { arithmetic: 'gram', parts: { sums: 'gram' } },
+  ),
+
+  /**
+   * Scales a Gram matrix to a unit diagonal in its upper triangle, and tells the square roots of the diagonal that there was, float32
+   * [columns]. Where that is zero, row and column become zero.
+   */
+  normalizeGram: operation(
+    'factor',
+    (gram: Tensor) => ({ make: { norms: float32(gram.width) }, change: { gram } }),
+    { parts: { gram: 'gram', norms: 'solver' } },
+  ),
+
+  /** Multiplies, or divides (`inverse`), each column: x[i, j] *= factors[j]; a quotient by zero is zero. */
+  scaleColumns: operation('solve', (x: Tensor, factors: Tensor, { inverse = false } = {}) => ({
+    change: { x },
+    read: { factors },
+    settings: { inverse },
+  })),
+
   // --- pruning ---
 
   /** Throws NON_FINITE "<subject> has a NaN or infinite entry in row …" (at the next synchronisation); x float32. */
@@ -318,6 +347,11 @@ export const operations = {
   /** Applies a mask: weight = 0 where the mask is not 0. */
   applyMask: operation('solve', (weight: Tensor, mask: Tensor) => ({ change: { weight }, read: { mask } })),
 
+  /** The mask of the zeros, uint8 [rows, columns]: 1 where x is zero. */
+  markZeros: operation('solve', (x: Tensor) => ({ make: { mask: uint8(...matrix(x)) }, read: { x } }), {
+    parts: { mask: 'solver' },
+  }),
+
   /**
    * Factors the damped Hessian H = R Rᵀ in its place, R upper triangular. `dead`: uint8 [columns], 1 where H_jj is 0. `report`:
    * float64, the dampening used, how often it was raised, the number of dead columns.
@@ -343,6 +377,30 @@ export const operations = {
       flop: x.rows * x.width * (x.width + 1),
     }),
     { arithmetic: 'solve', parts: { out: 'solver' } },
+  ),
+
+  /**
+   * Conjugate gradients on H = R Rᵀ, with R as factorHessian leaves it, for all rows w of `weight` at once: towards the
+   * smallest ½ w H wᵀ − b wᵀ over the entries that `mask` leaves. `residual`: b − w H, overwritten by that of the result.
+   * Ends when the residual's norm is `tolerance` times what it was, or after `iterations`. Makes a report, float64: the
+   * iterations, the share of the residual that is left.
+   */
+  conjugateGradients: operation(
+    'solve',
+    (
+      weight: Tensor,
+      residual: Tensor,
+      { mask, factor }: { mask: Tensor; factor: Tensor },
+      settings: { tolerance: number; iterations: number },
+    ) => ({
+      make: { report: float64(2) },
+      change: { weight, residual },
+      read: { mask, factor },
+      settings,
+      // As if it took all iterations.
+      flop: settings.iterations * 2 * weight.rows * weight.width * (weight.width + 1),
+    }),
+    { arithmetic: 'solve', parts: { residual: 'solver', report: 'solver' } },
   ),
 
   /**

@@ -7,7 +7,7 @@ import { Device, findBackend, type DeviceName, type Tensor, type Work } from '..
 import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
-import { methodNamed } from '../pruning/methods/methods.js'
+import { needsInputs } from '../pruning/methods/methods.js'
 import { askForEveryTensor } from './required-tensors.js'
 import { ShapeExecutor } from './shape-executor.js'
 
@@ -67,9 +67,7 @@ export async function planPruning(
   const { architecture, device } = engine
   const layers = selectLayers(architecture, o)
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
-  const windows = Array<Int32Array>(methodNamed(o.method).statistic ? o.samples : 0).fill(
-    new Int32Array(sequenceLength),
-  )
+  const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(new Int32Array(sequenceLength))
   const spill = offload ? device.createSpillFile('') : undefined
   const settings = {
     ...o,
@@ -90,7 +88,8 @@ export async function planPruning(
   const { flop } = device.work
   const inHostMemory = device.traits.inHostMemory
   const tokens = windows.length * sequenceLength
-  const stateBytes = tokens * architecture.hiddenSize * elementBytes[o.dtype]
+  const streams = o.target === 'dense' ? 2 : 1
+  const stateBytes = streams * tokens * architecture.hiddenSize * elementBytes[o.dtype]
   const hiddenStates = offload ? 0 : Math.min(stateBytes, peak.parts.activations)
   const parts = {
     process: inHostMemory ? processBytes + tokens * Int32Array.BYTES_PER_ELEMENT : 0,

@@ -1,30 +1,42 @@
 import { SparseGptError } from '../errors.js'
 import type { MaskFile } from '../files/mask-file.js'
 import type { BlockWeights } from '../models/block-weights.js'
+import type { BlockRun } from '../models/block-run.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
 import type { LinearWeight } from '../models/linear-weight.js'
 import { storedShape } from '../models/specs.js'
 import type { LinearGroup } from '../models/steps.js'
 import type { Tensor } from '../native/device.js'
 import type { Destination } from './destination.js'
-import { solveLayer, Stopwatch, type SolvedLayer } from './layer-solver.js'
-import type { Method, Preparation, Selection, Solver } from './methods/method.js'
-import { withoutInputs } from './methods/methods.js'
-import type { Pattern } from './options.js'
+import {
+  prepareSolver,
+  solveLayer,
+  Stopwatch,
+  type PreparedSolver,
+  type SolvedLayer,
+} from './layer-solver.js'
+import type { Method, Preparation, Selection } from './methods/method.js'
+import { fitsWeights, withoutInputs } from './methods/methods.js'
+import type { MethodSettings, Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
+import { gramMatrix } from './statistic.js'
 import { Statistics, type GroupStatistics } from './statistics.js'
+import type { BatchPair, Streams } from './streams.js'
 
 export interface BlockPrunerOptions {
   method: Method
-  /** The options as parsed, the method's among them. */
-  settings: Record<string, unknown>
+  /** The methods' options as parsed. */
+  settings: MethodSettings
   sparsity?: number | undefined
   pattern?: Pattern | undefined
   masks?: MaskFile | undefined
   /** The number of calibration windows in all. */
   samples: number
   sequential: 'block' | 'layer'
+  target: 'own' | 'dense'
+  alpha: number
+  refit: boolean
   offload?: Offload | undefined
   destination: Pick<Destination, 'store' | 'usesMask'>
   meter: ProgressMeter
@@ -43,118 +55,156 @@ export class BlockPruner {
     /** The names below the block's prefix of the layers to prune. */
     private readonly selected: ReadonlySet<string>,
   ) {
-    const { statistic } = o.method
+    const statistic = fitsWeights(o, o.method) ? gramMatrix : o.method.statistic
     if (statistic) {
       this.statistics = new Statistics(engine.device, statistic, 2 / o.samples, (name) => selected.has(name))
     }
   }
 
-  /** Prunes. `outputs`: whether the hidden states of `batches` are to become the pruned block's outputs. */
-  async run(batches: readonly Batch[], { outputs }: { outputs: boolean }): Promise<LayerReport[]> {
+  /**
+   * Prunes. `outputs`: whether the hidden states of the pruned stream are to become the pruned block's outputs, else they stay
+   * its inputs; `denseOutputs`: whether those of the dense stream, if there is one, are to become the dense block's.
+   */
+  async run(streams: Streams, wanted: { outputs: boolean; denseOutputs: boolean }): Promise<LayerReport[]> {
     try {
       if (!this.statistics) {
+        if (wanted.denseOutputs) await streams.passDense(this.index, this.weights, this.collected)
         for (const name of this.selected) await this.solveGroup([name], undefined)
+        if (wanted.outputs) await streams.passPruned(this.index, this.weights, this.forwarded)
       } else if (this.o.sequential === 'layer') {
-        await this.pruneLayerwise(this.statistics, batches, outputs)
+        await this.pruneLayerwise(this.statistics, streams, wanted)
       } else {
-        await this.pruneBlockwise(this.statistics, batches, outputs)
+        await this.pruneBlockwise(this.statistics, streams, wanted)
       }
     } finally {
       this.statistics?.dispose()
     }
+    streams.diverge()
     return this.reports
   }
+
+  private readonly collected = () => this.o.meter.step('collect')
+  private readonly forwarded = () => this.o.meter.step('forward')
 
   /** The paper's way: all layers from the dense block's activations; then the block runs again. */
   private async pruneBlockwise(
     statistics: Statistics,
-    batches: readonly Batch[],
-    outputs: boolean,
+    streams: Streams,
+    { outputs, denseOutputs }: { outputs: boolean; denseOutputs: boolean },
   ): Promise<void> {
     const { engine, index, weights } = this
-    const collect = async (batch: Batch) => {
-      const run = engine.runBlock(index, weights, batch)
+    const collect = async ({ pruned, dense }: BatchPair) => {
+      const run = engine.runBlock(index, weights, pruned)
+      const beside = dense && engine.runBlock(index, weights, dense)
       const left = new Set(this.selected)
+      const next = async () => {
+        const reference = await beside?.advance()
+        const group = await run.advance()
+        if (group) statistics.add(group, reference)
+        return group
+      }
       try {
         // What follows the last layer to prune is computed again anyway.
-        for (
-          let group = await run.advance();
-          group;
-          group = left.size > 0 ? await run.advance() : undefined
-        ) {
-          statistics.add(group)
+        for (let group = await next(); group; group = left.size > 0 ? await next() : undefined) {
           for (const name of group.names) left.delete(name)
         }
+        if (beside && denseOutputs) await this.replace(dense, beside)
       } finally {
         run.dispose()
+        beside?.dispose()
       }
-      this.o.offload?.(batch.hidden)
+      this.o.offload?.(pruned.hidden)
     }
-    await engine.paced(batches, collect, () => this.o.meter.step('collect'))
+    await engine.paced(streams.pairs, collect, this.collected)
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
-    if (!outputs) return
-    const step = () => this.o.meter.step('forward')
-    await engine.passBlock(index, weights, batches, { step, offload: this.o.offload })
+    if (outputs) await streams.passPruned(index, weights, this.forwarded)
   }
 
-  /** All batches advance from group to group together; each group is pruned before its outputs are computed. */
+  /**
+   * All batches advance from group to group together; each group is pruned before its outputs are computed. The dense stream is
+   * a group ahead: it goes through a group before that is pruned.
+   */
   private async pruneLayerwise(
     statistics: Statistics,
-    batches: readonly Batch[],
-    outputs: boolean,
+    streams: Streams,
+    { outputs, denseOutputs }: { outputs: boolean; denseOutputs: boolean },
   ): Promise<void> {
     const { engine, index, weights } = this
+    const { offload } = this.o
     const left = new Set(this.selected)
-    const passes = batches.map((batch) => ({
-      batch,
-      run: engine.runBlock(index, weights, batch),
+    const passes = streams.pairs.map(({ pruned, dense }) => ({
+      batch: pruned,
+      dense,
+      run: engine.runBlock(index, weights, pruned),
+      beside: dense && engine.runBlock(index, weights, dense),
       group: undefined as LinearGroup | undefined,
+      reference: undefined as LinearGroup | undefined,
     }))
-    const advance = async (pass: (typeof passes)[number]) => {
+    type Pass = (typeof passes)[number]
+    const advanceDense = async (pass: Pass) => {
+      pass.reference = await pass.beside?.advance()
+      if (offload) pass.beside?.offload(offload)
+      if (offload && pass.dense) offload(pass.dense.hidden)
+    }
+    const advance = async (pass: Pass) => {
       pass.group = await pass.run.advance()
-      if (pass.group) statistics.add(pass.group)
-      const { offload } = this.o
+      if (pass.group) statistics.add(pass.group, pass.reference)
       if (!offload) return
       pass.run.offload(offload)
+      pass.beside?.offload(offload)
       offload(pass.batch.hidden)
     }
-    const step = () => this.o.meter.step('collect')
     try {
-      await engine.paced(passes, advance, step)
+      if (streams.dense) await engine.paced(passes, advanceDense, this.collected)
+      await engine.paced(passes, advance, this.collected)
       while (left.size > 0 || outputs) {
         // Every batch passes through the same groups.
         const reached = passes[0]?.group
         if (!reached) break
+        for (const name of reached.names) left.delete(name)
+        if (streams.dense && (left.size > 0 || denseOutputs))
+          await engine.paced(passes, advanceDense, this.collected)
         const group = statistics.take(reached)
         if (group) await this.solveGroup(group.names, group)
-        for (const name of reached.names) left.delete(name)
-        if (left.size > 0 || outputs) await engine.paced(passes, advance, step)
+        if (left.size > 0 || outputs) await engine.paced(passes, advance, this.collected)
       }
+      for (const { dense, beside } of passes) if (beside && denseOutputs) await this.replace(dense, beside)
       if (!outputs) return
-      for (const { batch, run } of passes) {
-        const output = await run.finish()
-        batch.hidden.dispose()
-        batch.hidden = output
-        this.o.offload?.(output)
-      }
+      for (const { batch, run } of passes) await this.replace(batch, run)
     } finally {
-      for (const { run } of passes) run.dispose()
+      for (const { run, beside } of passes) {
+        run.dispose()
+        beside?.dispose()
+      }
     }
+  }
+
+  /** Replaces the hidden states of a batch by what its run through the block gives. */
+  private async replace(batch: Batch | undefined, run: BlockRun): Promise<void> {
+    if (!batch) return
+    const output = await run.finish()
+    batch.hidden.dispose()
+    batch.hidden = output
+    this.o.offload?.(output)
   }
 
   /** Prunes layers that share one input. */
   private async solveGroup(names: readonly string[], statistics: GroupStatistics | undefined): Promise<void> {
     const { device } = this.engine
-    const made: Tensor[] = statistics ? [statistics.sum] : []
+    const { sum, shift } = statistics ?? {}
+    const made = [sum, shift].filter((tensor) => tensor !== undefined)
     try {
       await device.within(made, async () => {
         const watch = new Stopwatch(device)
-        const solver = this.prepare(statistics)
+        const prepared = this.prepare(statistics)
         watch.stop()
-        const prepared = async () => ({ ...(await solver.preparation?.()), seconds: await watch.seconds() })
+        const told = async () => ({
+          ...(await prepared.solver.preparation?.()),
+          seconds: await watch.seconds(),
+        })
         for (const name of names) {
           const first = name === names[0]
-          const layer = await this.solve(name, solver, first ? prepared : undefined)
+          const layer = await this.solve(name, prepared, first ? told : undefined)
           if (statistics?.pooled || statistics?.tokens === 0) layer.fewTokens = statistics.tokens
           this.reports.push(layer)
           this.o.meter.step('solve', layer)
@@ -166,17 +216,18 @@ export class BlockPruner {
   }
 
   /** An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by. */
-  private prepare(statistics: GroupStatistics | undefined): Solver {
+  private prepare(statistics: GroupStatistics | undefined): PreparedSolver {
     const { device } = this.engine
+    const { method, settings } = this.o
     const unseen = statistics?.tokens === 0 && !statistics.pooled
-    const method = unseen ? withoutInputs : this.o.method
-    return method.prepare(device, this.o.settings, statistics?.sum)
+    if (unseen) return { solver: withoutInputs.prepare(device, settings, undefined) }
+    return prepareSolver(device, method, settings, statistics, this.o)
   }
 
   /** Prunes one layer. `prepared` tells what its report is to say of the preparation. */
   private async solve(
     name: string,
-    solver: Solver,
+    solver: PreparedSolver,
     prepared: (() => Promise<Prepared>) | undefined,
   ): Promise<LayerReport> {
     const { device } = this.engine
@@ -227,7 +278,7 @@ type Prepared = Partial<Preparation> & { seconds: number }
 function layerReport(
   name: string,
   { spec: { rows, columns } }: LinearWeight,
-  { loss, zeros, seconds }: SolvedLayer,
+  { loss, zeros, fit, seconds }: SolvedLayer,
   { dampening, retries = 0, deadColumns = 0, ...preparation }: Prepared = { seconds: 0 },
 ): LayerReport {
   return {
@@ -236,6 +287,7 @@ function layerReport(
     columns,
     sparsity: zeros / (rows * columns),
     loss,
+    ...(fit && { error: fit.after, errorBefore: fit.before, iterations: fit.iterations }),
     seconds: seconds + preparation.seconds,
     ...(retries > 0 && dampening !== undefined ? { dampening } : {}),
     ...(deadColumns > 0 ? { deadColumns } : {}),

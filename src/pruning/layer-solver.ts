@@ -1,5 +1,44 @@
 import type { Device, Tensor } from '../native/device.js'
-import type { Selection, Solver } from './methods/method.js'
+import { LeastSquares, type Fit } from './least-squares.js'
+import type { Method, Selection, Solver } from './methods/method.js'
+import type { MethodSettings } from './options.js'
+import type { GroupStatistics } from './statistics.js'
+
+/** How kept weights are fitted. */
+export interface FitOptions {
+  /** Whether they are fitted after the method has pruned. */
+  refit: boolean
+  /** The share of the dense stream in the target. */
+  alpha: number
+}
+
+/** A method that is prepared for an input, and what its weights are fitted with, if they are. */
+export interface PreparedSolver {
+  solver: Solver
+  fitting?: { squares: LeastSquares; shift: Tensor | undefined; alpha: number; refit: boolean }
+}
+
+/**
+ * Prepares a method for the input that `statistics` tell of, whose sums it may overwrite; where weights are to be fitted its sum
+ * is a Gram matrix. Made tensors go into the device's scope.
+ */
+export function prepareSolver(
+  device: Device,
+  method: Method,
+  settings: MethodSettings,
+  statistics: Pick<GroupStatistics, 'sum' | 'shift'> | undefined,
+  { refit, alpha }: FitOptions,
+): PreparedSolver {
+  const shift = statistics?.shift
+  const refits = refit || method.refits === true
+  if (!statistics || !(refits || shift)) return { solver: method.prepare(device, settings, statistics?.sum) }
+  // What layers before have spoilt is to be made up for with care: undamped it would be learnt by heart.
+  const { dampening = shift ? 0.1 : 0.01 } = settings
+  const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), dampening)
+  const sum = method.statistic?.ofGram(device, statistics.sum)
+  const solver = method.prepare(device, method.refits ? { ...settings, dampening } : settings, sum)
+  return { solver, fitting: { squares, shift, alpha, refit: refits } }
+}
 
 /** What the pruning of one matrix came to. */
 export interface SolvedLayer {
@@ -9,6 +48,8 @@ export interface SolvedLayer {
   loss: number | null
   /** The number of zeros in the matrix. */
   zeros: number
+  /** How well the kept weights do; undefined where nothing is fitted. */
+  fit: Fit | undefined
   /** The time that the device took. */
   seconds: number
 }
@@ -16,21 +57,43 @@ export interface SolvedLayer {
 /** Prunes `weight`, float32 [rows, columns], in place, and waits for it. Made tensors go into the device's scope. */
 export async function solveLayer(
   device: Device,
-  solver: Solver,
+  { solver, fitting }: PreparedSolver,
   weight: Tensor,
   selection: Selection,
 ): Promise<SolvedLayer> {
   const watch = new Stopwatch(device)
+  const goal = fitting && goalOf(device, fitting, weight)
   const { mask, loss } = solver.prune(weight, selection)
+  const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit)
   watch.stop()
   const counted = device.countZeros(weight)
   const reads = [
     device.read(counted),
     loss ? device.read(loss) : Promise.resolve(undefined),
+    fitted,
     watch.seconds(),
   ] as const
-  const [[zeros = 0], losses, seconds] = await Promise.all(reads)
-  return { mask, loss: losses?.[0] ?? null, zeros, seconds }
+  const [[zeros = 0], losses, fit, seconds] = await Promise.all(reads)
+  return { mask, loss: losses?.[0] ?? null, zeros, fit, seconds }
+}
+
+/** What the outputs are to come near, as weights in the scale of LeastSquares; with a dense stream `weight` becomes these, its zeros apart. */
+function goalOf(
+  device: Device,
+  { squares, shift, alpha }: NonNullable<PreparedSolver['fitting']>,
+  weight: Tensor,
+): Tensor {
+  if (!shift) {
+    const goal = device.cast(weight, 'float32')
+    squares.enter(goal)
+    return goal
+  }
+  const zeros = device.markZeros(weight)
+  const goal = squares.towards(weight, shift, alpha)
+  device.cast(goal, 'float32', weight)
+  squares.leave(weight)
+  device.applyMask(weight, zeros)
+  return goal
 }
 
 /** Measures the time of the device's own clock between two points of its queue. Made tensors go into the device's scope. */

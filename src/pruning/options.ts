@@ -35,6 +35,7 @@ export const pruningOptions = methodOptions.extend({
   sparsity: z.number().min(0).lt(1).optional(),
   pattern: pattern.optional(),
   bits: z.int().min(2).max(8).optional(),
+  refit: z.boolean().default(false),
 })
 
 /** The methods' options, as parsed, and `bits`. */
@@ -69,6 +70,15 @@ export interface ModelPruningOptions extends MethodOptions {
   pattern?: string
   /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
+  /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
+  refit?: boolean
+  /**
+   * What the outputs of a layer are to come near: what its weights give for the inputs that the pruned model has there ('own', default),
+   * or, with the share `alpha`, for those that the dense model has ('dense'), which makes up for the layers before.
+   */
+  target?: 'own' | 'dense'
+  /** The share of the dense model's inputs in a dense target, 0 … 1. Default 0.5. */
+  alpha?: number
   /**
    * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
@@ -86,6 +96,8 @@ export interface ModelPruningOptions extends MethodOptions {
 
 /** Parses ModelPruningOptions. */
 export const modelPruningOptions = pruningOptions.extend({
+  target: z.enum(['own', 'dense']).default('own'),
+  alpha: z.number().min(0).max(1).default(0.5),
   sequential: z.enum(['block', 'layer']).default('block'),
   include: regularExpression,
   exclude: regularExpression,
@@ -124,6 +136,7 @@ export function checkSelection(
     pattern?: Pattern | undefined
     mask?: unknown
     bits?: number | undefined
+    refit: boolean
   },
   context: z.RefinementCtx,
 ): void {
@@ -135,5 +148,9 @@ export function checkSelection(
   if (options.bits !== undefined && !methodNamed(options.method).rounds) {
     const message = `needs method "${roundingMethods.join('" or "')}": "${options.method}" cannot make up for rounding`
     context.addIssue({ code: 'custom', path: ['bits'], message })
+  }
+  if (options.bits !== undefined && options.refit) {
+    const message = 'cannot be combined with bits: weights that are fitted again leave the grid'
+    context.addIssue({ code: 'custom', path: ['refit'], message })
   }
 }

@@ -11,6 +11,7 @@ import { methodNamed, type PruningMethod } from './methods/methods.js'
 import type { MethodSettings, Pattern } from './options.js'
 import { ProgressMeter } from './progress.js'
 import type { LayerReport, PruneProgress } from './report.js'
+import { Streams } from './streams.js'
 
 /** Which layers of a model are to be pruned. */
 export interface LayerSelection {
@@ -57,6 +58,12 @@ export interface PipelineOptions extends MethodSettings {
   pattern?: Pattern | undefined
   masks?: MaskFile | undefined
   sequential: 'block' | 'layer'
+  /** What a layer's outputs are to come near: its own for the pruned stream's inputs, or also those of the dense model. */
+  target: 'own' | 'dense'
+  /** The share of the dense stream in a dense target. */
+  alpha: number
+  /** Whether the kept weights are fitted after the method has pruned. */
+  refit: boolean
   /** Moves activations out of the device's memory while they wait. */
   offload?: Offload | undefined
   /** The work of the whole run, for the progress. */
@@ -85,19 +92,21 @@ export async function pruneBlocks(
   const { finished } = destination
   const reports: LayerReport[] = finished.flat()
   if (finished.length > last) return reports
-  const batches = engine.embed(groups, o.offload)
+  const dense = o.target === 'dense'
+  const streams = new Streams(engine, engine.embed(groups, o.offload), { dense, offload: o.offload })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {
       meter.block = index
       const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
       if (selected.size > 0 && index >= finished.length) {
         const pruner = new BlockPruner(engine, options, index, weights, selected)
-        const layers = await pruner.run(batches, { outputs: index < last })
+        const outputs = index < last
+        const layers = await pruner.run(streams, { outputs, denseOutputs: outputs })
         await destination.finishBlock(layers)
         reports.push(...layers)
       } else {
         const step = () => meter.step('forward')
-        await engine.passBlock(index, weights, batches, { step, offload: o.offload })
+        await streams.pass(index, weights, { changed: selected.size > 0, step })
         if (index >= finished.length) await destination.finishBlock([])
       }
     }
@@ -105,7 +114,7 @@ export async function pruneBlocks(
     await device.synchronize()
     return reports
   } finally {
-    for (const { hidden } of batches) hidden.dispose()
+    streams.dispose()
     // Failures are reported by whoever waited for them; here the queue only has to be empty.
     await device.synchronize().catch(() => undefined)
   }

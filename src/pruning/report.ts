@@ -13,6 +13,16 @@ export interface LayerReport {
   sparsity: number
   /** The loss ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude and wanda. */
   loss: number | null
+  /**
+   * The relative error of the layer's outputs, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H = Σ x xᵀ, damped, and W the weights that bring the
+   * outputs nearest to the target: the dense ones, or with target 'dense' those that make up for the layers before. Absent where
+   * weights are not fitted.
+   */
+  error?: number
+  /** The same before the kept weights were fitted. */
+  errorBefore?: number
+  /** The iterations that fitting the kept weights took; 0 when they were not. */
+  iterations?: number
   /** The solver's time; for the first layer of a group with the preparation (factorisation) that the group shares. */
   seconds: number
   /** What the dampening was raised to; absent when the Hessian could be factored with the one asked for. */

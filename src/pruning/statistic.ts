@@ -7,6 +7,8 @@ export interface Statistic {
   shape(columns: number): number[]
   /** Adds scale · what the rows of `input`, [tokens, columns], amount to. */
   add(device: Device, sum: Tensor, input: Tensor, scale: number): void
+  /** The sum from a Gram matrix Σ x xᵀ, float32 [columns, columns], whose memory it may share. */
+  ofGram(device: Device, gram: Tensor): Tensor
   /** The sum, an array of its own, from Σ x xᵀ, float32 [columns, columns], for callers who have that. Throws NOT_POSITIVE_DEFINITE. */
   fromHessian(hessian: Float32Array, columns: number): Float32Array
 }
@@ -15,6 +17,7 @@ export interface Statistic {
 export const gramMatrix: Statistic = {
   shape: (columns) => [columns, columns],
   add: (device, sum, input, scale) => device.accumulateGram(sum, input, scale),
+  ofGram: (_, gram) => gram,
   fromHessian: (hessian) => new Float32Array(hessian),
 }
 
@@ -22,6 +25,12 @@ export const gramMatrix: Statistic = {
 export const squareSums: Statistic = {
   shape: (columns) => [columns],
   add: (device, sum, input, scale) => device.accumulateSquares(sum, input, scale),
+  ofGram: (device, gram) => {
+    const columns = gram.width
+    const entries = gram.reshape([1, columns * columns])
+    const diagonal = device.takeColumns(entries, { groups: columns, first: 0, count: 1, stride: columns + 1 })
+    return diagonal.reshape([columns])
+  },
   fromHessian: (hessian, columns) => {
     const squares = Float32Array.from({ length: columns }, (_, j) => hessian[j * columns + j] ?? 0)
     const column = squares.findIndex((square) => square < 0)

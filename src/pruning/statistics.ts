@@ -9,8 +9,13 @@ export interface GroupStatistics {
   columns: number
   /** The number of rows of activations seen. */
   tokens: number
-  /** The sum of the method's statistic, float32. */
+  /** The sum of the statistic, float32. */
   sum: Tensor
+  /**
+   * Σ x (y − x)ᵀ over the inputs x of the pruned stream and y of the dense one, float32 [columns, columns], scaled as `sum`;
+   * undefined without a dense stream, and for a routed expert, to which other tokens come in the two streams.
+   */
+  shift: Tensor | undefined
   /** The pool of a routed expert: LinearGroup.pool. */
   pool: string | undefined
   /** Whether too few tokens came, so that `sum` is the pool's; `tokens` are still the group's own. */
@@ -38,21 +43,36 @@ export class Statistics {
     private readonly selected: (name: string) => boolean,
   ) {}
 
-  /** Adds the group's input; ignores groups of which no layer is to be pruned. */
-  add({ names, input, pool }: LinearGroup): void {
+  /**
+   * Adds the group's input, and its shift from that of `reference`, the same group of the dense stream; ignores groups of which no
+   * layer is to be pruned.
+   */
+  add({ names, input, pool }: LinearGroup, reference?: LinearGroup): void {
     const pruned = names.filter(this.selected)
     if (pruned.length === 0) return
     const key = names.join()
     let group = this.groups.get(key)
     if (!group) {
       const columns = input.width
-      const shape = this.statistic.shape(columns)
-      const sum = this.device.within([], () => this.device.zeros('float32', shape))
-      group = { names: pruned, columns, tokens: 0, sum, pool, pooled: false }
+      const zeros = (shape: number[]) => this.device.within([], () => this.device.zeros('float32', shape))
+      const sum = zeros(this.statistic.shape(columns))
+      const shift = reference && pool === undefined ? zeros([columns, columns]) : undefined
+      group = { names: pruned, columns, tokens: 0, sum, shift, pool, pooled: false }
       this.groups.set(key, group)
     }
     group.tokens += input.rows
     this.statistic.add(this.device, group.sum, input, this.scale)
+    if (group.shift && reference) this.addShift(group.shift, input, reference.input)
+  }
+
+  private addShift(shift: Tensor, input: Tensor, reference: Tensor): void {
+    this.device.tidy(() => {
+      const difference = this.device.cast(input, input.dtype)
+      this.device.scale(difference, -1)
+      this.device.add(difference, reference)
+      this.device.accumulateProduct(shift, input, difference, this.scale)
+      return undefined
+    })
   }
 
   /**
@@ -80,6 +100,7 @@ export class Statistics {
 
   dispose(): void {
     for (const { sum } of [...this.groups.values(), ...this.pools.values()]) sum.dispose()
+    for (const { shift } of this.groups.values()) shift?.dispose()
     this.groups.clear()
     this.pools.clear()
   }

@@ -4,8 +4,15 @@ import { Device, type DeviceName, type Tensor } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { checkSelection, pruningOptions } from '../pruning/options.js'
-import { solveLayer } from '../pruning/layer-solver.js'
-import { methodNamed, type MethodOptions, type PruningMethod } from '../pruning/methods/methods.js'
+import { gramMatrix } from '../pruning/statistic.js'
+import { prepareSolver, solveLayer } from '../pruning/layer-solver.js'
+import {
+  fitsWeights,
+  methodNamed,
+  needsInputs,
+  type MethodOptions,
+  type PruningMethod,
+} from '../pruning/methods/methods.js'
 
 /** One matrix, and how it is to be pruned. */
 export interface PruneLayerOptions extends MethodOptions {
@@ -44,6 +51,11 @@ export interface PrunedLayer {
   mask: Uint8Array
   /** The loss ½ tr(ΔW H ΔWᵀ) with the damped H, which is ½ Σ (w − q)²/U_jj²; null for magnitude and wanda. */
   loss: number | null
+  /**
+   * What fitting the kept weights came to (refit, admm): the relative output error tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H damped, before and
+   * after it, and the iterations that it took; null where nothing is fitted.
+   */
+  fit: { before: number; after: number; iterations: number } | null
   /** The share of zeros in `weight`. */
   sparsity: number
   /** What the factorisation did (sparsegpt). `retries` > 0: `used` was raised because H could not be factored. */
@@ -76,9 +88,9 @@ const schema = pruningOptions
       `must have rows · columns = ${rows * columns} elements`,
     )
     check(
-      !methodNamed(method).statistic || hessian !== undefined,
+      !needsInputs(options) || hessian !== undefined,
       'hessian',
-      `is needed for method "${method}"`,
+      methodNamed(method).statistic ? `is needed for method "${method}"` : 'is needed for refit',
     )
     const square = columns * columns
     check(!hessian || hessian.length === square, 'hessian', `must have columns² = ${square} elements`)
@@ -114,21 +126,28 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
   const shape = [o.rows, o.columns]
   const method = methodNamed(o.method)
   // Copies of the arrays, made before the first wait: their owner may change, transfer or resize them while native threads read.
-  const sum = o.hessian && method.statistic?.fromHessian(o.hessian, o.columns)
+  const statistic = fitsWeights(o, method) ? gramMatrix : method.statistic
+  const sum = o.hessian && statistic?.fromHessian(o.hessian, o.columns)
   const weight = device.upload(new Float32Array(o.weight), shape)
   const mask = o.mask && new Uint8Array(o.mask).map((entry) => (entry ? 1 : 0))
-  const solver = method.prepare(device, o, sum && device.upload(sum, method.statistic!.shape(o.columns)))
+  const statistics = sum && {
+    sum: device.upload(sum, statistic!.shape(o.columns)),
+    shift: undefined,
+  }
+  const prepared = prepareSolver(device, method, o, statistics, { refit: o.refit, alpha: 0 })
+  const { solver } = prepared
   const selection = {
     ...(mask ? { given: device.upload(mask, shape) } : {}),
     ...(o.pattern ? { pattern: o.pattern } : {}),
     sparsity: o.sparsity ?? 0.5,
   }
-  const solved = await solveLayer(device, solver, weight, selection)
+  const solved = await solveLayer(device, prepared, weight, selection)
   const { dampening = 0, retries = 0, deadColumns = 0 } = (await solver.preparation?.()) ?? {}
   return {
     weight: await device.readFloat32(weight),
     mask: (await device.read(solved.mask)) as Uint8Array,
     loss: solved.loss,
+    fit: solved.fit ?? null,
     sparsity: solved.zeros / (o.rows * o.columns),
     dampening: solver.preparation ? { used: dampening, retries } : null,
     deadColumns,

@@ -22,7 +22,7 @@ import {
   samples,
   type ModelPruningOptions,
 } from '../pruning/options.js'
-import { methodNamed } from '../pruning/methods/methods.js'
+import { needsInputs } from '../pruning/methods/methods.js'
 import { phaseSeconds } from '../pruning/phases.js'
 import { pruneBlocks, selectLayers } from '../pruning/pipeline.js'
 import type { PruneProgress, PruneReport } from '../pruning/report.js'
@@ -107,7 +107,7 @@ const schema = modelPruningOptions
       const message = 'needs out: what is pruned in memory only cannot be resumed'
       context.addIssue({ code: 'custom', path: ['resume'], message })
     }
-    if (methodNamed(options.method).statistic && !options.calibration) {
+    if (needsInputs(options) && !options.calibration) {
       const message = `is needed for method "${options.method}": { file }, { tokens } or another source of text`
       context.addIssue({ code: 'custom', path: ['calibration'], message })
     }
@@ -252,7 +252,7 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
 }
 
 async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]> {
-  if (!o.calibration || !methodNamed(o.method).statistic) return []
+  if (!o.calibration || !needsInputs(o)) return []
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
   const { samples: count, seed } = o.calibration
   const options = { samples: count, seed, sequenceLength, signal: o.signal }

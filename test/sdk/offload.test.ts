@@ -29,12 +29,17 @@ async function pruned(options: PruneOptions) {
 }
 
 describe('activations in a file', () => {
-  test.each(['block', 'layer'] as const)('change nothing in the result, by %s', async (sequential) => {
-    const kept = await pruned({ sequential })
+  test.each([
+    ['block', 'own', 4],
+    ['layer', 'own', 4],
+    ['block', 'dense', 5],
+    ['layer', 'dense', 8],
+  ] as const)('change nothing in the result, by %s, target %s', async (sequential, target, least) => {
+    const kept = await pruned({ sequential, target })
     const moves = jest.spyOn(Device.prototype, 'offload')
     const offload = await temporaryFolder()
-    expect(await pruned({ sequential, offload })).toEqual(kept)
-    expect(moves.mock.calls.length).toBeGreaterThanOrEqual(4)
+    expect(await pruned({ sequential, target, offload })).toEqual(kept)
+    expect(moves.mock.calls.length).toBeGreaterThanOrEqual(least)
     expect(await readdir(offload)).toEqual([])
   })
 

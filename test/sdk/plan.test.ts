@@ -56,6 +56,34 @@ describe('arithmetic and disk of a small OPT, from its config alone', () => {
     expect(flop.linear).toBe(2 * tokens * (4 * matrices - h * f))
   })
 
+  test('a dense target takes another pass through the dense block, and a product for each Gram matrix', async () => {
+    const matrices = 4 * h * h + 2 * h * f
+    const squares = 3 * h * h + f * f
+    const cubes = 4 * h * h * h + f * h * h + h * f * f
+    const own = await plan(folder, size)
+    const blockwise = await plan(folder, { ...size, target: 'dense' })
+    // After the last block the dense model's outputs are of no use; W S is a product of each matrix with one of its columns.
+    const collected = 4 * matrices - h * f
+    expect(blockwise.flop.linear - own.flop.linear).toBe(2 * tokens * collected + 2 * 4 * cubes)
+    expect(blockwise.flop.gram - own.flop.gram).toBe(4 * 2 * tokens * squares)
+    const layerwise = await plan(folder, { ...size, sequential: 'layer', target: 'dense' })
+    const alone = await plan(folder, { ...size, sequential: 'layer' })
+    expect(layerwise.flop.linear).toBe(2 * alone.flop.linear + 2 * 4 * cubes)
+    expect(blockwise.memory.parts.hiddenStates).toBe(2 * own.memory.parts.hiddenStates)
+    expect(layerwise.memory.peak).toBeGreaterThan(alone.memory.peak)
+  })
+
+  test('fitting kept weights costs its iterations, at most', async () => {
+    const cubes = 4 * h * h * h + f * h * h + h * f * f
+    const { flop } = await plan(folder, { ...size, refit: true })
+    const once = (await plan(folder, size)).flop
+    expect(flop.solve / once.solve).toBeGreaterThan(150)
+    expect(flop.solve).toBeLessThan(4 * 220 * cubes)
+    // The problem in unit columns has a factor of its own.
+    expect(flop.factor).toBeCloseTo(2 * once.factor, -2)
+    expect(flop.gram).toBe(once.gram)
+  })
+
   test('magnitude needs no activations', async () => {
     const { flop, memory } = await plan(folder, { method: 'magnitude' })
     expect(flop.total).toBe(0)

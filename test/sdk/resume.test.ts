@@ -128,12 +128,15 @@ describe('a resumed job has the result of an uninterrupted one, to the bit', () 
       for (const folder of [llama, stored, gpt2]) await checkResumed(folder, 1, { sequential }, { dtype })
     })
 
-    test.each([{ method: 'wanda' }, { method: 'sparsegpt', pattern: '2:4' }, { bits: 4 }] as const)(
-      '%j',
-      async (options) => {
-        await checkResumed(llama, 1, { sequential, ...options })
-      },
-    )
+    test.each([
+      { method: 'wanda' },
+      { method: 'sparsegpt', pattern: '2:4' },
+      { bits: 4 },
+      { target: 'dense', refit: true },
+      { target: 'dense', method: 'magnitude', minBlock: 1 },
+    ] as const)('%j', async (options) => {
+      await checkResumed(llama, 1, { sequential, ...options })
+    })
   })
 
   test('without calibration', async () => {

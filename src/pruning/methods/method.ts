@@ -45,6 +45,8 @@ export interface Method<Options extends z.ZodRawShape = z.ZodRawShape> {
   statistic: Statistic | undefined
   /** Whether it can round the kept weights, too (option `bits`), and make up for that. */
   rounds: boolean
+  /** Whether it only chooses what goes, so that the kept weights are always fitted afterwards (option `refit`). */
+  refits?: boolean
   /** The options of its own, as zod validates them. */
   options: Options
   /**

@@ -27,6 +27,19 @@ export function methodNamed(name: PruningMethod): Method {
   return methods[name]
 }
 
+/** Whether weights are fitted to outputs, for which a Gram matrix of the inputs is needed whatever the method. */
+export const fitsWeights = (
+  o: { refit: boolean; target?: 'own' | 'dense' | undefined },
+  method: Pick<Method, 'refits'>,
+): boolean => o.refit || o.target === 'dense' || method.refits === true
+
+/** Whether pruning needs to know a layer's inputs. */
+export const needsInputs = (o: {
+  method: PruningMethod
+  refit: boolean
+  target?: 'own' | 'dense' | undefined
+}): boolean => methodNamed(o.method).statistic !== undefined || fitsWeights(o, methodNamed(o.method))
+
 /** The method for a layer of whose inputs nothing is known. */
 export const withoutInputs: Method = methods.magnitude
 
