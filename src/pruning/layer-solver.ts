@@ -70,7 +70,7 @@ export async function solveLayer(
   const reads = [
     device.read(counted),
     loss ? device.read(loss) : Promise.resolve(undefined),
-    fitted,
+    fitted ?? Promise.resolve(undefined),
     watch.seconds(),
   ] as const
   const [[zeros = 0], losses, fit, seconds] = await Promise.all(reads)

@@ -105,10 +105,13 @@ export class LeastSquares {
   private async read(squares: readonly Tensor[], report: Tensor | undefined): Promise<Fit> {
     const sum = async (tensor: Tensor) =>
       (await this.device.readFloat32(tensor)).reduce((total, square) => total + square, 0)
-    const reads = [Promise.all(squares.map(sum)), report && this.device.read(report)] as const
-    const [[whole = 0, first = 0, last = 0], told] = await Promise.all(reads)
+    const told = report ? this.device.read(report) : Promise.resolve([])
+    const [[whole = 0, first = 0, last = 0], [iterations = 0]] = await Promise.all([
+      Promise.all(squares.map(sum)),
+      told,
+    ])
     const share = (error: number) => (whole > 0 ? error / whole : 0)
-    return { before: share(first), after: share(last), iterations: told?.[0] ?? 0 }
+    return { before: share(first), after: share(last), iterations }
   }
 
   /** The sums of the squares in each column of what `make` makes, float32 [columns]. */
