@@ -12,10 +12,25 @@ export interface FitOptions {
   alpha: number
 }
 
+interface Fitting {
+  squares: LeastSquares
+  /** GroupStatistics.shift */
+  shift: Tensor | undefined
+  /** The share of the dense stream in the target. */
+  alpha: number
+  /** Whether weights are fitted after the method has pruned. */
+  refit: boolean
+  /** Whether the method ends near the fit, if it chooses itself what to prune. */
+  near: boolean
+}
+
+/** The share of the gradient that a fit leaves; most of the way has been made where a method ends near it. */
+const tolerance = { far: 3e-3, near: 0.1 }
+
 /** A method that is prepared for an input, and what its weights are fitted with, if they are. */
 export interface PreparedSolver {
   solver: Solver
-  fitting?: { squares: LeastSquares; shift: Tensor | undefined; alpha: number; refit: boolean }
+  fitting?: Fitting
 }
 
 /**
@@ -37,7 +52,7 @@ export function prepareSolver(
   const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), dampening)
   const sum = method.statistic?.ofGram(device, statistics.sum)
   const solver = method.prepare(device, method.refits ? { ...settings, dampening } : settings, sum)
-  return { solver, fitting: { squares, shift, alpha, refit: refits } }
+  return { solver, fitting: { squares, shift, alpha, refit: refits, near: method.refits === true } }
 }
 
 /** What the pruning of one matrix came to. */
@@ -64,7 +79,8 @@ export async function solveLayer(
   const watch = new Stopwatch(device)
   const goal = fitting && goalOf(device, fitting, weight)
   const { mask, loss } = solver.prune(weight, selection)
-  const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit)
+  const precision = fitting?.near && !selection.given ? tolerance.near : tolerance.far
+  const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit ? precision : undefined)
   watch.stop()
   const counted = device.countZeros(weight)
   const reads = [
@@ -78,11 +94,7 @@ export async function solveLayer(
 }
 
 /** What the outputs are to come near, as weights in the scale of LeastSquares; with a dense stream `weight` becomes these, its zeros apart. */
-function goalOf(
-  device: Device,
-  { squares, shift, alpha }: NonNullable<PreparedSolver['fitting']>,
-  weight: Tensor,
-): Tensor {
+function goalOf(device: Device, { squares, shift, alpha }: Fitting, weight: Tensor): Tensor {
   if (!shift) {
     const goal = device.cast(weight, 'float32')
     squares.enter(goal)

@@ -4,7 +4,7 @@ import { Device, type DeviceName, type Tensor } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { checkSelection, pruningOptions } from '../pruning/options.js'
-import { gramMatrix } from '../pruning/statistic.js'
+import { gramMatrix, squareSums } from '../pruning/statistic.js'
 import { prepareSolver, solveLayer } from '../pruning/layer-solver.js'
 import {
   fitsWeights,
@@ -128,7 +128,9 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
   const shape = [o.rows, o.columns]
   const method = methodNamed(o.method)
   // Copies of the arrays, made before the first wait: their owner may change, transfer or resize them while native threads read.
-  const statistic = fitsWeights(o, method) ? gramMatrix : method.statistic
+  const fits = fitsWeights(o, method)
+  const statistic = fits ? gramMatrix : method.statistic
+  if (fits && o.hessian) squareSums.fromHessian(o.hessian, o.columns) // refuses a negative diagonal
   const sum = o.hessian && statistic?.fromHessian(o.hessian, o.columns)
   const weight = device.upload(new Float32Array(o.weight), shape)
   const mask = o.mask && new Uint8Array(o.mask).map((entry) => (entry ? 1 : 0))
