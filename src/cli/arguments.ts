@@ -102,7 +102,10 @@ export function pruningOptions(command: Command): Command {
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
     .option('--refit', 'fit the kept weights to the outputs once more (admm always does)')
     .addOption(
-      new Option('--target <target>', "what a layer's outputs are to come near: its own, or the dense model's too")
+      new Option(
+        '--target <target>',
+        "what a layer's outputs are to come near: its own, or the dense model's too",
+      )
         .choices(['own', 'dense'])
         .default('own'),
     )

@@ -348,11 +348,9 @@ export const operations = {
   applyMask: operation('solve', (weight: Tensor, mask: Tensor) => ({ change: { weight }, read: { mask } })),
 
   /** The mask of the zeros, uint8 [rows, columns]: 1 where x is zero. */
-  markZeros: operation(
-    'solve',
-    (x: Tensor) => ({ make: { mask: uint8(...matrix(x)) }, read: { x } }),
-    { parts: { mask: 'solver' } },
-  ),
+  markZeros: operation('solve', (x: Tensor) => ({ make: { mask: uint8(...matrix(x)) }, read: { x } }), {
+    parts: { mask: 'solver' },
+  }),
 
   /**
    * Factors the damped Hessian H = R Rᵀ in its place, R upper triangular. `dead`: uint8 [columns], 1 where H_jj is 0. `report`:

@@ -67,9 +67,7 @@ export async function planPruning(
   const { architecture, device } = engine
   const layers = selectLayers(architecture, o)
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
-  const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(
-    new Int32Array(sequenceLength),
-  )
+  const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(new Int32Array(sequenceLength))
   const spill = offload ? device.createSpillFile('') : undefined
   const settings = {
     ...o,

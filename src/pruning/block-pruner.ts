@@ -8,10 +8,16 @@ import { storedShape } from '../models/specs.js'
 import type { LinearGroup } from '../models/steps.js'
 import type { Tensor } from '../native/device.js'
 import type { Destination } from './destination.js'
-import { prepareSolver, solveLayer, Stopwatch, type PreparedSolver, type SolvedLayer } from './layer-solver.js'
+import {
+  prepareSolver,
+  solveLayer,
+  Stopwatch,
+  type PreparedSolver,
+  type SolvedLayer,
+} from './layer-solver.js'
 import type { Method, Preparation, Selection } from './methods/method.js'
 import { fitsWeights, withoutInputs } from './methods/methods.js'
-import type { Pattern } from './options.js'
+import type { MethodSettings, Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
 import { gramMatrix } from './statistic.js'
@@ -20,8 +26,8 @@ import type { BatchPair, Streams } from './streams.js'
 
 export interface BlockPrunerOptions {
   method: Method
-  /** The options as parsed, the method's among them. */
-  settings: Record<string, unknown>
+  /** The methods' options as parsed. */
+  settings: MethodSettings
   sparsity?: number | undefined
   pattern?: Pattern | undefined
   masks?: MaskFile | undefined
