@@ -14,8 +14,8 @@ namespace sparsegpt::cpu {
 // Σ a b, in double.
 SPARSEGPT_KERNEL(dot, double, const float* a, const float* b, int64_t count);
 // x += step · direction and residual -= step · image; the residual is zero where masked. Returns the residual's square.
-SPARSEGPT_KERNEL(descend, double, float* x, float* residual, const float* direction, const float* image,
-                 const uint8_t* mask, float step, int64_t count);
+SPARSEGPT_KERNEL(descend, double, float* x, float* residual, const float* direction, const float* image, const uint8_t* mask,
+                 float step, int64_t count);
 // direction = residual + factor · direction
 SPARSEGPT_KERNEL(redirect, void, float* direction, const float* residual, float factor, int64_t count);
 
@@ -87,8 +87,7 @@ void CpuBackend::compute(const ConjugateGradients& o) {
       left = total();
     }
     report[descent_report::iterations] = std::max(report[descent_report::iterations], static_cast<double>(iteration));
-    if (first > 0)
-      report[descent_report::residual] = std::max(report[descent_report::residual], std::sqrt(left / first));
+    if (first > 0) report[descent_report::residual] = std::max(report[descent_report::residual], std::sqrt(left / first));
   }
 }
 

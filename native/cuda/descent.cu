@@ -122,8 +122,14 @@ void CudaBackend::enqueue(const ConjugateGradients& o) {
                image = scratch(DType::f32, most, n), squares = scratch(DType::f64, 1, most), sum = scratch(DType::f64, 1, 1);
   for (int64_t begin = 0; begin < o.weight.rows && n > 0; begin += most) {
     const int64_t count = std::min(most, o.weight.rows - begin), at = begin * n;
-    const Rows rows{o.weight.data<float>() + at, o.residual.data<float>() + at, mask.data<uint8_t>() + at,
-                    direction.data<float>(), image.data<float>(), squares.data<double>(), count, n};
+    const Rows rows{o.weight.data<float>() + at,
+                    o.residual.data<float>() + at,
+                    mask.data<uint8_t>() + at,
+                    direction.data<float>(),
+                    image.data<float>(),
+                    squares.data<double>(),
+                    count,
+                    n};
     // Whether to go on is what the host has to know.
     const auto total = [&] {
       launch("conjugate_gradients", add_up, dim3(1), dim3(1024), 0, stream_, rows.squares, count, sum.data<double>());

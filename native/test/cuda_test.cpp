@@ -675,7 +675,8 @@ TEST("cuda: sums of products, Gram matrices of unit diagonal, scaled columns, ma
     Random random(17);
     const int64_t n = 70;
     auto p = random_problem(random, 5, n, 3 * n);
-    for (int64_t j = 0; j < n; ++j) p.hessian[static_cast<size_t>(4 * n + j)] = p.hessian[static_cast<size_t>(j * n + 4)] = 0;
+    for (int64_t j = 0; j < n; ++j)
+      p.hessian[static_cast<size_t>(4 * n + j)] = p.hessian[static_cast<size_t>(j * n + 4)] = 0;
     const Twin gram = both.floats(DType::f32, n, n, p.hessian), norms = both.output(DType::f32, 1, n);
     both.run([&](Backend& b, const auto& at) { b.run(NormalizeGram{at(gram), at(norms)}); });
     CHECK_TWIN(norms, 2e-6);
@@ -749,7 +750,8 @@ TEST("cuda: conjugate gradients solve the normal equations of the kept weights")
       std::vector<double> a(static_cast<size_t>(n * n));
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < n; ++j)
-          a[static_cast<size_t>(i * n + j)] = unit[static_cast<size_t>(std::min(i, j) * n + std::max(i, j))] + (i == j ? 0.05 : 0);
+          a[static_cast<size_t>(i * n + j)] =
+              unit[static_cast<size_t>(std::min(i, j) * n + std::max(i, j))] + (i == j ? 0.05 : 0);
       // b = w A for the weight as it was: what is kept makes up for what is gone.
       std::vector<float> residual(static_cast<size_t>(rows * n));
       std::vector<double> expected;

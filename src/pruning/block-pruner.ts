@@ -17,7 +17,7 @@ import {
 } from './layer-solver.js'
 import type { Method, Preparation, Selection } from './methods/method.js'
 import { fitsWeights, withoutInputs } from './methods/methods.js'
-import type { Pattern } from './options.js'
+import type { MethodSettings, Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
 import { reconstructBlock, type ReconstructionSettings } from '../training/reconstruction.js'
@@ -27,8 +27,8 @@ import type { BatchPair, Streams } from './streams.js'
 
 export interface BlockPrunerOptions {
   method: Method
-  /** The options as parsed, the method's among them. */
-  settings: Record<string, unknown>
+  /** The methods' options as parsed. */
+  settings: MethodSettings
   sparsity?: number | undefined
   pattern?: Pattern | undefined
   masks?: MaskFile | undefined

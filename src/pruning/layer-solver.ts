@@ -1,6 +1,7 @@
 import type { Device, Tensor } from '../native/device.js'
 import { LeastSquares, type Fit } from './least-squares.js'
 import type { Method, Selection, Solver } from './methods/method.js'
+import type { MethodSettings } from './options.js'
 import type { GroupStatistics } from './statistics.js'
 
 /** How kept weights are fitted. */
@@ -11,10 +12,25 @@ export interface FitOptions {
   alpha: number
 }
 
+interface Fitting {
+  squares: LeastSquares
+  /** GroupStatistics.shift */
+  shift: Tensor | undefined
+  /** The share of the dense stream in the target. */
+  alpha: number
+  /** Whether weights are fitted after the method has pruned. */
+  refit: boolean
+  /** Whether the method ends near the fit, if it chooses itself what to prune. */
+  near: boolean
+}
+
+/** The share of the gradient that a fit leaves; most of the way has been made where a method ends near it. */
+const tolerance = { far: 3e-3, near: 0.1 }
+
 /** A method that is prepared for an input, and what its weights are fitted with, if they are. */
 export interface PreparedSolver {
   solver: Solver
-  fitting?: { squares: LeastSquares; shift: Tensor | undefined; alpha: number; refit: boolean }
+  fitting?: Fitting
 }
 
 /**
@@ -24,17 +40,19 @@ export interface PreparedSolver {
 export function prepareSolver(
   device: Device,
   method: Method,
-  settings: Record<string, unknown>,
+  settings: MethodSettings,
   statistics: Pick<GroupStatistics, 'sum' | 'shift'> | undefined,
   { refit, alpha }: FitOptions,
 ): PreparedSolver {
   const shift = statistics?.shift
   const refits = refit || method.refits === true
   if (!statistics || !(refits || shift)) return { solver: method.prepare(device, settings, statistics?.sum) }
-  const ridge = Number(process.env['RIDGE'] ?? 0.01)
-  const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), ridge)
-  const solver = method.prepare(device, settings, method.statistic?.ofGram(device, statistics.sum))
-  return { solver, fitting: { squares, shift, alpha, refit: refits } }
+  // What layers before have spoilt is to be made up for with care: undamped it would be learnt by heart.
+  const { dampening = shift ? 0.1 : 0.01 } = settings
+  const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), dampening)
+  const sum = method.statistic?.ofGram(device, statistics.sum)
+  const solver = method.prepare(device, method.refits ? { ...settings, dampening } : settings, sum)
+  return { solver, fitting: { squares, shift, alpha, refit: refits, near: method.refits === true } }
 }
 
 /** What the pruning of one matrix came to. */
@@ -61,13 +79,14 @@ export async function solveLayer(
   const watch = new Stopwatch(device)
   const goal = fitting && goalOf(device, fitting, weight)
   const { mask, loss } = solver.prune(weight, selection)
-  const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit)
+  const precision = fitting?.near && !selection.given ? tolerance.near : tolerance.far
+  const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit ? precision : undefined)
   watch.stop()
   const counted = device.countZeros(weight)
   const reads = [
     device.read(counted),
     loss ? device.read(loss) : Promise.resolve(undefined),
-    fitted,
+    fitted ?? Promise.resolve(undefined),
     watch.seconds(),
   ] as const
   const [[zeros = 0], losses, fit, seconds] = await Promise.all(reads)
@@ -75,11 +94,7 @@ export async function solveLayer(
 }
 
 /** What the outputs are to come near, as weights in the scale of LeastSquares; with a dense stream `weight` becomes these, its zeros apart. */
-function goalOf(
-  device: Device,
-  { squares, shift, alpha }: NonNullable<PreparedSolver['fitting']>,
-  weight: Tensor,
-): Tensor {
+function goalOf(device: Device, { squares, shift, alpha }: Fitting, weight: Tensor): Tensor {
   if (!shift) {
     const goal = device.cast(weight, 'float32')
     squares.enter(goal)

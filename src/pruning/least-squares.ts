@@ -10,8 +10,8 @@ export interface Fit {
   iterations: number
 }
 
-/** When conjugate gradients end: the share of the residual that is left, and the most iterations. */
-const precision = { tolerance: 1e-3, iterations: 100 }
+/** The most iterations of conjugate gradients. */
+const iterations = 60
 
 /**
  * The least-squares problems of matrices that share an input, with H the Gram matrix of the input, damped by a share of each
@@ -73,10 +73,10 @@ export class LeastSquares {
   }
 
   /**
-   * Fits the entries of `weight` that are not zero, if `refit` says so: least (goal − weight) H (goal − weight)ᵀ. `goal`: in the scale
-   * of enter(). Enqueues, and resolves to what came of it.
+   * Fits the entries of `weight` that are not zero: least (goal − weight) H (goal − weight)ᵀ. `goal`: in the scale of enter();
+   * `tolerance`: the share of the gradient that may be left, undefined to fit nothing. Enqueues, and resolves to what came of it.
    */
-  fit(weight: Tensor, goal: Tensor, refit: boolean): Promise<Fit> {
+  fit(weight: Tensor, goal: Tensor, tolerance: number | undefined): Promise<Fit> {
     const { device, factor } = this
     const product = (x: Tensor) => device.triangularProduct(x, factor)
     const gap = () =>
@@ -92,9 +92,9 @@ export class LeastSquares {
     const before = this.squares(gap)
     let after = before
     let report: Tensor | undefined
-    if (refit) {
+    if (tolerance !== undefined) {
       const residual = device.tidy(() => device.triangularProduct(gap(), factor, { transposed: true }))
-      report = device.conjugateGradients(weight, residual, { mask, factor }, precision)
+      report = device.conjugateGradients(weight, residual, { mask, factor }, { tolerance, iterations })
       residual.dispose()
       after = this.squares(gap)
     }
@@ -105,10 +105,13 @@ export class LeastSquares {
   private async read(squares: readonly Tensor[], report: Tensor | undefined): Promise<Fit> {
     const sum = async (tensor: Tensor) =>
       (await this.device.readFloat32(tensor)).reduce((total, square) => total + square, 0)
-    const reads = [Promise.all(squares.map(sum)), report && this.device.read(report)] as const
-    const [[whole = 0, first = 0, last = 0], told] = await Promise.all(reads)
+    const told = report ? this.device.read(report) : Promise.resolve([])
+    const [[whole = 0, first = 0, last = 0], [taken = 0]] = await Promise.all([
+      Promise.all(squares.map(sum)),
+      told,
+    ])
     const share = (error: number) => (whole > 0 ? error / whole : 0)
-    return { before: share(first), after: share(last), iterations: told?.[0] ?? 0 }
+    return { before: share(first), after: share(last), iterations: taken }
   }
 
   /** The sums of the squares in each column of what `make` makes, float32 [columns]. */

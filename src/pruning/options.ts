@@ -62,7 +62,7 @@ const regularExpression = z
 
 /** What is pruned and how, as far as it needs no file. */
 export interface ModelPruningOptions extends MethodOptions {
-  /** The pruning method: 'sparsegpt' (default), 'wanda' or 'magnitude'. */
+  /** The pruning method: 'sparsegpt' (default), 'admm', 'wanda' or 'magnitude'. */
   method?: PruningMethod
   /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
   sparsity?: number

@@ -12,7 +12,7 @@ export interface LayerReport {
   columns: number
   /** The share of zeros. */
   sparsity: number
-  /** The loss ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude and wanda. */
+  /** The loss ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude, wanda and admm. */
   loss: number | null
   /**
    * The relative error of the layer's outputs, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H = Σ x xᵀ, damped, and W the weights that bring the

@@ -4,7 +4,7 @@ import { Device, type DeviceName, type Tensor } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { checkSelection, pruningOptions } from '../pruning/options.js'
-import { gramMatrix } from '../pruning/statistic.js'
+import { gramMatrix, squareSums } from '../pruning/statistic.js'
 import { prepareSolver, solveLayer } from '../pruning/layer-solver.js'
 import {
   fitsWeights,
@@ -24,10 +24,10 @@ export interface PruneLayerOptions extends MethodOptions {
   columns: number
   /**
    * The Hessian, float32 [columns, columns]: Σ x xᵀ over the layer's inputs, at any positive scale
-   * (it scales the loss only). It is symmetric; the upper triangle is read. Needed by sparsegpt; of it wanda reads the diagonal and magnitude nothing.
+   * (it scales the loss only). It is symmetric; the upper triangle is read. Needed by sparsegpt, admm and refit; of it wanda reads the diagonal and magnitude nothing.
    */
   hessian?: Float32Array
-  /** The pruning method: 'sparsegpt' (default), 'wanda' or 'magnitude'. */
+  /** The pruning method: 'sparsegpt' (default), 'admm', 'wanda' or 'magnitude'. */
   method?: PruningMethod
   /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
   sparsity?: number
@@ -37,6 +37,8 @@ export interface PruneLayerOptions extends MethodOptions {
   mask?: Uint8Array
   /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
+  /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
+  refit?: boolean
   /** The device to compute on. Default 'cpu'. */
   device?: DeviceName
   /** The number of threads of the CPU device; 0 (default) for one per core. */
@@ -49,8 +51,13 @@ export interface PrunedLayer {
   weight: Float32Array
   /** The mask, [rows, columns], 1 = pruned. */
   mask: Uint8Array
-  /** The loss ½ tr(ΔW H ΔWᵀ) with the damped H, which is ½ Σ (w − q)²/U_jj²; null for magnitude and wanda. */
+  /** The loss ½ tr(ΔW H ΔWᵀ) with the damped H, which is ½ Σ (w − q)²/U_jj²; null for magnitude, wanda and admm. */
   loss: number | null
+  /**
+   * What fitting the kept weights came to (refit, admm): the relative output error tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H damped, before and
+   * after it, and the iterations that it took; null where nothing is fitted.
+   */
+  fit: { before: number; after: number; iterations: number } | null
   /** The share of zeros in `weight`. */
   sparsity: number
   /** What the factorisation did (sparsegpt). `retries` > 0: `used` was raised because H could not be factored. */
@@ -96,7 +103,7 @@ const schema = pruningOptions
 /**
  * Prunes one weight matrix, for callers with their own pipeline. Runs on native threads; the arrays are copied before it returns.
  *
- * Method: SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1); magnitude; Wanda (Sun et al. 2023, arXiv
+ * Method: SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1); ADMM (Meng et al. 2024, arXiv 2406.07831); magnitude; Wanda (Sun et al. 2023, arXiv
  * 2306.11695).
  *
  * Throws INVALID_OPTION, NON_FINITE (NaN or infinity in weight or hessian), NOT_POSITIVE_DEFINITE, OUT_OF_MEMORY,
@@ -121,7 +128,9 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
   const shape = [o.rows, o.columns]
   const method = methodNamed(o.method)
   // Copies of the arrays, made before the first wait: their owner may change, transfer or resize them while native threads read.
-  const statistic = fitsWeights(o, method) ? gramMatrix : method.statistic
+  const fits = fitsWeights(o, method)
+  const statistic = fits ? gramMatrix : method.statistic
+  if (fits && o.hessian) squareSums.fromHessian(o.hessian, o.columns) // refuses a negative diagonal
   const sum = o.hessian && statistic?.fromHessian(o.hessian, o.columns)
   const weight = device.upload(new Float32Array(o.weight), shape)
   const mask = o.mask && new Uint8Array(o.mask).map((entry) => (entry ? 1 : 0))
@@ -142,6 +151,7 @@ async function run(device: Device, o: z.output<typeof schema>): Promise<PrunedLa
     weight: await device.readFloat32(weight),
     mask: (await device.read(solved.mask)) as Uint8Array,
     loss: solved.loss,
+    fit: solved.fit ?? null,
     sparsity: solved.zeros / (o.rows * o.columns),
     dampening: solver.preparation ? { used: dampening, retries } : null,
     deadColumns,

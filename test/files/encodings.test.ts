@@ -242,7 +242,8 @@ test('what a solver found reaches the encoding: the mask is that of the zeros', 
       weights,
     })
     const windows = [0, 1].map((seed) => Int32Array.from(randomTokens(16, seed)))
-    await pruneBlocks(engine, { ...job, blockSize: 128, dampening: 0.01 }, layers, windows, destination)
+    const fit = { target: 'own', alpha: 0.5, refit: false } as const
+    await pruneBlocks(engine, { ...job, ...fit, blockSize: 128 }, layers, windows, destination)
     await destination.commit()
     const tensors = await readTensors(join(out, 'model.safetensors'))
     for (const name of weights) {

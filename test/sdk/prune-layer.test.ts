@@ -44,6 +44,58 @@ describe('what is not finite or not definite is a typed error', () => {
   })
 })
 
+describe('kept weights are fitted', () => {
+  /** tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), H damped by a hundredth of each entry of its diagonal. */
+  const error = (result: Float32Array) => {
+    const energy = (w: Float32Array) => {
+      let sum = 0
+      for (let r = 0; r < rows; r++)
+        for (let i = 0; i < columns; i++)
+          for (let j = 0; j < columns; j++) {
+            const h = hessian[i * columns + j]! * (i === j ? 1.01 : 1)
+            sum += w[r * columns + i]! * h * w[r * columns + j]!
+          }
+      return sum
+    }
+    return energy(weight.map((value, i) => value - result[i]!)) / energy(weight)
+  }
+
+  test.each(['sparsegpt', 'admm', 'wanda', 'magnitude'] as const)('%s', async (method) => {
+    const { fit, mask, weight: result } = await pruneLayer({ ...layer, method, pattern: '2:4', refit: true })
+    expect(fit!.after).toBeLessThan(fit!.before * (1 + 1e-6))
+    expect(fit!.after).toBeCloseTo(error(result), 4)
+    expect(mask.reduce((sum, bit) => sum + bit, 0)).toBe((rows * columns) / 2)
+    result.forEach((value, i) => {
+      if (mask[i]) expect(value).toBe(0)
+    })
+    // No small change of a kept weight makes it better.
+    for (const i of [0, 1, 2, 3].filter((at) => !mask[at]))
+      for (const step of [-0.01, 0.01]) {
+        expect(error(changed(result, i, result[i]! + step))).toBeGreaterThan(fit!.after)
+      }
+  })
+
+  test('admm takes a mask as it is, and zeros stay', async () => {
+    const mask = Uint8Array.from(weight, (_, i) => i % 2)
+    const sparse = changed(weight, 6, 0)
+    const result = await pruneLayer({ ...layer, weight: sparse, method: 'admm', mask })
+    result.weight.forEach((value, i) => expect([i, value === 0]).toEqual([i, i % 2 === 1 || i === 6]))
+    expect(result.mask[6]).toBe(1)
+  })
+
+  test.each([{ method: 'admm' }, { method: 'magnitude', refit: true }] as const)(
+    '%j needs a Hessian, one of a Gram matrix',
+    async (options) => {
+      const { hessian: _, ...rest } = layer
+      await expectError(pruneLayer({ ...rest, ...options }), 'INVALID_OPTION', /option hessian: is needed/)
+      const negative = pruneLayer({ ...layer, ...options, hessian: changed(hessian, 17, -0.5) })
+      await expectError(negative, 'NOT_POSITIVE_DEFINITE', /diagonal is -0\.5 in column 1/)
+      const nan = pruneLayer({ ...layer, ...options, hessian: changed(hessian, 3, NaN) })
+      await expectError(nan, 'NON_FINITE', /Hessian has a NaN/)
+    },
+  )
+})
+
 describe('weights of any size', () => {
   test.each([1e19, 1e25, 1e-25, 1e-30])('are pruned alike and have a loss, times %d', async (size) => {
     const usual = await pruneLayer(layer)

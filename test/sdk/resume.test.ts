@@ -134,12 +134,9 @@ describe('a resumed job has the result of an uninterrupted one, to the bit', () 
       { bits: 4 },
       { target: 'dense', refit: true },
       { target: 'dense', method: 'magnitude', minBlock: 1 },
-    ] as const)(
-      '%j',
-      async (options) => {
-        await checkResumed(llama, 1, { sequential, ...options })
-      },
-    )
+    ] as const)('%j', async (options) => {
+      await checkResumed(llama, 1, { sequential, ...options })
+    })
   })
 
   test('without calibration', async () => {

@@ -1,83 +1,85 @@
 import type { Device, Tensor } from '../../native/device.js'
 import { LeastSquares } from '../least-squares.js'
 import { gramMatrix } from '../statistic.js'
+import { dampening } from './dampening.js'
 import type { Method, Selection } from './method.js'
 import { readReport } from './sparsegpt.js'
 
-const iterations = Number(process.env['ADMM_T'] ?? 20)
-const penalty = Number(process.env['ADMM_RHO'] ?? 0.1)
-const ramp = Number(process.env['ADMM_RAMP'] ?? 15)
-const mode = process.env['ADMM_MODE'] ?? 'soft'
-const lambda = Number(process.env['ADMM_LAMBDA'] ?? 0.01)
+const options = {
+  /** What is added to the diagonal of the Hessian, as a share of each entry (admm). Default 0.01, with a dense target 0.1. */
+  dampening,
+}
 
-export const admm = {
+/**
+ * The penalty ρ on the distance between the weights that fit best and those that are sparse, in units of H's diagonal. Larger ones
+ * settle sooner, at a worse support; below 0.6 the support does not settle.
+ */
+const penalty = 0.7
+const iterations = 30
+
+/**
+ * ADMM as in ALPS (Meng et al. 2024, arXiv 2406.07831): weights that fit the outputs and weights that are sparse approach each other,
+ * which chooses the support; the kept weights are fitted afterwards. The penalty is constant, so one factorisation serves all
+ * iterations and all layers that share an input.
+ */
+export const admm: Method<typeof options> = {
   name: 'admm',
   statistic: gramMatrix,
   rounds: false,
   refits: true,
-  options: {},
+  options,
 
-  prepare(device, _, gram) {
-    const squares = new LeastSquares(device, gram!, lambda + penalty)
+  prepare(device, { dampening = 0.01 }, gram) {
+    const squares = new LeastSquares(device, gram!, dampening + penalty)
     return {
-      prune: (weight, selection) => ({ mask: chooseSupport(device, squares, weight, selection) }),
-      preparation: () => readReport(device, squares.report),
+      prune(weight, selection) {
+        device.checkFinite(weight, 'the weight')
+        if (selection.given) {
+          device.applyMask(weight, selection.given)
+        } else {
+          chooseSupport(device, squares, weight, selection)
+        }
+        return { mask: device.markZeros(weight) }
+      },
+      async preparation() {
+        const told = await readReport(device, squares.report)
+        return { ...told, dampening: told.dampening - penalty }
+      },
     }
   },
-} satisfies Method
+}
 
-function chooseSupport(
-  device: Device,
-  squares: LeastSquares,
-  weight: Tensor,
-  { given, ...choice }: Selection,
-): Tensor {
-  device.checkFinite(weight, 'the weight')
+/** Leaves of `weight`, in place, what is in the support that the iterations end with. */
+function chooseSupport(device: Device, squares: LeastSquares, weight: Tensor, selection: Selection): void {
+  const copy = (x: Tensor) => device.cast(x, 'float32')
   const zeros = device.markZeros(weight)
   squares.enter(weight)
-  const minus = device.cast(weight, 'float32')
-  device.scale(minus, -1)
-  let v = device.cast(weight, 'float32')
-  const copy = (x: Tensor) => device.cast(x, 'float32')
-  for (let t = 0; ; t++) {
-    const last = t === iterations
-    const stage = Math.min(1, (t + 1) / ramp)
+  // v = D + U with the best fit D and the scaled dual U: Z keeps of it what is largest, U becomes the rest.
+  let v = copy(weight)
+  for (let iteration = 0; ; iteration++) {
     device.applyMask(v, zeros)
-    let share = choice
-    if (mode === 'cubic' && choice.sparsity !== undefined && !last)
-      share = { ...choice, sparsity: choice.sparsity * (1 - (1 - stage) ** 3) }
-    const mask = given ?? device.selectMask(v, share)
-    if (last) {
+    const mask = device.selectMask(v, selection)
+    if (iteration === iterations) {
       device.applyMask(v, mask)
       device.cast(v, 'float32', weight)
       squares.leave(weight)
-      return mask
+      return
     }
     const next = device.tidy(() => {
-      const z = copy(v)
-      device.applyMask(z, mask)
-      if (mode === 'soft' && stage < 1) {
-        // z + (1 - tau) (v - z)
-        const part = copy(v)
-        device.scale(part, 1 - stage)
-        device.scale(z, stage)
-        device.add(z, part)
-      }
-      const u = copy(z)
-      device.scale(u, -1)
-      device.add(u, v) // u = v - z
-      device.scale(v, -1)
-      const g = copy(z)
-      device.scale(g, 2)
-      device.add(g, v)
-      device.add(g, minus)
-      const d = squares.solve(g)
-      device.scale(d, penalty)
-      device.add(d, weight)
-      device.add(d, u)
-      return d
+      const away = copy(v)
+      device.applyMask(away, mask)
+      device.scale(away, -1)
+      device.add(v, away)
+      // D = W + ρ (Z − U − W) (H + ρ)⁻¹, the best fit near Z − U.
+      device.add(away, v)
+      device.add(away, weight)
+      const step = squares.solve(away)
+      device.scale(step, -penalty)
+      device.add(step, weight)
+      device.add(step, v)
+      return step
     })
-    if (!given) mask.dispose()
+    mask.dispose()
     v.dispose()
     v = next
   }

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import type { Device, Tensor } from '../../native/device.js'
 import { gramMatrix } from '../statistic.js'
+import { dampening } from './dampening.js'
 import type { Method, Preparation } from './method.js'
 
 const options = {
@@ -12,12 +13,7 @@ const options = {
     .default(128)
     .describe('columns whose mask is chosen together (default: 128; sparsegpt)'),
   /** What is added to the diagonal of the Hessian, as a share of its mean (sparsegpt). Default 0.01. */
-  dampening: z
-    .number()
-    .min(0)
-    .max(1000)
-    .default(0.01)
-    .describe("added to the Hessian's diagonal, as a share of its mean (default: 0.01; sparsegpt)"),
+  dampening,
 }
 
 /** SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): the kept weights make up for the pruned ones. */
@@ -27,7 +23,7 @@ export const sparsegpt: Method<typeof options> = {
   rounds: true,
   options,
 
-  prepare(device, { blockSize, dampening, bits = 0 }, hessian) {
+  prepare(device, { blockSize, dampening = 0.01, bits = 0 }, hessian) {
     const { dead, report } = device.factorHessian(hessian!, dampening)
     const factor = { factor: hessian!, dead }
     return {
