@@ -113,7 +113,7 @@ export class BlockPruner {
       const next = async () => {
         const reference = await beside?.advance()
         const group = await run.advance()
-        if (group) statistics.add(group, reference)
+        if (group) statistics.add(group, this.o.target === 'dense' ? reference : undefined)
         return group
       }
       try {
@@ -161,7 +161,7 @@ export class BlockPruner {
     }
     const advance = async (pass: Pass) => {
       pass.group = await pass.run.advance()
-      if (pass.group) statistics.add(pass.group, pass.reference)
+      if (pass.group) statistics.add(pass.group, this.o.target === 'dense' ? pass.reference : undefined)
       if (!offload) return
       pass.run.offload(offload)
       pass.beside?.offload(offload)

@@ -79,7 +79,8 @@ async function gradients(engine: Engine, windows: Int32Array[]): Promise<Expecte
   const made: Tensor[] = []
   try {
     return await device.within(made, async () => {
-      let [{ hidden, sequences }] = engine.embed([windows]) as [Batch]
+      const [{ hidden: embedded, sequences }] = engine.embed([windows]) as [Batch]
+      let hidden = embedded
       const parameters: Record<string, Digest> = {}
       const runs: {
         block: RecordedBlock
