@@ -282,19 +282,18 @@ export class BlockPruner {
   /** Fits what has been pruned to the dense block's outputs, and stores it. */
   private async reconstruct(streams: Streams, settings: ReconstructionSettings): Promise<void> {
     const { engine, index, weights, o } = this
-    const targets = (streams.dense ?? []).map(({ hidden }) => hidden)
-    const matrices = new Map([...this.solved].map(([name, { matrix }]) => [name, matrix]))
     const watch = performance.now()
-    const { parameters, ...result } = await reconstructBlock(
+    const { parameters, ...result } = await reconstructBlock({
       engine,
       index,
       weights,
-      matrices,
-      streams.pruned,
-      targets,
+      solved: new Map([...this.solved].map(([name, { matrix }]) => [name, matrix])),
+      inputs: streams.pruned,
+      targets: (streams.dense ?? []).map(({ hidden }) => hidden),
       settings,
-      () => o.meter.step('reconstruct'),
-    )
+      offload: o.offload,
+      step: () => o.meter.step('reconstruct'),
+    })
     const seconds = (performance.now() - watch) / 1000
     for (const layer of this.reports) layer.reconstruction = { ...result, seconds }
     const made: Tensor[] = []

@@ -1,5 +1,5 @@
 import type { BlockWeights } from '../models/block-weights.js'
-import type { Batch, Engine } from '../models/engine.js'
+import type { Batch, Engine, Offload } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer } from './block-trainer.js'
@@ -27,6 +27,25 @@ export interface ReconstructionReport {
   bestEpoch: number
 }
 
+/** What a block is fitted with. */
+export interface ReconstructionTask {
+  engine: Engine
+  /** The number of the block, from 0. */
+  index: number
+  weights: BlockWeights
+  /** The pruned matrices, float32 [out, in], by layer; they are changed in place. */
+  solved: ReadonlyMap<string, Tensor>
+  /** The hidden states before the block in the pruned model. */
+  inputs: readonly Batch[]
+  /** The dense block's outputs for the same windows in the dense model, [tokens, hidden] each. */
+  targets: readonly Tensor[]
+  settings: ReconstructionSettings
+  /** Moves what is not needed for the moment out of the device's memory. */
+  offload?: Offload | undefined
+  /** What is called after each part of the work; it may throw. */
+  step: () => void
+}
+
 /** Some windows of a batch, and what the dense model makes of them. */
 interface Part {
   batch: Batch
@@ -36,46 +55,38 @@ interface Part {
 /**
  * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
  * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A part of the windows is held out: what
- * is kept is the state after the epoch that was best on them, if any was better than the beginning.
- *
- * `solved`: the matrices, float32 [out, in], by layer; they are changed in place. `inputs`: the hidden states before the block;
- * `targets`: the dense block's outputs for them, [tokens, hidden] each. `step` is called after each part of the work and may throw.
- * Resolves to the report and the names of the biases and norms that were trained.
+ * is kept is the state after the epoch that was best on them, if any was better than the beginning. Resolves to the report and the
+ * names of the biases and norms that were trained.
  */
 export async function reconstructBlock(
-  engine: Engine,
-  index: number,
-  weights: BlockWeights,
-  solved: ReadonlyMap<string, Tensor>,
-  inputs: readonly Batch[],
-  targets: readonly Tensor[],
-  o: ReconstructionSettings,
-  step: () => void,
+  task: ReconstructionTask,
 ): Promise<ReconstructionReport & { parameters: string[] }> {
+  const { engine, index, weights, settings, step } = task
+  const { epochs } = settings
   const views: Tensor[] = []
-  const trainer = new BlockTrainer(engine, index, weights, solved)
+  const trainer = new BlockTrainer(engine, index, weights, task.solved)
   try {
-    const { training, heldOut } = split(inputs, targets, o, views)
-    const error = () => meanError(engine, index, weights, heldOut, step)
-    const before = await error()
+    const { training, heldOut } = split(task, views)
+    const before = await meanError(task, heldOut)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
-    const total = o.epochs * training.length
+    const total = epochs * training.length
     const random = new PythonRandom(index)
     let steps = 0
-    for (let epoch = 1; epoch <= o.epochs; epoch++) {
-      const pass = async ({ batch, target }: Part) => {
-        await descend(engine, trainer, batch, target)
-        trainer.step(learningRate(steps++, total, o.learningRate))
+    for (let epoch = 1; epoch <= epochs; epoch++) {
+      const pass = async (part: Part) => {
+        await descend(engine, trainer, part)
+        trainer.step(learningRate(steps++, total, settings.learningRate))
+        put(task, part)
       }
       await engine.paced(shuffled(training, random), pass, step)
-      const current = await error()
+      const current = await meanError(task, heldOut)
       if (current < best) {
         ;[best, bestEpoch] = [current, epoch]
         trainer.snapshot()
       }
     }
-    if (bestEpoch < o.epochs) trainer.restore()
+    if (bestEpoch < epochs) trainer.restore()
     return { heldOut: { before, after: best }, steps, bestEpoch, parameters: trainer.others }
   } finally {
     for (const view of views) view.dispose()
@@ -83,8 +94,14 @@ export async function reconstructBlock(
   }
 }
 
-/** Adds the gradients of the mean relative error of a batch to the trainer's. */
-async function descend(engine: Engine, trainer: BlockTrainer, batch: Batch, target: Tensor): Promise<void> {
+/** Lets the memory of a part's batch go until it is needed again. */
+function put({ offload }: ReconstructionTask, { batch, target }: Part): void {
+  offload?.(batch.hidden)
+  offload?.(target)
+}
+
+/** Adds the gradients of the mean relative error of a part to the trainer's. */
+async function descend(engine: Engine, trainer: BlockTrainer, { batch, target }: Part): Promise<void> {
   const { device } = engine
   const recording = await trainer.record(batch)
   const made: Tensor[] = []
@@ -103,19 +120,15 @@ async function descend(engine: Engine, trainer: BlockTrainer, batch: Batch, targ
 }
 
 /** The mean over tokens of the relative error of the block's output. */
-async function meanError(
-  engine: Engine,
-  index: number,
-  weights: BlockWeights,
-  parts: readonly Part[],
-  step: () => void,
-): Promise<number> {
+async function meanError(task: ReconstructionTask, parts: readonly Part[]): Promise<number> {
+  const { engine, index, weights, step } = task
   const { device } = engine
   const errors: Tensor[] = []
-  const pass = async ({ batch, target }: Part) => {
-    const output = await engine.runBlock(index, weights, batch).finish()
-    device.within(errors, () => device.relativeErrors(output, target))
+  const pass = async (part: Part) => {
+    const output = await engine.runBlock(index, weights, part.batch).finish()
+    device.within(errors, () => device.relativeErrors(output, part.target))
     output.dispose()
+    put(task, part)
   }
   try {
     await engine.paced(parts, pass, step)
@@ -133,13 +146,11 @@ async function meanError(
 
 /** Cuts the batches into the parts of a step, and holds out the last windows. The views are the caller's to dispose of. */
 function split(
-  inputs: readonly Batch[],
-  targets: readonly Tensor[],
-  { batch: size, holdout }: ReconstructionSettings,
+  { inputs, targets, settings }: ReconstructionTask,
   views: Tensor[],
 ): { training: Part[]; heldOut: Part[] } {
   const windows = inputs.reduce((sum, { sequences }) => sum + sequences.count, 0)
-  const kept = windows - heldOutCount(windows, holdout)
+  const kept = windows - heldOutCount(windows, settings.holdout)
   const training: Part[] = []
   const heldOut: Part[] = []
   let first = 0
@@ -147,7 +158,7 @@ function split(
     const { count, length, start } = sequences
     for (let window = 0, taken = 0; window < count; window += taken) {
       const trains = first + window < kept
-      taken = Math.min(size, count - window, trains ? kept - first - window : Infinity)
+      taken = Math.min(settings.batch, count - window, trains ? kept - first - window : Infinity)
       const rows = (tensor: Tensor) => {
         const view = tensor.rowRange(window * length, taken * length)
         views.push(view)
@@ -158,9 +169,6 @@ function split(
     }
     first += count
   })
-  // One window is trained on and judged by.
-  return {
-    training: training.length > 0 ? training : heldOut,
-    heldOut: heldOut.length > 0 ? heldOut : training,
-  }
+  // A single window is trained on and judged by.
+  return { training: training.length > 0 ? training : heldOut, heldOut }
 }

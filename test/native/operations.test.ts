@@ -68,6 +68,18 @@ describe('the operation table', () => {
     const factor = { factor: t(8, 8), dead: vector(8) }
     spy.pruneSparsegpt(x, factor, { given: x }, { blockSize: 128, bits: 0 })
     spy.countZeros(x, t(1, 2))
+    spy.multiply(x, t(8, 2))
+    spy.accumulateRows(vector(8), x)
+    spy.normGradient(x, x, vector(8), 1e-5, { dweight: vector(8), dbias: vector(8) })
+    spy.attentionGradient(x, x, x, x, heads)
+    spy.activateGradient(x, x, 'relu')
+    spy.gateGradient(x, x, x, 'relu')
+    spy.putColumns(x, t(4, 2), { first: 0, count: 2, stride: 2 })
+    spy.rowDots(x, x)
+    spy.relativeErrors(x, x, { dx: x })
+    spy.klDivergence({ x, head: t(5, 8), bias: vector(5) }, { x, head: t(5, 8), bias: vector(5) }, { dx: x })
+    const step = { step: 1, rate: 1, beta1: 0.9, beta2: 0.9, epsilon: 1e-8, decay: 0, keepZeros: true }
+    spy.adam(x, { first: x, second: x, gradient: x }, step)
     expect([...seen.keys()].sort()).toEqual(Object.keys(operations).sort())
     for (const name of declared) {
       const struct = header.slice(header.indexOf(`struct ${name} {`))

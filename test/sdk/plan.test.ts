@@ -64,12 +64,13 @@ describe('arithmetic and disk of a small OPT, from its config alone', () => {
     const blockwise = await plan(folder, { ...size, target: 'dense' })
     // After the last block the dense model's outputs are of no use; W S is a product of each matrix with one of its columns.
     const collected = 4 * matrices - h * f
-    expect(blockwise.flop.linear - own.flop.linear).toBe(2 * tokens * collected + 2 * 4 * cubes)
+    const across = 4 * 2 * tokens * squares
+    expect(blockwise.flop.linear - own.flop.linear).toBe(2 * tokens * collected + 2 * 4 * cubes + across)
     // Besides, the squares of a few products.
-    expect((blockwise.flop.gram - own.flop.gram) / (4 * 2 * tokens * squares)).toBeCloseTo(1, 2)
+    expect((blockwise.flop.gram - own.flop.gram) / own.flop.gram).toBeLessThan(0.01)
     const layerwise = await plan(folder, { ...size, sequential: 'layer', target: 'dense' })
     const alone = await plan(folder, { ...size, sequential: 'layer' })
-    expect(layerwise.flop.linear).toBe(2 * alone.flop.linear + 2 * 4 * cubes)
+    expect(layerwise.flop.linear).toBe(2 * alone.flop.linear + 2 * 4 * cubes + across)
     expect(blockwise.memory.parts.hiddenStates).toBe(2 * own.memory.parts.hiddenStates)
     expect(layerwise.memory.peak).toBeGreaterThan(alone.memory.peak)
   })

@@ -249,7 +249,7 @@ describe('a job that was stopped is not resumed', () => {
     ['method', { method: 'wanda' }, /option method: sparsegpt there, wanda here/],
     ['sequential', { sequential: 'layer' }, /option sequential: block there, layer here/],
     ['exclude', { exclude: /mlp/ }, /option exclude: not given there, \/mlp\/ here/],
-    ['dampening', { dampening: 0.02 }, /option dampening: 0.01 there, 0.02 here/],
+    ['dampening', { dampening: 0.02 }, /option dampening: not given there, 0.02 here/],
     ['seed', { calibration: { ...calibration, seed: 1 } }, /calibration text/],
     ['text', { calibration: { ...calibration, tokens: randomTokens(600, 2) } }, /calibration text/],
     ['samples', { calibration: { ...calibration, samples: 9 } }, /option samples: 8 there, 9 here/],
