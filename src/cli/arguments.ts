@@ -123,7 +123,7 @@ export function pruningOptions(command: Command): Command {
     )
     .option(
       '--learning-rate <rate>',
-      "of the reconstruction's optimizer at its highest (default: 1e-3)",
+      "of the reconstruction's optimizer at its highest (default: 3e-3)",
       number,
     )
     .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)

@@ -103,7 +103,7 @@ export interface ModelPruningOptions extends MethodOptions {
 export interface ReconstructOptions {
   /** How often the calibration windows are gone through. Default 4. */
   epochs?: number
-  /** The learning rate of Adam at its highest, in (0, 1]. Default 1e-3. */
+  /** The learning rate of Adam at its highest, in (0, 1]. Default 3e-3. */
   learningRate?: number
   /** The number of calibration windows of a step. Default 2. */
   batch?: number
@@ -114,7 +114,7 @@ export interface ReconstructOptions {
 const reconstruction = z
   .object({
     epochs: z.int().min(1).max(10_000).default(4),
-    learningRate: z.number().positive().max(1).default(1e-3),
+    learningRate: z.number().positive().max(1).default(3e-3),
     batch: z.int().min(1).max(65_536).default(2),
     holdout: z.number().positive().max(0.5).default(0.1),
   })
