@@ -99,7 +99,7 @@ export async function readAllocation(value: string | ParsedRecipe): Promise<Allo
     const message = `${value}: a recipe must be JSON, such as {"default": {"sparsity": 0.5}}: ${reason(cause)}`
     throw new SparseGptError('INVALID_OPTION', message, { cause })
   }
-  return parseOptions(recipe, json, value)
+  return parseOptions(recipe, json, value, 'field')
 }
 
 /** The share of zeros that a choice asks for. */

@@ -12,8 +12,8 @@ import { Statistics, type GroupStatistics } from '../statistics.js'
 import { sharing } from '../streams.js'
 import { passCollecting } from './dense-pass.js'
 
-/** The number of tokens, rounded down to whole windows, on which the distributions are compared. */
-const comparedTokens = 4096
+/** What the distributions are compared on: the beginnings of the first windows, of at most so many tokens. */
+const compared = { windows: 4, tokens: 512 }
 
 export interface SensitivityOptions {
   method: Method
@@ -32,7 +32,7 @@ interface Variant {
 
 /**
  * The divergences KL(dense ‖ pruned), nats per token, of models of which one block alone is pruned, by block and then by the
- * shares of zeros. The method sees the dense model's activations on all windows; the divergence is that of the first few.
+ * shares of zeros. The method sees the dense model's activations on all windows; the divergence is that of the beginnings of a few.
  * `layers`: the names of the layers to prune below the blocks' prefixes. Every block is loaded once: all variants go through it.
  */
 export async function damageOfBlocks(
@@ -47,8 +47,10 @@ export async function damageOfBlocks(
   const perBatch = engine.windowsPerBatch(length)
   const last = layers.findLastIndex((names) => names.size > 0)
   const statistic = fitsWeights({ refit }, method) ? gramMatrix : method.statistic
-  const compared = windows.slice(0, Math.max(1, Math.floor(comparedTokens / length)))
-  const dense = engine.embed(batched(compared, perBatch), offload)
+  const beginnings = windows
+    .slice(0, compared.windows)
+    .map((window) => window.subarray(0, Math.min(length, compared.tokens)))
+  const dense = engine.embed(batched(beginnings, perBatch), offload)
   const calibration = statistic ? engine.embed(batched(windows, perBatch), offload) : []
   const variants: Variant[] = []
   const freed = (batches: Batch[]) => {
