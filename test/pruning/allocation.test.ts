@@ -16,6 +16,8 @@ import { damageOfBlocks } from '../../src/pruning/allocation/sensitivity.js'
 import { selectLayers } from '../../src/pruning/pipeline.js'
 import { sparsegpt } from '../../src/pruning/methods/sparsegpt.js'
 import { engineOf } from '../../src/sdk/model.js'
+import { calibrationWindows } from '../../src/text/source.js'
+import { drawWindows } from '../../src/text/windows.js'
 import { goldenModels } from '../models/golden-models.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
@@ -242,8 +244,7 @@ test('the shares of owl are those of scores that are computed one by one', async
   const outliers = await withLoaded(llama, async (model) => {
     const engine = engineOf(model)
     const { device } = engine
-    // The windows of the pruning, by its generator: all of them together are what counts.
-    const windows = await calibrationOf(model)
+    const windows = drawWindows(Int32Array.from(calibration.tokens), { ...calibration, seed: 0 })
     const [batch] = engine.embed([windows])
     const shares: number[] = []
     for (const [index, weights] of engine.blocks()) {
@@ -279,13 +280,6 @@ test('the shares of owl are those of scores that are computed one by one', async
   )
   for (const [i, share] of expected.entries()) expect(targets![i]).toBeCloseTo(share, 9)
 })
-
-async function calibrationOf(model: Model): Promise<Int32Array[]> {
-  const { drawWindows } = await import('../../src/text/windows.js')
-  const { samples, sequenceLength, tokens } = calibration
-  expect(model.folder).toBe(llama)
-  return drawWindows(Int32Array.from(tokens), { samples, sequenceLength, seed: 0 })
-}
 
 describe('a recipe', () => {
   const mlp = { layers: 'mlp', sparsity: 0.75 }
@@ -412,8 +406,7 @@ describeWithShared('on a trained model', () => {
       const { targets } = await pruned(source, { allocation: 'sensitivity', sparsity, calibration: text })
       await withLoaded(source, async (model) => {
         const engine = engineOf(model)
-        const { calibrationWindows } = await import('../../src/text/source.js')
-        const { windows } = await calibrationWindows(engine, { file }, { ...text, seed: 0 })
+          const { windows } = await calibrationWindows(engine, { file }, { ...text, seed: 0 })
         const blocks = selectLayers(engine.architecture, { minBlock: 0 })
         const settings = { blockSize: 128 }
         const damage = async (shares: number[]) => {
