@@ -406,7 +406,7 @@ describeWithShared('on a trained model', () => {
       const { targets } = await pruned(source, { allocation: 'sensitivity', sparsity, calibration: text })
       await withLoaded(source, async (model) => {
         const engine = engineOf(model)
-          const { windows } = await calibrationWindows(engine, { file }, { ...text, seed: 0 })
+        const { windows } = await calibrationWindows(engine, { file }, { ...text, seed: 0 })
         const blocks = selectLayers(engine.architecture, { minBlock: 0 })
         const settings = { blockSize: 128 }
         const damage = async (shares: number[]) => {

@@ -24,7 +24,7 @@ export interface Recipe {
   /** The share of the layers that no entry is for. */
   default?: RecipeShare
   /** The shares of some layers. Where several are for a layer, the first holds. */
-  entries?: RecipeEntry[]
+  entries?: readonly RecipeEntry[]
 }
 
 const blocks = z.unknown().transform((value, context): [number, number] => {
