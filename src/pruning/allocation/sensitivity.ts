@@ -13,7 +13,7 @@ import { sharing } from '../streams.js'
 import { passCollecting } from './dense-pass.js'
 
 /** What the distributions are compared on: the beginnings of the first windows, of at most so many tokens. */
-const compared = { windows: 4, tokens: 512 }
+const compared = { windows: 4, tokens: 256 }
 
 export interface SensitivityOptions {
   method: Method
