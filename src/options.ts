@@ -9,34 +9,35 @@ export const path = z
 
 /**
  * Parses `value` with `schema`; throws INVALID_OPTION that names the option, its value and what is allowed.
- * `subject` says whose options they are.
+ * `subject` says whose options they are, `noun` what a part of the value is called.
  */
 export function parseOptions<Schema extends z.ZodType>(
   schema: Schema,
   value: unknown,
   subject: string,
+  noun = 'option',
 ): z.output<Schema> {
   try {
     const result = schema.safeParse(value)
     if (result.success) return result.data
-    const problems = result.error.issues.map((issue) => problemOf(issue, value))
+    const problems = result.error.issues.map((issue) => problemOf(issue, value, noun))
     throw new SparseGptError('INVALID_OPTION', `${subject}: ${problems.join('; ')}`)
   } catch (cause) {
     if (cause instanceof SparseGptError) throw cause
     // A getter that throws, or a proxy that has been revoked.
-    throw new SparseGptError('INVALID_OPTION', `${subject}: the options cannot be read`, { cause })
+    throw new SparseGptError('INVALID_OPTION', `${subject}: the ${noun}s cannot be read`, { cause })
   }
 }
 
-function problemOf(issue: z.core.$ZodIssue, value: unknown): string {
-  if (issue.code === 'unrecognized_keys') return `unknown option ${issue.keys.join(', ')}`
+function problemOf(issue: z.core.$ZodIssue, value: unknown, noun: string): string {
+  if (issue.code === 'unrecognized_keys') return `unknown ${noun} ${issue.keys.join(', ')}`
   const given: unknown = issue.path.reduce<unknown>(
     (inner, key) => (typeof inner === 'object' && inner !== null ? Reflect.get(inner, key) : undefined),
     value,
   )
   const shown = given === undefined ? '' : ` (given: ${show(given)})`
-  if (issue.path.length === 0) return `the options must be an object${shown}`
-  return `option ${issue.path.map(String).join('.')}: ${issue.message}${shown}`
+  if (issue.path.length === 0) return `the ${noun}s must be an object${shown}`
+  return `${noun} ${issue.path.map(String).join('.')}: ${issue.message}${shown}`
 }
 
 function show(value: unknown): string {

@@ -1,5 +1,6 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
 import type { DeviceName } from '../native/device.js'
+import { allocationNames } from '../pruning/allocation/names.js'
 import {
   defaultMethod,
   methodNames,
@@ -58,6 +59,8 @@ export interface PruningFlags extends MethodOptions {
   sparsity?: number
   /** The n:m pattern, such as '2:4'. */
   pattern?: string
+  /** How the goal is spread over the layers: a name, or a recipe's file. */
+  allocation?: string
   /** The number of calibration windows. */
   samples?: number
   /** The number of tokens of a window. */
@@ -103,6 +106,10 @@ export function pruningOptions(command: Command): Command {
     )
     .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
     .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
+    .option(
+      `--allocation <${allocationNames.join('|')}|FILE>`,
+      'how a sparsity is spread over the layers, FILE being a recipe in JSON (default: uniform)',
+    )
     .option('--samples <n>', 'calibration windows (default: 128)', number)
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--bits <n>', 'also round the kept weights to this many bits', number)

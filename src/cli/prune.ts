@@ -106,6 +106,11 @@ function summary(result: PruneReport & { perplexity?: number }): string {
   return [
     `${result.out ?? ''}: ${result.layers.length} layers pruned to ${percent(result.sparsity.achieved)} zeros ` +
       `(${result.method}) in ${duration(result.seconds)}, peak memory ${(result.peakRssBytes / 1e9).toFixed(2)} GB`,
+    ...(result.targets
+      ? [
+          `  by block: ${result.targets.map((share) => (share === null ? 'dense' : percent(share))).join(', ')}`,
+        ]
+      : []),
     ...raised.map((layer) => `  ${layer.name}: dampening raised to ${layer.dampening ?? 0}`),
     ...starved.map(
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,

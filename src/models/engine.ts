@@ -184,9 +184,13 @@ export class Engine {
 
   /**
    * The first `count` blocks in turn; each one's weights are disposed of when the next is asked for. Where weights arrive while
-   * the device works, the next block is loaded ahead; elsewhere that would only cost memory.
+   * the device works, the next block is loaded ahead; elsewhere that would only cost memory. `growing`: whether what is done with a
+   * block depends on how many came before it, which matters to an engine that only plans.
    */
-  *blocks(count = this.architecture.blockCount): Generator<[index: number, weights: BlockWeights]> {
+  *blocks(
+    count = this.architecture.blockCount,
+    _options: { growing?: boolean } = {},
+  ): Generator<[index: number, weights: BlockWeights]> {
     const ahead = this.device.traits.loadsAhead ? 1 : 0
     const loaded: BlockWeights[] = []
     try {

@@ -158,12 +158,12 @@ export class Weights {
     this.pruned = new Map(tensors.map((tensor) => [tensor.name, tensor]))
   }
 
-  /** Runs `body`, for which weights are as they were before readInstead(). */
-  ofSource<T>(body: () => T): T {
+  /** Runs `body`, until its promise settles, with weights as they were before readInstead(). */
+  async ofSource<T>(body: () => T | Promise<T>): Promise<T> {
     const { pruned } = this
     this.pruned = new Map()
     try {
-      return body()
+      return await body()
     } finally {
       this.pruned = pruned
     }

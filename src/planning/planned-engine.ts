@@ -30,10 +30,13 @@ export class PlannedEngine extends Engine {
     )
   }
 
-  override *blocks(count = this.architecture.blockCount): Generator<[index: number, weights: BlockWeights]> {
+  override *blocks(
+    count = this.architecture.blockCount,
+    { growing = false }: { growing?: boolean } = {},
+  ): Generator<[index: number, weights: BlockWeights]> {
     const kinds = Array.from({ length: count }, (_, index) => {
       const { prefix, ...spec } = this.architecture.block(index)
-      return JSON.stringify([spec, this.role(index)])
+      return JSON.stringify([spec, growing ? index : this.role(index)])
     })
     const measured = new Map<string, Counts>()
     for (const [index, kind] of kinds.entries()) {

@@ -7,6 +7,7 @@ import type { LinearWeight } from '../models/linear-weight.js'
 import { storedShape } from '../models/specs.js'
 import type { LinearGroup } from '../models/steps.js'
 import type { Tensor } from '../native/device.js'
+import type { Choices } from './allocation/allocation.js'
 import type { Destination } from './destination.js'
 import {
   prepareSolver,
@@ -16,8 +17,8 @@ import {
   type SolvedLayer,
 } from './layer-solver.js'
 import type { Method, Preparation, Selection } from './methods/method.js'
-import { fitsWeights, withoutInputs } from './methods/methods.js'
-import type { MethodSettings, Pattern } from './options.js'
+import { fitsWeights } from './methods/methods.js'
+import type { MethodSettings } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
 import { reconstructBlock, type ReconstructionSettings } from '../training/reconstruction.js'
@@ -29,8 +30,8 @@ export interface BlockPrunerOptions {
   method: Method
   /** The methods' options as parsed. */
   settings: MethodSettings
-  sparsity?: number | undefined
-  pattern?: Pattern | undefined
+  /** What is pruned of a layer that has no mask. */
+  choices: Choices
   masks?: MaskFile | undefined
   /** The number of calibration windows in all. */
   samples: number
@@ -209,7 +210,7 @@ export class BlockPruner {
     try {
       await device.within(made, async () => {
         const watch = new Stopwatch(device)
-        const prepared = this.prepare(statistics)
+        const prepared = prepareSolver(device, this.o.method, this.o.settings, statistics, this.o)
         watch.stop()
         const told = async () => ({
           ...(await prepared.solver.preparation?.()),
@@ -228,15 +229,6 @@ export class BlockPruner {
     }
   }
 
-  /** An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by. */
-  private prepare(statistics: GroupStatistics | undefined): PreparedSolver {
-    const { device } = this.engine
-    const { method, settings } = this.o
-    const unseen = statistics?.tokens === 0 && !statistics.pooled
-    if (unseen) return { solver: withoutInputs.prepare(device, settings, undefined) }
-    return prepareSolver(device, method, settings, statistics, this.o)
-  }
-
   /** Prunes one layer. `prepared` tells what its report is to say of the preparation. */
   private async solve(
     name: string,
@@ -249,7 +241,7 @@ export class BlockPruner {
     const made: Tensor[] = []
     try {
       return await device.within(made, async () => {
-        const selection = await this.selection(weight)
+        const selection = await this.selection(layerName, weight)
         const dense = weight.solving()
         made.push(dense)
         const solved = await solveLayer(device, solver, dense, selection)
@@ -320,9 +312,9 @@ export class BlockPruner {
     return weight.storedMask(mask)
   }
 
-  private async selection(weight: LinearWeight): Promise<Selection> {
-    const { sparsity, pattern, masks } = this.o
-    if (!masks) return pattern ? { pattern } : { sparsity: sparsity ?? 0.5 }
+  private async selection(layerName: string, weight: LinearWeight): Promise<Selection> {
+    const { choices, masks } = this.o
+    if (!masks) return choices(layerName)
     const shape = storedShape(weight.spec)
     const stored = this.engine.device.upload(await masks.read(weight.name, shape), shape)
     return { given: weight.solvingMask(stored) }

@@ -1,6 +1,7 @@
 import type { Device, Tensor } from '../native/device.js'
 import { LeastSquares, type Fit } from './least-squares.js'
 import type { Method, Selection, Solver } from './methods/method.js'
+import { withoutInputs } from './methods/methods.js'
 import type { MethodSettings } from './options.js'
 import type { GroupStatistics } from './statistics.js'
 
@@ -41,9 +42,15 @@ export function prepareSolver(
   device: Device,
   method: Method,
   settings: MethodSettings,
-  statistics: Pick<GroupStatistics, 'sum' | 'shift'> | undefined,
+  statistics:
+    | (Pick<GroupStatistics, 'sum' | 'shift'> & Partial<Pick<GroupStatistics, 'tokens' | 'pooled'>>)
+    | undefined,
   { refit, alpha }: FitOptions,
 ): PreparedSolver {
+  // An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by.
+  if (statistics?.tokens === 0 && !statistics.pooled) {
+    return { solver: withoutInputs.prepare(device, settings, undefined) }
+  }
   const shift = statistics?.shift
   const refits = refit || method.refits === true
   if (!statistics || !(refits || shift)) return { solver: method.prepare(device, settings, statistics?.sum) }

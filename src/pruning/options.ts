@@ -1,4 +1,6 @@
 import * as z from 'zod'
+import type { AllocationName } from './allocation/names.js'
+import { allocation, type Recipe } from './allocation/recipe.js'
 import {
   defaultMethod,
   methodNamed,
@@ -8,26 +10,9 @@ import {
   type MethodOptions,
   type PruningMethod,
 } from './methods/methods.js'
+import { pattern, type Pattern } from './pattern.js'
 
-/** A pattern: n of every m neighbouring weights in a row are pruned. */
-export interface Pattern {
-  n: number
-  m: number
-}
-
-const pattern = z.string().transform((text, context): Pattern => {
-  const match = /^(\d{1,4}):(\d{1,4})$/.exec(text)
-  const [n, m] = match ? [Number(match[1]), Number(match[2])] : [0, 0]
-  if (n < 1 || n >= m) {
-    context.issues.push({
-      code: 'custom',
-      input: text,
-      message: 'must be n:m with 1 <= n < m, such as 2:4 or 4:8',
-    })
-    return z.NEVER
-  }
-  return { n, m }
-})
+export type { Pattern } from './pattern.js'
 
 /** The options every pruning call shares. */
 export const pruningOptions = methodOptions.extend({
@@ -85,6 +70,12 @@ export interface ModelPruningOptions extends MethodOptions {
    */
   reconstruct?: boolean | number | ReconstructOptions
   /**
+   * How the goal is spread over the layers: the same share for each ('uniform', default); by the outliers of each block's scores ('owl');
+   * by what pruning each block alone does to the model's next-token distributions ('sensitivity'); or as a recipe says, an object or the
+   * path of a JSON file. All but 'uniform' are for sparsity, not for a pattern or mask.
+   */
+  allocation?: AllocationName | Recipe | (string & {})
+  /**
    * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
    */
@@ -133,6 +124,7 @@ export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
   alpha: z.number().min(0).max(1).default(0.5),
   reconstruct,
+  allocation,
   sequential: z.enum(['block', 'layer']).default('block'),
   include: regularExpression,
   exclude: regularExpression,
@@ -172,6 +164,7 @@ export function checkSelection(
     mask?: unknown
     bits?: number | undefined
     refit: boolean
+    allocation?: unknown
   },
   context: z.RefinementCtx,
 ): void {
@@ -179,6 +172,11 @@ export function checkSelection(
   if (given.length > 1) {
     const message = `cannot be combined with ${given[0] ?? ''}: give one of sparsity, pattern and mask`
     context.addIssue({ code: 'custom', path: [given[1] ?? ''], message })
+  }
+  const [goal = 'sparsity'] = given
+  if (goal !== 'sparsity' && (options.allocation ?? 'uniform') !== 'uniform') {
+    const message = `cannot be combined with ${goal}: give sparsity, or in a recipe the patterns of layers`
+    context.addIssue({ code: 'custom', path: ['allocation'], message })
   }
   if (options.bits !== undefined && !methodNamed(options.method).rounds) {
     const message = `needs method "${roundingMethods.join('" or "')}": "${options.method}" cannot make up for rounding`

@@ -6,6 +6,8 @@ import type { LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
 import type { Work } from '../native/device.js'
 import { batched } from '../text/windows.js'
+import { allocate } from './allocation/allocation.js'
+import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
 import { BlockPruner } from './block-pruner.js'
 import type { BlockDestination } from './destination.js'
 import { methodNamed, type PruningMethod } from './methods/methods.js'
@@ -16,7 +18,10 @@ import { Streams } from './streams.js'
 
 /** Which layers of a model are to be pruned. */
 export interface LayerSelection {
+  sparsity?: number | undefined
   pattern?: Pattern | undefined
+  /** How the goal is spread; default 'uniform'. */
+  allocation?: Allocation | undefined
   include?: RegExp | undefined
   exclude?: RegExp | undefined
   minBlock: number
@@ -44,6 +49,7 @@ export function selectLayers(architecture: Architecture, o: LayerSelection): Lin
     const message = `prune: include and exclude leave no layer to prune; names are like ${prefix}${linears[0]?.name ?? ''}`
     throw new SparseGptError('INVALID_OPTION', message)
   }
+  if (typeof o.allocation === 'object') recipeChoices(o.allocation, blocks, o.sparsity)
   const m = o.pattern?.m ?? 1
   const unfit = all.find(({ columns }) => columns % m !== 0)
   if (unfit) {
@@ -57,6 +63,8 @@ export interface PipelineOptions extends MethodSettings {
   method: PruningMethod
   sparsity?: number | undefined
   pattern?: Pattern | undefined
+  /** How the goal is spread over the layers; default 'uniform'. */
+  allocation?: Allocation | undefined
   masks?: MaskFile | undefined
   sequential: 'block' | 'layer'
   /** What a layer's outputs are to come near: its own for the pruned stream's inputs, or also those of the dense model. */
@@ -90,11 +98,23 @@ export async function pruneBlocks(
   const last = layers.findLastIndex((block) => block.length > 0)
   const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
   const meter = new ProgressMeter(device, last + 1, work, onProgress, signal)
-  const rest = { method: methodNamed(method), settings: o, destination, meter, samples: windows.length }
-  const options = { ...o, ...rest }
   const { finished } = destination
   const reports: LayerReport[] = finished.flat()
   if (finished.length > last) return reports
+  const allocation = o.allocation ?? 'uniform'
+  // What an earlier process has pruned is measured as it was.
+  const choices = await engine.weights.ofSource(() =>
+    allocate(engine, { ...o, allocation, method, settings: o, meter }, layers, windows),
+  )
+  const rest = {
+    method: methodNamed(method),
+    settings: o,
+    choices,
+    destination,
+    meter,
+    samples: windows.length,
+  }
+  const options = { ...o, ...rest }
   const dense = o.target === 'dense' || o.reconstruct !== undefined
   const streams = new Streams(engine, engine.embed(groups, o.offload), { dense, offload: o.offload })
   try {
@@ -104,6 +124,7 @@ export async function pruneBlocks(
       if (selected.size > 0 && index >= finished.length) {
         const pruner = new BlockPruner(engine, options, index, weights, selected)
         const layers = await pruner.run(streams, { outputs: index < last })
+        if (allocation !== 'uniform') for (const layer of layers) layer.target = shareOf(choices(layer.name))
         await destination.finishBlock(layers)
         reports.push(...layers)
       } else {

@@ -10,7 +10,8 @@ export class ProgressMeter {
 
   constructor(
     private readonly device: Device,
-    private readonly blocks: number,
+    /** The number of blocks to go through. */
+    readonly blocks: number,
     /** The work of the whole run, as a planning device counts it. */
     private readonly total: Work | undefined,
     private readonly onProgress: ((progress: PruneProgress) => void) | undefined,

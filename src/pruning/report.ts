@@ -12,6 +12,8 @@ export interface LayerReport {
   columns: number
   /** The share of zeros. */
   sparsity: number
+  /** The share of zeros that the allocation asks for; absent with allocation 'uniform'. */
+  target?: number
   /** The loss ½ tr(ΔW H ΔWᵀ) with H = 2 / samples · Σ x xᵀ, damped: the reference's "error"; null for magnitude, wanda and admm. */
   loss: number | null
   /**
@@ -46,6 +48,8 @@ export interface PruneReport {
   method: PruningMethod
   /** The shares of zeros over all pruned layers. */
   sparsity: { target: number; achieved: number }
+  /** The share of zeros that the allocation asks for in each block, null where none of its layers is pruned; absent with allocation 'uniform'. */
+  targets?: (number | null)[]
   /** The time of the whole run. */
   seconds: number
   /** The peak of this process's resident memory since its start, in bytes. */
@@ -58,9 +62,11 @@ export interface PruneReport {
 
 /** Where a pruning run stands. */
 export interface PruneProgress {
-  /** What is under way. collect: activations of the calibration text; solve: pruning a layer; reconstruct:
-   * fitting the pruned block to the dense one; forward: the pruned block's outputs. */
-  phase: 'collect' | 'solve' | 'reconstruct' | 'forward'
+  /**
+   * What is under way. allocate: measuring how much the blocks can be pruned; collect: activations of the calibration text; solve:
+   * pruning a layer; reconstruct: fitting the pruned block to the dense one; forward: the pruned block's outputs.
+   */
+  phase: 'allocate' | 'collect' | 'solve' | 'reconstruct' | 'forward'
   /** The number of the block, from 0. */
   block: number
   /** The number of blocks to go through. */

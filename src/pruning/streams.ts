@@ -58,7 +58,7 @@ export class Streams {
   ): Promise<void> {
     const { engine, dense } = this
     if (dense && changed) {
-      const source = engine.weights.ofSource(
+      const source = await engine.weights.ofSource(
         () => new BlockWeights(engine.device, engine.weights, weights.spec),
       )
       try {
@@ -102,6 +102,7 @@ export class Streams {
   }
 }
 
-function sharing({ sequences, hidden }: Batch): Batch {
+/** The same batch, with a handle of its own on the hidden states. */
+export function sharing({ sequences, hidden }: Batch): Batch {
   return { sequences, hidden: hidden.share() }
 }

@@ -6,6 +6,7 @@ import type { DeviceName } from '../native/device.js'
 import { namedDevice } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { planPruning, type Plan } from '../planning/planned-job.js'
+import { readAllocation } from '../pruning/allocation/recipe.js'
 import { checkSelection, modelPruningOptions, samples, type ModelPruningOptions } from '../pruning/options.js'
 
 export type { Plan } from '../planning/planned-job.js'
@@ -53,6 +54,7 @@ const schema = modelPruningOptions
  */
 export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
   const o = parseOptions(schema, options, 'plan')
+  const allocation = await readAllocation(o.allocation)
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
-  return planPruning(name, await readConfig(folder), { ...o, writes: true })
+  return planPruning(name, await readConfig(folder), { ...o, allocation, writes: true })
 }

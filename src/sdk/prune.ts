@@ -11,6 +11,9 @@ import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
 import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
+import { targetsByBlock } from '../pruning/allocation/allocation.js'
+import { isMeasured } from '../pruning/allocation/names.js'
+import { meanShare, readAllocation, type Allocation } from '../pruning/allocation/recipe.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path } from '../options.js'
@@ -25,7 +28,7 @@ import {
 import { needsInputs } from '../pruning/methods/methods.js'
 import { phaseSeconds } from '../pruning/phases.js'
 import { pruneBlocks, selectLayers } from '../pruning/pipeline.js'
-import type { PruneProgress, PruneReport } from '../pruning/report.js'
+import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
 
 /** The calibration text, and what is drawn from it. */
 export interface CalibrationOptions extends TextSource {
@@ -108,7 +111,10 @@ const schema = modelPruningOptions
       context.addIssue({ code: 'custom', path: ['resume'], message })
     }
     if (needsInputs(options) && !options.calibration) {
-      const message = `is needed for method "${options.method}": { file }, { tokens } or another source of text`
+      const subject = isMeasured(options.allocation)
+        ? `allocation "${options.allocation}"`
+        : `method "${options.method}"`
+      const message = `is needed for ${subject}: { file }, { tokens } or another source of text`
       context.addIssue({ code: 'custom', path: ['calibration'], message })
     }
   })
@@ -125,7 +131,9 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const start = performance.now()
   const engine = engineOf(model, 'prune')
   const o = parseOptions(schema, options, 'prune')
-  return engine.job(o.signal, (signal) => pruneModel(engine, { ...o, signal }, start))
+  return engine.job(o.signal, async (signal) =>
+    pruneModel(engine, { ...o, signal, allocation: await readAllocation(o.allocation) }, start),
+  )
 }
 
 async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<PruneReport> {
@@ -176,7 +184,8 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
       model: source,
       out: destination.folder,
       method: o.method,
-      sparsity: { target: target(o, achieved), achieved },
+      sparsity: { target: target(o, reports, achieved), achieved },
+      ...(o.allocation !== 'uniform' && { targets: targetsByBlock(layers, targetsOf(reports)) }),
       seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
       ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
@@ -189,7 +198,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
 
 const secondsSince = (start: number) => (performance.now() - start) / 1000
 
-type Parsed = z.output<typeof schema>
+type Parsed = Omit<z.output<typeof schema>, 'allocation'> & { allocation: Allocation }
 
 /** The job as the planner wants it. */
 const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'offload'> => ({
@@ -264,8 +273,12 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   return windows
 }
 
+const targetsOf = (layers: readonly LayerReport[]) =>
+  new Map(layers.map(({ name, target = 0 }) => [name, target]))
+
 /** The share asked for; a mask asks for what it marks. */
-function target(o: Parsed, achieved: number): number {
+function target(o: Parsed, layers: readonly LayerReport[], achieved: number): number {
+  if (o.allocation !== 'uniform') return meanShare(layers, (layer) => layer.target ?? 0)
   if (o.pattern) return o.pattern.n / o.pattern.m
   return o.mask === undefined ? (o.sparsity ?? 0.5) : achieved
 }

@@ -49,6 +49,24 @@ test('plan prints a table, or one object with --json', async () => {
   expect(wrong).toMatchObject({ code: 2, stderr: expect.stringMatching(/plan: --pattern: must be n:m/) })
 })
 
+test('--allocation takes a name or a recipe, of which an error names the field', async () => {
+  const target = join(parent, 'allocated')
+  const job = ['prune', model, '--out', target, '--force', ...calibrated(), '--sparsity', '0.6']
+  const owl = await sparsegpt([...job, '--allocation', 'owl'])
+  expect(owl.stdout).toMatch(/ {2}by block: \d\d\.\d\d %, \d\d\.\d\d %\n/)
+  const recipe = join(parent, 'recipe.json')
+  await writeFile(recipe, '{"entries": [{"blocks": 0, "sparsity": 0.5}]}')
+  const json = await sparsegpt([...job, '--allocation', recipe, '--json'])
+  const { targets } = JSON.parse(json.stdout) as { targets: number[] }
+  expect(targets).toEqual([0.5, expect.closeTo(0.7, 9)])
+  await writeFile(recipe, '{"entries": [{"blocks": 0, "sparsity": 1.5}]}')
+  const wrong = await sparsegpt(['plan', model, '--allocation', recipe])
+  expect(wrong).toMatchObject({
+    code: 2,
+    stderr: expect.stringMatching(/recipe\.json: field entries\.0\.sparsity: .*given: 1\.5/),
+  })
+})
+
 test('a job beyond --memory is refused, --offload lets it run', async () => {
   const target = join(parent, 'limited')
   const job = ['prune', model, '--out', target, ...calibrated()]

@@ -134,6 +134,9 @@ describe('a resumed job has the result of an uninterrupted one, to the bit', () 
       { bits: 4 },
       { target: 'dense', refit: true },
       { target: 'dense', method: 'magnitude', minBlock: 1 },
+      { allocation: 'owl', sparsity: 0.6 },
+      { allocation: 'sensitivity', method: 'wanda', sparsity: 0.6 },
+      { allocation: { default: { sparsity: 0.4 }, entries: [{ blocks: 1, pattern: '2:4' }] } },
     ] as const)('%j', async (options) => {
       await checkResumed(llama, 1, { sequential, ...options })
     })
@@ -246,6 +249,7 @@ describe('a job that was stopped is not resumed', () => {
 
   test.each([
     ['sparsity', { sparsity: 0.6 }, /option sparsity: not given there, 0.6 here/],
+    ['allocation', { allocation: 'owl' }, /option allocation: uniform there, owl here/],
     ['method', { method: 'wanda' }, /option method: sparsegpt there, wanda here/],
     ['sequential', { sequential: 'layer' }, /option sequential: block there, layer here/],
     ['exclude', { exclude: /mlp/ }, /option exclude: not given there, \/mlp\/ here/],

@@ -1,4 +1,5 @@
 import * as z from 'zod'
+import { isMeasured } from '../allocation/names.js'
 import type { Method } from './method.js'
 import * as methods from './registry.js'
 
@@ -39,10 +40,12 @@ export const needsInputs = (o: {
   refit: boolean
   target?: 'own' | 'dense' | undefined
   reconstruct?: object | undefined
+  allocation?: unknown
 }): boolean =>
   methodNamed(o.method).statistic !== undefined ||
   fitsWeights(o, methodNamed(o.method)) ||
-  o.reconstruct !== undefined
+  o.reconstruct !== undefined ||
+  isMeasured(o.allocation)
 
 /** The method for a layer of whose inputs nothing is known. */
 export const withoutInputs: Method = methods.magnitude
