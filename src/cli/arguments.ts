@@ -20,10 +20,10 @@ export function number(text: string): number {
   return value
 }
 
-/** The description of the argument `<model>`. */
 /** Of an option whose kind the SDK knows. */
 const numberOrText = (text: string) => (Number.isFinite(Number(text)) ? Number(text) : text)
 
+/** The description of the argument `<model>`. */
 export const modelArgument = 'folder in Hugging Face layout, or a hub id such as facebook/opt-125m'
 
 /** The flags that deviceOptions() adds. */

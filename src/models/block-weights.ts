@@ -63,16 +63,10 @@ export class BlockWeights {
     const source = weights.stored(spec.prefix + name, value.shape)
     const { dtype } = source
     source.dispose()
-    const shift = (by: number) => {
-      if (offset === 0) return
-      const constant = device.upload(new Float32Array(value.rows * value.width).fill(by), value.shape)
-      device.add(value, constant)
-      constant.dispose()
-    }
-    shift(-offset)
+    weights.shift(value, -offset)
     const stored = device.cast(value, dtype)
     device.cast(stored, 'float32', value)
-    shift(offset)
+    weights.shift(value, offset)
     return stored
   }
 

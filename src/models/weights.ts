@@ -128,12 +128,16 @@ export class Weights {
   /** A parameter in float32. */
   float32(name: string, shape: readonly number[], offset = 0): Tensor {
     const tensor = this.device.cast(this.stored(name, shape), 'float32')
-    if (offset !== 0) {
-      const constant = this.device.upload(new Float32Array(tensor.rows * tensor.width).fill(offset), shape)
-      this.device.add(tensor, constant)
-      constant.dispose()
-    }
+    this.shift(tensor, offset)
     return tensor
+  }
+
+  /** Adds a number to every element of a float32 tensor. */
+  shift(tensor: Tensor, by: number): void {
+    if (by === 0) return
+    const constant = this.device.upload(new Float32Array(tensor.rows * tensor.width).fill(by), tensor.shape)
+    this.device.add(tensor, constant)
+    constant.dispose()
   }
 
   /** Puts `tensor`, in its stored form, in the place of the weight `name`; the weights own it. */

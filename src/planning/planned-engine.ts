@@ -1,5 +1,5 @@
 import type { Architecture } from '../models/architecture.js'
-import { BlockWeights } from '../models/block-weights.js'
+import type { BlockWeights } from '../models/block-weights.js'
 import { Engine } from '../models/engine.js'
 import type { Weights } from '../models/weights.js'
 import type { Device } from '../native/device.js'
@@ -47,10 +47,10 @@ export class PlannedEngine extends Engine {
         continue
       }
       const before = this.counts()
-      const block = this.load(index)
+      const block = this.loadBlock(index)
       const loaded = this.counts()
       // Its memory counts here, its work when its turn comes.
-      const ahead = this.device.traits.loadsAhead && index + 1 < count ? this.load(index + 1) : undefined
+      const ahead = this.device.traits.loadsAhead && index + 1 < count ? this.loadBlock(index + 1) : undefined
       this.count(difference(this.counts(), loaded), -1)
       try {
         yield [index, block]
@@ -60,10 +60,6 @@ export class PlannedEngine extends Engine {
       }
       measured.set(key, difference(this.counts(), before))
     }
-  }
-
-  private load(index: number): BlockWeights {
-    return new BlockWeights(this.device, this.weights, this.architecture.block(index))
   }
 
   private counts(): Counts {

@@ -7,7 +7,7 @@ import { Device, findBackend, type DeviceName, type Tensor, type Work } from '..
 import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
-import { needsInputs } from '../pruning/methods/methods.js'
+import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { PlannedEngine } from './planned-engine.js'
 import { askForEveryTensor } from './required-tensors.js'
 import { ShapeExecutor } from './shape-executor.js'
@@ -98,7 +98,7 @@ export async function jobNeeds(
 ): Promise<JobNeeds> {
   const { executor, device, weights, architecture } = shapesOnly(config, o)
   const layers = selectLayers(architecture, o)
-  const twoStreams = o.target === 'dense' || o.reconstruct !== undefined
+  const twoStreams = needsDenseStream(o)
   const firstPruned = layers.findIndex((block) => block.length > 0)
   const role = (index: number) => {
     const selected = layers[index]?.map(({ name }) => name.slice(architecture.block(index).prefix.length))

@@ -10,7 +10,7 @@ import { allocate } from './allocation/allocation.js'
 import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
 import { BlockPruner } from './block-pruner.js'
 import type { BlockDestination } from './destination.js'
-import { methodNamed, type PruningMethod } from './methods/methods.js'
+import { methodNamed, needsDenseStream, type PruningMethod } from './methods/methods.js'
 import type { MethodSettings, Pattern } from './options.js'
 import { ProgressMeter } from './progress.js'
 import type { LayerReport, PruneProgress } from './report.js'
@@ -115,7 +115,7 @@ export async function pruneBlocks(
     samples: windows.length,
   }
   const options = { ...o, ...rest }
-  const dense = o.target === 'dense' || o.reconstruct !== undefined
+  const dense = needsDenseStream(o)
   const streams = new Streams(engine, engine.embed(groups, o.offload), { dense, offload: o.offload })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {

@@ -7,6 +7,7 @@ import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import { parseOptions, path } from '../options.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
 import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
 import { Distillation, type DistillationLosses, type DistillationProgress } from '../training/distillation.js'
@@ -176,12 +177,7 @@ async function train(
 }
 
 /** The linear layers of all blocks under their checkpoint names. */
-function layersOf({ architecture }: Engine): { name: string; rows: number; columns: number }[] {
-  return Array.from({ length: architecture.blockCount }, (_, index) => {
-    const { prefix, linears } = architecture.block(index)
-    return linears.map(({ name, rows, columns }) => ({ name: prefix + name, rows, columns }))
-  }).flat()
-}
+const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
 
 async function drawWindows(engine: Engine, o: Parsed): Promise<Int32Array[]> {
   const { samples, seed } = o.calibration

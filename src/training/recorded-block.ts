@@ -157,40 +157,32 @@ export class RecordedBlock extends EagerBlock {
   }
 
   override layerNorm(x: Tensor, name: string, epsilon: number): Tensor {
-    return this.recordNorm(x, this.keep(x), super.layerNorm(x, name, epsilon), name, epsilon, true)
+    const out = super.layerNorm(x, name, epsilon)
+    this.recordNorm(this.valueIn(x), this.keep(x), out, name, epsilon, true)
+    return out
   }
 
   override rmsNorm(x: Tensor, name: string, epsilon: number): Tensor {
-    return this.recordNorm(x, this.keep(x), super.rmsNorm(x, name, epsilon), name, epsilon, false)
+    const out = super.rmsNorm(x, name, epsilon)
+    this.recordNorm(this.valueIn(x), this.keep(x), out, name, epsilon, false)
+    return out
   }
 
   override layerNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
     const before = this.keep(this.copyOf(x))
     const from = this.overwritten(x)
     super.layerNormHeads(x, headDim, name, epsilon)
-    this.recordNormOf(from, before, x, name, epsilon, true, headDim)
+    this.recordNorm(from, before, x, name, epsilon, true, headDim)
   }
 
   override rmsNormHeads(x: Tensor, headDim: number, name: string, epsilon: number): void {
     const before = this.keep(this.copyOf(x))
     const from = this.overwritten(x)
     super.rmsNormHeads(x, headDim, name, epsilon)
-    this.recordNormOf(from, before, x, name, epsilon, false, headDim)
+    this.recordNorm(from, before, x, name, epsilon, false, headDim)
   }
 
   private recordNorm(
-    x: Tensor,
-    kept: Tensor,
-    out: Tensor,
-    name: string,
-    epsilon: number,
-    centred: boolean,
-  ): Tensor {
-    this.recordNormOf(this.valueIn(x), kept, out, name, epsilon, centred)
-    return out
-  }
-
-  private recordNormOf(
     from: Value,
     x: Tensor,
     out: Tensor,

@@ -34,6 +34,12 @@ export const fitsWeights = (
   method: Pick<Method, 'refits'>,
 ): boolean => o.refit || o.target === 'dense' || method.refits === true
 
+/** Whether pruning carries the dense model's hidden states beside the pruned model's. */
+export const needsDenseStream = (o: {
+  target?: 'own' | 'dense' | undefined
+  reconstruct?: object | undefined
+}): boolean => o.target === 'dense' || o.reconstruct !== undefined
+
 /** Whether pruning needs to know a layer's inputs. */
 export const needsInputs = (o: {
   method: PruningMethod
