@@ -161,12 +161,11 @@ export class EagerBlock implements Block {
     kvHeads: number,
     headDim: number,
   ): [q: Tensor, k: Tensor, v: Tensor] {
-    const queries = (heads / kvHeads) * headDim
-    const part = (first: number, count: number) =>
-      this.device.takeColumns(fused, { groups: kvHeads, first, count, stride: queries + 2 * headDim })
-    const parts = [part(0, queries), part(queries, headDim), part(queries + headDim, headDim)] as const
+    const [q, k, v] = headColumns(heads, kvHeads, headDim).map((part) =>
+      this.device.takeColumns(fused, { groups: kvHeads, ...part }),
+    )
     fused.dispose()
-    return [...parts]
+    return [q!, k!, v!]
   }
 
   rows(x: Tensor, ids: Tensor): Tensor {
@@ -185,4 +184,19 @@ export class EagerBlock implements Block {
   upload(array: Float32Array | Int32Array): Tensor {
     return this.device.upload(array, [array.length])
   }
+}
+
+/** Where q, k and v lie in the columns of a fused projection for each key/value head: see Block.splitHeads. */
+export function headColumns(
+  heads: number,
+  kvHeads: number,
+  headDim: number,
+): { first: number; count: number; stride: number }[] {
+  const queries = (heads / kvHeads) * headDim
+  const stride = queries + 2 * headDim
+  return [
+    { first: 0, count: queries, stride },
+    { first: queries, count: headDim, stride },
+    { first: queries + headDim, count: headDim, stride },
+  ]
 }

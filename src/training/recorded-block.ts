@@ -1,6 +1,6 @@
 import type { AttentionHeads } from '../models/block.js'
 import type { BlockWeights } from '../models/block-weights.js'
-import { EagerBlock, type Placement } from '../models/eager-block.js'
+import { EagerBlock, headColumns, type Placement } from '../models/eager-block.js'
 import { route, routeGradient, type ExpertLoad, type Routing } from '../models/routing.js'
 import type { Steps } from '../models/steps.js'
 import type { Activation, Device, DType, Tensor } from '../native/device.js'
@@ -316,14 +316,7 @@ export class RecordedBlock extends EagerBlock {
     const from = this.valueIn(fused)
     const { width } = fused
     const parts = super.splitHeads(fused, heads, kvHeads, headDim)
-    const queries = (heads / kvHeads) * headDim
-    const stride = queries + 2 * headDim
-    const places = [
-      { first: 0, count: queries, stride },
-      { first: queries, count: headDim, stride },
-      { first: queries + headDim, count: headDim, stride },
-    ]
-    this.recordParts(from, parts, places, width)
+    this.recordParts(from, parts, headColumns(heads, kvHeads, headDim), width)
     return parts
   }
 
