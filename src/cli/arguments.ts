@@ -8,6 +8,7 @@ import {
   type MethodOptions,
   type PruningMethod,
 } from '../pruning/methods/methods.js'
+import { qualities, type Quality } from '../pruning/options.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
 
 /**
@@ -19,6 +20,9 @@ export function number(text: string): number {
   if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('It must be a number.')
   return value
 }
+
+/** The numbers that were typed, with commas between them. Throws InvalidArgumentError for any other text. */
+const numbers = (text: string) => text.split(',').map(number)
 
 /** Of an option whose kind the SDK knows. */
 const numberOrText = (text: string) => (Number.isFinite(Number(text)) ? Number(text) : text)
@@ -54,9 +58,13 @@ export function deviceOptions(
 /** The flags that pruningOptions() adds; undefined ones are left to the SDK. */
 export interface PruningFlags extends MethodOptions {
   /** The method that chooses what is pruned. */
-  method: PruningMethod
+  method?: PruningMethod
   /** The share of the weights to prune, in [0, 1). */
   sparsity?: number
+  /** Growing shares, to prune to one after the other. */
+  schedule?: number[]
+  /** How much time is spent on the quality. */
+  quality?: Quality
   /** The n:m pattern, such as '2:4'. */
   pattern?: string
   /** How the goal is spread over the layers: a name, or a recipe's file. */
@@ -70,17 +78,19 @@ export interface PruningFlags extends MethodOptions {
   /** Whether the kept weights are fitted once more. */
   refit?: true
   /** What a layer's outputs are to come near. */
-  target: 'own' | 'dense'
+  target?: 'own' | 'dense'
   /** The share of the dense model's inputs in a dense target. */
   alpha?: number
   /** Whether pruned blocks are fitted to the dense model, or for how many epochs. */
   reconstruct?: true | number
-  /** The highest learning rate of that. */
+  /** Whether the whole model is trained afterwards, or for how many epochs. */
+  distill?: true | number
+  /** The highest learning rate of the reconstruction. */
   learningRate?: number
-  /** The calibration windows of a step of that. */
+  /** The calibration windows of a step of the reconstruction. */
   batch?: number
   /** The unit that sees already pruned inputs. */
-  sequential: 'block' | 'layer'
+  sequential?: 'block' | 'layer'
   /** The regular expression that names of layers must match to be pruned. */
   include?: string
   /** The regular expression of the names of layers that stay dense. */
@@ -102,9 +112,22 @@ export function pruningOptions(command: Command): Command {
   }
   return command
     .addOption(
-      new Option('--method <method>', 'what chooses the weights').choices(methodNames).default(defaultMethod),
+      new Option('--method <method>', `what chooses the weights (default: ${defaultMethod})`).choices(
+        methodNames,
+      ),
     )
     .option('--sparsity <share>', 'share of the weights to prune (default: 0.5)', number)
+    .option(
+      '--schedule <shares>',
+      'prune to growing shares one after the other, such as 0.5,0.65,0.8 (with --reconstruct or --distill after each)',
+      numbers,
+    )
+    .addOption(
+      new Option(
+        '--quality <tier>',
+        'time spent on quality: fast; good: --reconstruct; best: --reconstruct and --distill (default: fast)',
+      ).choices(qualities),
+    )
     .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')
     .option(
       `--allocation <${allocationNames.join('|')}|FILE>`,
@@ -117,15 +140,18 @@ export function pruningOptions(command: Command): Command {
     .addOption(
       new Option(
         '--target <target>',
-        "what a layer's outputs are to come near: its own, or the dense model's too",
-      )
-        .choices(['own', 'dense'])
-        .default('own'),
+        "what a layer's outputs are to come near: its own, or the dense model's too (default: own)",
+      ).choices(['own', 'dense']),
     )
     .option('--alpha <share>', "share of the dense model's inputs in a dense target (default: 0.5)", number)
     .option(
       '--reconstruct [epochs]',
       "fit every pruned block to the dense model's outputs (4 epochs by default)",
+      number,
+    )
+    .option(
+      '--distill [epochs]',
+      'then train the whole model on all of the calibration text to be like the dense one (1 epoch by default)',
       number,
     )
     .option(
@@ -137,10 +163,8 @@ export function pruningOptions(command: Command): Command {
     .addOption(
       new Option(
         '--sequential <unit>',
-        'what sees already pruned inputs: the next block, or the next layer too',
-      )
-        .choices(['block', 'layer'])
-        .default('block'),
+        'what sees already pruned inputs: the next block, or the next layer too (default: block)',
+      ).choices(['block', 'layer']),
     )
     .option('--include <regexp>', 'prune only layers whose name matches')
     .option('--exclude <regexp>', 'leave layers dense whose name matches')

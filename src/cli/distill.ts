@@ -1,5 +1,6 @@
 import { Command } from 'commander'
 import { distill, type DistillReport } from '../sdk/distill.js'
+import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
 import {
   deviceOptions,
   given,
@@ -81,12 +82,7 @@ async function run(model: string, flags: Flags): Promise<void> {
             },
             onDownload: showDownload(progress),
             signal,
-            onProgress: ({ step, steps, training, heldOut }) => {
-              progress.update(
-                step / steps,
-                `step ${step}/${steps}: loss ${training.toFixed(4)}, held out ${heldOut.toFixed(4)}`,
-              )
-            },
+            onProgress: (at) => progress.update(at.step / at.steps, distillationPlace(at)),
           })
         }),
       ),
@@ -105,13 +101,22 @@ function summary({
   sparsity,
   perplexity,
 }: DistillReport & { perplexity?: number }): string {
-  const before = losses.heldOut[0]?.loss ?? 0
-  const after = losses.heldOut.find(({ step }) => step === losses.bestStep)?.loss ?? before
   return [
     `${out ?? ''}: ${losses.training.length} steps in ${duration(seconds)}, peak memory ${(peakRssBytes / 1e9).toFixed(2)} GB, ` +
       `${(sparsity.achieved * 100).toFixed(2)} % zeros`,
-    `divergence from the dense model on held-out text: ${before.toFixed(4)} before, ${after.toFixed(4)} after (nats per token)`,
+    distillationSummary(losses),
     ...(perplexity === undefined ? [] : [`perplexity ${perplexity.toFixed(3)}`]),
     '',
   ].join('\n')
+}
+
+/** Where a distillation stands, for people. */
+export const distillationPlace = ({ step, steps, training, heldOut }: DistillationProgress): string =>
+  `training step ${step}/${steps}: loss ${training.toFixed(4)}, held out ${heldOut.toFixed(4)}`
+
+/** What a distillation came to, for people. */
+export function distillationSummary({ heldOut, bestStep }: DistillationLosses): string {
+  const before = heldOut[0]?.loss ?? 0
+  const after = heldOut.find(({ step }) => step === bestStep)?.loss ?? before
+  return `divergence from the dense model on held-out text: ${before.toFixed(4)} before, ${after.toFixed(4)} after (nats per token)`
 }

@@ -2,7 +2,7 @@ import { Command, Option } from 'commander'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
 import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
-import type { PruneReport } from '../pruning/report.js'
+import type { PruneProgress, PruneReport } from '../pruning/report.js'
 import {
   deviceOptions,
   given,
@@ -15,6 +15,7 @@ import {
   type PruningFlags,
   pruningSettings,
 } from './arguments.js'
+import { distillationPlace, distillationSummary } from './distill.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { withEvaluation } from './evaluation.js'
@@ -26,6 +27,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   calibration?: string
   textField?: string
   mask?: string
+  dense?: string
   seed?: number
   saveTokens?: string
   encoding: EncodingName
@@ -50,6 +52,10 @@ export function pruneCommand(): Command {
       'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
     )
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
+    .option(
+      '--dense <model>',
+      'the dense model to come near, if <model> was pruned before: its folder, or a hub id',
+    )
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
     .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
     .addOption(
@@ -87,9 +93,7 @@ async function run(model: string, flags: Flags): Promise<void> {
                   },
                 }),
             signal,
-            onProgress: ({ fraction, block, blocks, phase, layer }) => {
-              progress.update(fraction, `block ${block + 1}/${blocks}: ${layer?.name ?? phase}`)
-            },
+            onProgress: (at) => progress.update(at.fraction, place(at)),
           })
         }),
       ),
@@ -98,6 +102,21 @@ async function run(model: string, flags: Flags): Promise<void> {
   process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
   // The pruned model stands, and so does its report.
   if (failure) throw failure
+}
+
+function place({
+  scheduleStep,
+  scheduleSteps,
+  block,
+  blocks,
+  phase,
+  layer,
+  distillation,
+}: PruneProgress): string {
+  const step = scheduleSteps > 1 ? `step ${scheduleStep + 1}/${scheduleSteps}, ` : ''
+  return distillation
+    ? `${step}${distillationPlace(distillation)}`
+    : `${step}block ${block + 1}/${blocks}: ${layer?.name ?? phase}`
 }
 
 function summary(result: PruneReport & { perplexity?: number }): string {
@@ -116,6 +135,7 @@ function summary(result: PruneReport & { perplexity?: number }): string {
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
     ),
     ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
+    ...(result.distillation ?? []).map((losses) => `  ${distillationSummary(losses)}`),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')

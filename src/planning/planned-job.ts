@@ -1,3 +1,4 @@
+import type * as z from 'zod'
 import { storedBytes, type StoredTensor } from '../files/safetensors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
 import { Engine } from '../models/engine.js'
@@ -6,7 +7,17 @@ import { Weights } from '../models/weights.js'
 import { Device, findBackend, type DeviceName, type Tensor, type Work } from '../native/device.js'
 import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
-import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
+import {
+  blocksToPass,
+  pruneBlocks,
+  selectLayers,
+  type LayerSelection,
+  type PipelineOptions,
+} from '../pruning/pipeline.js'
+import { ProgressMeter } from '../pruning/progress.js'
+import { Distillation, measurements } from '../training/distillation.js'
+import type { distillationOptions } from '../training/options.js'
+import { heldOutCount } from '../training/schedule.js'
 import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { PlannedEngine } from './planned-engine.js'
 import { askForEveryTensor } from './required-tensors.js'
@@ -42,7 +53,7 @@ export interface Plan {
   flop: Record<Arithmetic | 'total', number>
 }
 
-export interface PlannedJob extends Omit<PipelineOptions, 'offload'>, LayerSelection {
+export interface PlannedJob extends Omit<PipelineOptions, 'offload' | 'dense'>, LayerSelection {
   /** The device whose memory is counted. */
   device: Exclude<DeviceName, 'auto'>
   dtype: 'float32' | 'bfloat16'
@@ -53,6 +64,13 @@ export interface PlannedJob extends Omit<PipelineOptions, 'offload'>, LayerSelec
   writes: boolean
   /** The number of blocks that are pruned already. Default 0. */
   finished?: number
+  /** Whether another model is the dense one that layers, blocks or the whole are to come near. Default false. */
+  dense?: boolean
+  /** The shares of zeros to prune to, one after the other. Default: `sparsity` alone. */
+  schedule?: readonly number[] | undefined
+  /** How the whole model is trained after each of them, if it is, and on how many windows; by default on `samples`. */
+  distill?: z.output<typeof distillationOptions> | undefined
+  trainingWindows?: number
 }
 
 /** What Node, the libraries, JavaScript's objects and the memory pools' slack hold, in bytes; as measured on jobs of 1 B weights. */
@@ -94,8 +112,11 @@ export async function planPruning(
 /** Runs the pruning of a model with this config.json on shapes only. */
 export async function jobNeeds(
   config: Record<string, unknown>,
-  { offload, writes, finished = 0, ...o }: PlannedJob,
+  { offload, writes, finished = 0, distill, schedule, trainingWindows, ...job }: PlannedJob,
 ): Promise<JobNeeds> {
+  const steps = schedule ?? [job.sparsity]
+  const hasOther = job.dense === true || steps.length > 1 || distill !== undefined
+  const { dense: _, ...o } = { ...job, sparsity: steps[0] }
   const { executor, device, weights, architecture } = shapesOnly(config, o)
   const layers = selectLayers(architecture, o)
   const twoStreams = needsDenseStream(o)
@@ -109,22 +130,43 @@ export async function jobNeeds(
   const sequenceLength = engine.sequenceLength(o.sequenceLength)
   const windows = Array<Int32Array>(needsInputs(o) ? o.samples : 0).fill(new Int32Array(sequenceLength))
   const spill = offload ? device.createSpillFile('') : undefined
+  const dense = hasOther ? new PlannedEngine(device, architecture, weights, executor, role) : undefined
   const settings = {
     ...o,
-    onProgress: undefined,
+    dense: twoStreams ? dense : undefined,
     offload: spill && ((tensor: Tensor) => device.offload(tensor, spill)),
   }
   const store = (_: string, tensor: Tensor) => {
     if (writes) device.writeFile(0, 0, tensor)
     return Promise.resolve()
   }
-  await pruneBlocks(engine, settings, layers, windows, {
-    usesMask: false,
-    store,
-    storeParameter: store,
-    finished: Array<[]>(finished).fill([]),
-    finishBlock: () => Promise.resolve(),
-  })
+  const meter = new ProgressMeter(device, blocksToPass(layers), undefined, undefined, undefined)
+  for (const sparsity of steps) {
+    await pruneBlocks(
+      engine,
+      { ...settings, sparsity },
+      layers,
+      windows,
+      {
+        usesMask: false,
+        store,
+        storeParameter: store,
+        finished: Array<[]>(finished).fill([]),
+        finishBlock: () => Promise.resolve(),
+      },
+      meter,
+    )
+  }
+  const prunedWeights = layers.flat().reduce((sum, { rows, columns }) => sum + rows * columns, 0)
+  if (distill && dense) {
+    const work = await plannedDistillation(engine, dense, distill, {
+      windows: trainingWindows ?? o.samples,
+      sequenceLength,
+    })
+    addWork(device.work, work, steps.length - 1)
+  }
+  // What the steps on the way leave stays in memory.
+  const keptBytes = steps.length > 1 || distill ? prunedWeights * storedBytes[storedType(config)] : 0
 
   const { peak } = executor
   const inHostMemory = device.traits.inHostMemory
@@ -135,15 +177,63 @@ export async function jobNeeds(
     process: inHostMemory ? processBytes + tokens * Int32Array.BYTES_PER_ELEMENT : 0,
     hiddenStates,
     ...peak.parts,
+    weights: peak.parts.weights + keptBytes,
     activations: peak.parts.activations - hiddenStates,
   }
   return {
     blocks: architecture.blockCount,
-    prunedWeights: layers.flat().reduce((sum, { rows, columns }) => sum + rows * columns, 0),
+    prunedWeights,
     memory: { peak: Object.values(parts).reduce((a, b) => a + b, 0), parts },
     work: device.work,
     traffic: executor,
   }
+}
+
+/** Runs a step of the training and a measurement, and returns the work of all of them, which becomes the device's. */
+async function plannedDistillation(
+  student: Engine,
+  dense: Engine,
+  settings: z.output<typeof distillationOptions>,
+  { windows, sequenceLength }: { windows: number; sequenceLength: number },
+): Promise<Work> {
+  const { work } = student.device
+  const count = Math.max(2, windows)
+  const heldOut = heldOutCount(count, settings.holdout)
+  const batch = Math.min(settings.batch, count - heldOut)
+  const window = new Int32Array(sequenceLength)
+  const before = workOf(work)
+  const distillation = new Distillation(student, dense, { ...settings, epochs: 1, seed: 0 })
+  try {
+    await distillation.step(Array<Int32Array>(batch).fill(window), 0)
+    const step = difference(work, before)
+    const measuring = workOf(work)
+    await distillation.divergence([window])
+    const measurement = difference(work, measuring)
+    const steps = settings.epochs * Math.ceil((count - heldOut) / batch)
+    addWork(work, step, steps - 1)
+    addWork(work, measurement, heldOut * (1 + measurements) - 1)
+    await distillation.settle(() => Promise.resolve())
+    return difference(work, before)
+  } finally {
+    distillation.dispose()
+  }
+}
+
+function workOf({ flop, bytes }: Work): Work {
+  return { flop: { ...flop }, bytes }
+}
+
+function difference(after: Work, before: Work): Work {
+  const work = workOf(after)
+  addWork(work, before, -1)
+  return work
+}
+
+/** Adds `more` to `work`, `times` times. */
+function addWork(work: Work, more: Work, times: number): void {
+  work.bytes += times * more.bytes
+  for (const kind of Object.keys(work.flop) as (keyof typeof work.flop)[])
+    work.flop[kind] += times * more.flop[kind]
 }
 
 function shapesOnly(config: Record<string, unknown>, o: Pick<PlannedJob, 'device' | 'dtype'>) {

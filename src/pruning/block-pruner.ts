@@ -57,6 +57,8 @@ export class BlockPruner {
     private readonly o: BlockPrunerOptions,
     private readonly index: number,
     private readonly weights: BlockWeights,
+    /** The block of the dense stream; `weights` where these are dense until they are pruned. */
+    private readonly denseWeights: BlockWeights,
     /** The names below the block's prefix of the layers to prune. */
     private readonly selected: ReadonlySet<string>,
   ) {
@@ -76,7 +78,7 @@ export class BlockPruner {
     const wanted = reconstruct ? { outputs: false, denseOutputs: true } : { outputs, denseOutputs: outputs }
     try {
       if (!this.statistics) {
-        if (wanted.denseOutputs) await streams.passDense(this.index, this.weights, this.collected)
+        if (wanted.denseOutputs) await streams.passDense(this.index, this.denseWeights, this.collected)
         for (const name of this.selected) await this.solveGroup([name], undefined)
         if (wanted.outputs) await streams.passPruned(this.index, this.weights, this.forwarded)
       } else if (this.o.sequential === 'layer') {
@@ -109,7 +111,7 @@ export class BlockPruner {
     const { engine, index, weights } = this
     const collect = async ({ pruned, dense }: BatchPair) => {
       const run = engine.runBlock(index, weights, pruned)
-      const beside = dense && engine.runBlock(index, weights, dense)
+      const beside = dense && engine.runBlock(index, this.denseWeights, dense)
       const left = new Set(this.selected)
       const next = async () => {
         const reference = await beside?.advance()
@@ -150,7 +152,7 @@ export class BlockPruner {
       batch: pruned,
       dense,
       run: engine.runBlock(index, weights, pruned),
-      beside: dense && engine.runBlock(index, weights, dense),
+      beside: dense && engine.runBlock(index, this.denseWeights, dense),
       group: undefined as LinearGroup | undefined,
       reference: undefined as LinearGroup | undefined,
     }))
@@ -221,7 +223,7 @@ export class BlockPruner {
           const layer = await this.solve(name, prepared, first ? told : undefined)
           if (statistics?.pooled || statistics?.tokens === 0) layer.fewTokens = statistics.tokens
           this.reports.push(layer)
-          this.o.meter.step('solve', layer)
+          this.o.meter.step('solve', { layer })
         }
       })
     } finally {

@@ -11,13 +11,14 @@ const { version } = JSON.parse(readFileSync(new URL('../../package.json', import
 
 /**
  * All that decides the result of a pruning job, by names that a message can use. `options`: those that do, as parsed;
- * `windows`: the calibration text's. Throws FILE_NOT_FOUND when the model's files have gone.
+ * `windows`: the calibration text's; `dense`: the dense model, where it is another. Throws FILE_NOT_FOUND when the model's files have gone.
  */
 export async function jobIdentity(
   engine: Engine,
   options: Record<string, unknown>,
   windows: readonly Int32Array[],
   masks: MaskFile | undefined,
+  dense?: Engine,
 ): Promise<JobIdentity> {
   const { checkpoint, device, weights } = engine
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
@@ -35,6 +36,9 @@ export async function jobIdentity(
     'option sequenceLength': String(windows[0]?.length ?? 0),
     'calibration text (hash of its windows)': text.digest('hex').slice(0, 32),
     ...(masks && { 'option mask (hash)': await fingerprint(masks.all) }),
+    ...(dense && {
+      'option dense (hash of its weights)': await fingerprint(dense.checkpoint.tensors.values()),
+    }),
     'model (hash of its config.json)': createHash('sha256')
       .update(JSON.stringify(checkpoint.config))
       .digest('hex')

@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import type { AllocationName } from './allocation/names.js'
+import { allocationNames, type AllocationName } from './allocation/names.js'
 import { allocation, type Recipe } from './allocation/recipe.js'
 import {
   defaultMethod,
@@ -11,6 +11,13 @@ import {
   type PruningMethod,
 } from './methods/methods.js'
 import { pattern, type Pattern } from './pattern.js'
+import {
+  distillationOptions,
+  orEpochs,
+  reconstructOptions,
+  type DistillationOptions,
+  type ReconstructOptions,
+} from '../training/options.js'
 
 export type { Pattern } from './pattern.js'
 
@@ -70,6 +77,21 @@ export interface ModelPruningOptions extends MethodOptions {
    */
   reconstruct?: boolean | number | ReconstructOptions
   /**
+   * Whether the whole pruned model is trained on all of the calibration text to give the dense model's next-token distributions, as
+   * `distill` does. `true` and a number of epochs stand for an object with the defaults. Default false.
+   */
+  distill?: boolean | number | DistillationOptions
+  /**
+   * Growing shares of zeros, such as [0.5, 0.65, 0.8], in the place of sparsity: the model is pruned to each in turn, from what the
+   * step before has left, and fitted to the dense model after each where `reconstruct` or `distill` asks for that.
+   */
+  schedule?: number[]
+  /**
+   * How much time is spent on the quality of the result: 'fast' (default) is SparseGPT as in the paper; 'good' also fits every block to the
+   * dense model (`reconstruct`); 'best' fits longer and then trains the whole model (`distill`). Options that are given go first.
+   */
+  quality?: Quality
+  /**
    * How the goal is spread over the layers: the same share for each ('uniform', default); by the outliers of each block's scores ('owl');
    * by what pruning each block alone does to the model's next-token distributions ('sensitivity'); or as a recipe says, an object or the
    * path of a JSON file. All but 'uniform' are for sparsity, not for a pattern or mask.
@@ -90,40 +112,42 @@ export interface ModelPruningOptions extends MethodOptions {
   maxBlock?: number
 }
 
-/** How a pruned block is fitted to the dense model. */
-export interface ReconstructOptions {
-  /** How often the calibration windows are gone through. Default 4. */
-  epochs?: number
-  /** The learning rate of Adam at its highest, in (0, 1]. Default 3e-3. */
-  learningRate?: number
-  /** The number of calibration windows of a step. Default 2. */
-  batch?: number
-  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.1. */
-  holdout?: number
+const presets = {
+  fast: {},
+  good: { sequential: 'layer', target: 'dense', reconstruct: 1 },
+  best: { method: 'admm', sequential: 'layer', target: 'dense', reconstruct: 4, distill: true },
+} as const satisfies Record<string, ModelPruningOptions>
+
+/** How much time is spent on the quality of the result. */
+export type Quality = keyof typeof presets
+
+export const qualities = Object.keys(presets) as Quality[]
+
+/** The options with what their `quality` stands for where nothing else is given. */
+export function withQuality<Options extends ModelPruningOptions>(options: Options): Options {
+  const given = Object.entries(options).filter(([, value]) => value !== undefined)
+  const { quality = 'fast' } = options
+  // Another word is for the validation to report.
+  const preset: ModelPruningOptions = qualities.includes(quality) ? presets[quality] : {}
+  return { ...preset, ...Object.fromEntries(given) } as Options
 }
-
-const reconstruction = z
-  .object({
-    epochs: z.int().min(1).max(10_000).default(4),
-    learningRate: z.number().positive().max(1).default(3e-3),
-    batch: z.int().min(1).max(65_536).default(2),
-    holdout: z.number().positive().max(0.5).default(0.1),
-  })
-  .strict()
-
-const reconstruct = z
-  .union([z.boolean(), z.int().min(1).max(10_000), reconstruction])
-  .transform((value) => {
-    if (typeof value === 'object') return value
-    return value === false ? undefined : reconstruction.parse(value === true ? {} : { epochs: value })
-  })
-  .optional()
 
 /** Parses ModelPruningOptions. */
 export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
   alpha: z.number().min(0).max(1).default(0.5),
-  reconstruct,
+  reconstruct: orEpochs(reconstructOptions),
+  distill: orEpochs(distillationOptions),
+  schedule: z
+    .array(z.number().positive().lt(1))
+    .min(1)
+    .max(1000)
+    .refine(
+      (shares) => shares.every((share, i) => i === 0 || share > shares[i - 1]!),
+      'must grow from step to step',
+    )
+    .optional(),
+  quality: z.enum(qualities).default('fast'),
   allocation,
   sequential: z.enum(['block', 'layer']).default('block'),
   include: regularExpression,
@@ -164,17 +188,23 @@ export function checkSelection(
     mask?: unknown
     bits?: number | undefined
     refit: boolean
+    reconstruct?: unknown
+    distill?: unknown
+    schedule?: unknown
     allocation?: unknown
   },
   context: z.RefinementCtx,
 ): void {
-  const given = (['sparsity', 'pattern', 'mask'] as const).filter((name) => options[name] !== undefined)
+  const given = (['sparsity', 'schedule', 'pattern', 'mask'] as const).filter(
+    (name) => options[name] !== undefined,
+  )
   if (given.length > 1) {
-    const message = `cannot be combined with ${given[0] ?? ''}: give one of sparsity, pattern and mask`
+    const goals = given.includes('schedule') ? 'sparsity, schedule, pattern' : 'sparsity, pattern'
+    const message = `cannot be combined with ${given[0] ?? ''}: give one of ${goals} and mask`
     context.addIssue({ code: 'custom', path: [given[1] ?? ''], message })
   }
   const [goal = 'sparsity'] = given
-  if (goal !== 'sparsity' && (options.allocation ?? 'uniform') !== 'uniform') {
+  if (goal !== 'sparsity' && goal !== 'schedule' && (options.allocation ?? 'uniform') !== 'uniform') {
     const message = `cannot be combined with ${goal}: give sparsity, or in a recipe the patterns of layers`
     context.addIssue({ code: 'custom', path: ['allocation'], message })
   }
@@ -182,8 +212,16 @@ export function checkSelection(
     const message = `needs method "${roundingMethods.join('" or "')}": "${options.method}" cannot make up for rounding`
     context.addIssue({ code: 'custom', path: ['bits'], message })
   }
-  if (options.bits !== undefined && options.refit) {
+  if (
+    goal === 'schedule' &&
+    !(allocationNames as readonly unknown[]).includes(options.allocation ?? 'uniform')
+  ) {
+    const message = 'cannot be combined with schedule: a recipe says what the shares are in the end'
+    context.addIssue({ code: 'custom', path: ['allocation'], message })
+  }
+  const fits = (['refit', 'reconstruct', 'distill'] as const).find((name) => options[name])
+  if (options.bits !== undefined && fits) {
     const message = 'cannot be combined with bits: weights that are fitted again leave the grid'
-    context.addIssue({ code: 'custom', path: ['refit'], message })
+    context.addIssue({ code: 'custom', path: [fits], message })
   }
 }

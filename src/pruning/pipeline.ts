@@ -4,7 +4,6 @@ import type { Architecture } from '../models/architecture.js'
 import type { Engine, Offload } from '../models/engine.js'
 import type { LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
-import type { Work } from '../native/device.js'
 import { batched } from '../text/windows.js'
 import { allocate } from './allocation/allocation.js'
 import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
@@ -12,8 +11,8 @@ import { BlockPruner } from './block-pruner.js'
 import type { BlockDestination } from './destination.js'
 import { methodNamed, needsDenseStream, type PruningMethod } from './methods/methods.js'
 import type { MethodSettings, Pattern } from './options.js'
-import { ProgressMeter } from './progress.js'
-import type { LayerReport, PruneProgress } from './report.js'
+import type { ProgressMeter } from './progress.js'
+import type { LayerReport } from './report.js'
 import { Streams } from './streams.js'
 
 /** Which layers of a model are to be pruned. */
@@ -71,33 +70,36 @@ export interface PipelineOptions extends MethodSettings {
   target: 'own' | 'dense'
   /** The share of the dense stream in a dense target. */
   alpha: number
+  /** The dense model on the same device; default: the model itself as it is before it is pruned. */
+  dense?: Engine | undefined
   /** Whether the kept weights are fitted after the method has pruned. */
   refit: boolean
   /** How every block is fitted to the dense model once it is pruned, if it is. */
   reconstruct?: ReconstructionSettings | undefined
   /** Moves activations out of the device's memory while they wait. */
   offload?: Offload | undefined
-  /** The work of the whole run, for the progress. */
-  work?: Work | undefined
-  onProgress?: ((progress: PruneProgress) => void) | undefined
-  signal?: AbortSignal | undefined
 }
+
+/** The number of blocks that are gone through to prune `layers`, those of selectLayers(). */
+export const blocksToPass = (layers: readonly (readonly LinearSpec[])[]): number =>
+  layers.findLastIndex((block) => block.length > 0) + 1
 
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
- * `windows`: the calibration text's, all of one length. Blocks that `destination` has finished already are only passed.
+ * `windows`: the calibration text's, all of one length; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
+ * only passed.
  */
 export async function pruneBlocks(
   engine: Engine,
-  { method, work, onProgress, signal, ...o }: PipelineOptions,
+  { method, ...o }: PipelineOptions,
   layers: LinearSpec[][],
   windows: readonly Int32Array[],
   destination: BlockDestination,
+  meter: ProgressMeter,
 ): Promise<LayerReport[]> {
   const { device } = engine
-  const last = layers.findLastIndex((block) => block.length > 0)
+  const last = blocksToPass(layers) - 1
   const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
-  const meter = new ProgressMeter(device, last + 1, work, onProgress, signal)
   const { finished } = destination
   const reports: LayerReport[] = finished.flat()
   if (finished.length > last) return reports
@@ -115,22 +117,28 @@ export async function pruneBlocks(
     samples: windows.length,
   }
   const options = { ...o, ...rest }
-  const dense = needsDenseStream(o)
-  const streams = new Streams(engine, engine.embed(groups, o.offload), { dense, offload: o.offload })
+  const dense = needsDenseStream(o) ? (o.dense ?? engine) : undefined
+  const streams = new Streams(engine, groups, { dense, offload: o.offload })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {
       meter.block = index
       const selected = new Set(layers[index]?.map(({ name }) => name.slice(weights.spec.prefix.length)))
-      if (selected.size > 0 && index >= finished.length) {
-        const pruner = new BlockPruner(engine, options, index, weights, selected)
-        const layers = await pruner.run(streams, { outputs: index < last })
-        if (allocation !== 'uniform') for (const layer of layers) layer.target = shareOf(choices(layer.name))
-        await destination.finishBlock(layers)
-        reports.push(...layers)
-      } else {
-        const step = () => meter.step('forward')
-        await streams.pass(index, weights, { changed: selected.size > 0, step })
-        if (index >= finished.length) await destination.finishBlock([])
+      const pruned = index < finished.length
+      const denseWeights = await streams.denseBlock(index, weights, pruned && selected.size > 0)
+      try {
+        if (selected.size > 0 && !pruned) {
+          const pruner = new BlockPruner(engine, options, index, weights, denseWeights, selected)
+          const layers = await pruner.run(streams, { outputs: index < last })
+          if (allocation !== 'uniform')
+            for (const layer of layers) layer.target = shareOf(choices(layer.name))
+          await destination.finishBlock(layers)
+          reports.push(...layers)
+        } else {
+          await streams.pass(index, weights, denseWeights, () => meter.step('forward'))
+          if (!pruned) await destination.finishBlock([])
+        }
+      } finally {
+        if (denseWeights !== weights) denseWeights.dispose()
       }
     }
     // What became of the last matrix may still be on the queue.

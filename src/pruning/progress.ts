@@ -1,11 +1,14 @@
 import { abortable } from '../abort.js'
 import type { Device, Work } from '../native/device.js'
-import type { LayerReport, PruneProgress } from './report.js'
+import type { PruneProgress } from './report.js'
 
 /** Tells how far a pruning run has come, by the work that the device has been handed. */
 export class ProgressMeter {
   /** The number of the block that is being pruned, from 0. */
   block = 0
+  /** The number of the schedule's step, from 0, and of how many. */
+  scheduleStep = 0
+  scheduleSteps = 1
   private readonly before: number
 
   constructor(
@@ -21,11 +24,11 @@ export class ProgressMeter {
   }
 
   /** Reports; throws ABORTED when the signal has fired. */
-  step(phase: PruneProgress['phase'], layer?: LayerReport): void {
-    const { block, blocks, total } = this
+  step(phase: PruneProgress['phase'], details: Pick<PruneProgress, 'layer' | 'distillation'> = {}): void {
+    const { block, blocks, scheduleStep, scheduleSteps, total } = this
     const done = cost(this.device.work) - this.before
     const fraction = total ? Math.min(1, done / Math.max(1, cost(total))) : 0
-    this.onProgress?.({ phase, block, blocks, fraction, ...(layer && { layer }) })
+    this.onProgress?.({ phase, block, blocks, scheduleStep, scheduleSteps, fraction, ...details })
     abortable(this.signal)
   }
 }

@@ -1,4 +1,5 @@
 import type { PruningMethod } from './methods/methods.js'
+import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
 import type { ReconstructionReport } from '../training/reconstruction.js'
 import type { PhaseSeconds } from './phases.js'
 
@@ -50,6 +51,8 @@ export interface PruneReport {
   sparsity: { target: number; achieved: number }
   /** The share of zeros that the allocation asks for in each block, null where none of its layers is pruned; absent with allocation 'uniform'. */
   targets?: (number | null)[]
+  /** What training the whole model came to, after each step of the schedule; with the option `distill`. */
+  distillation?: DistillationLosses[]
   /** The time of the whole run. */
   seconds: number
   /** The peak of this process's resident memory since its start, in bytes. */
@@ -64,15 +67,22 @@ export interface PruneReport {
 export interface PruneProgress {
   /**
    * What is under way. allocate: measuring how much the blocks can be pruned; collect: activations of the calibration text; solve:
-   * pruning a layer; reconstruct: fitting the pruned block to the dense one; forward: the pruned block's outputs.
+   * pruning a layer; reconstruct: fitting the pruned block to the dense one; forward: the pruned block's outputs; distill: training
+   * the whole model.
    */
-  phase: 'allocate' | 'collect' | 'solve' | 'reconstruct' | 'forward'
+  phase: 'allocate' | 'collect' | 'solve' | 'reconstruct' | 'forward' | 'distill'
+  /** The number of the schedule's step, from 0. */
+  scheduleStep: number
+  /** The number of the schedule's steps; 1 without a schedule. */
+  scheduleSteps: number
   /** The number of the block, from 0. */
   block: number
   /** The number of blocks to go through. */
   blocks: number
   /** The layer just pruned. */
   layer?: LayerReport
+  /** Where the training of the whole model stands. */
+  distillation?: DistillationProgress
   /** The share of the whole work that is done, in [0, 1]. */
   fraction: number
 }

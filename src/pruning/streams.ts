@@ -1,4 +1,4 @@
-import { BlockWeights } from '../models/block-weights.js'
+import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
 
 /** A batch of windows in both streams. */
@@ -9,7 +9,7 @@ export interface BatchPair {
 
 /**
  * The calibration text on its way through the model, once or twice: the pruned stream goes through the blocks as pruned so far,
- * the dense stream, where something asks for it, through the dense blocks. Hidden states stand before a block or behind it.
+ * the dense stream, where something asks for it, through the dense model's blocks. Hidden states stand before a block or behind it.
  */
 export class Streams {
   /** The hidden states of the pruned stream. */
@@ -17,29 +17,28 @@ export class Streams {
   /** The hidden states of the dense stream, of the same windows as `pruned` in the same order; undefined where nothing asks for it. */
   readonly dense: readonly Batch[] | undefined
   /** Whether the streams differ; until then they share their memory. */
-  private apart = false
+  private apart: boolean
+  private readonly offload: Offload | undefined
 
-  /** `batches`: the embedded windows, which the streams own from then on. */
+  /**
+   * Embeds the windows of `groups`, a batch each. `dense`: the dense model where something asks for the dense stream, on the device of
+   * `engine`: that itself, whose blocks are dense until they are pruned, or another.
+   */
   constructor(
     private readonly engine: Engine,
-    batches: readonly Batch[],
-    options: { dense: boolean; offload?: Offload | undefined },
+    groups: readonly (readonly Int32Array[])[],
+    private readonly o: { dense: Engine | undefined; offload?: Offload | undefined },
   ) {
-    this.pruned = batches
-    this.dense = options.dense ? batches.map(sharing) : undefined
-    this.offload = options.offload
+    const { dense, offload } = o
+    this.offload = offload
+    this.pruned = engine.embed(groups, offload)
+    this.apart = dense !== engine
+    this.dense = this.apart ? dense?.embed(groups, offload) : this.pruned.map(sharing)
   }
-
-  private readonly offload: Offload | undefined
 
   /** The batches of both streams side by side. */
   get pairs(): BatchPair[] {
     return this.pruned.map((pruned, i) => ({ pruned, dense: this.dense?.[i] }))
-  }
-
-  /** Whether nothing distinguishes the dense stream from the pruned one yet. */
-  get equal(): boolean {
-    return this.dense !== undefined && !this.apart
   }
 
   /** Says that the pruned stream goes through a block that differs from the dense one. */
@@ -48,28 +47,27 @@ export class Streams {
   }
 
   /**
-   * Passes a block that need not be pruned. `weights`: those of the pruned stream; `changed`: whether an earlier process has pruned
-   * them, so that the dense stream needs those of the source. `step` is called after each batch.
+   * The block as the dense stream sees it, which the caller disposes of unless it is `weights`. `weights`: that of the pruned stream;
+   * `changed`: whether an earlier process has pruned them.
    */
+  async denseBlock(index: number, weights: BlockWeights, changed: boolean): Promise<BlockWeights> {
+    const { engine } = this
+    const { dense } = this.o
+    if (dense && dense !== engine) return dense.loadBlock(index)
+    if (!dense || !changed) return weights
+    return engine.weights.ofSource(() => engine.loadBlock(index))
+  }
+
+  /** Passes a block that need not be pruned. `denseWeights`: those of the dense stream. `step` is called after each batch. */
   async pass(
     index: number,
     weights: BlockWeights,
-    { changed, step }: { changed: boolean; step: () => void },
+    denseWeights: BlockWeights,
+    step: () => void,
   ): Promise<void> {
-    const { engine, dense } = this
-    if (dense && changed) {
-      const source = await engine.weights.ofSource(
-        () => new BlockWeights(engine.device, engine.weights, weights.spec),
-      )
-      try {
-        await this.passOne(index, source, dense, step)
-      } finally {
-        source.dispose()
-      }
-      this.diverge()
-    } else if (dense && this.apart) {
-      await this.passOne(index, weights, dense, step)
-    }
+    const { dense } = this
+    if (weights !== denseWeights) this.diverge()
+    if (this.apart) await this.passDense(index, denseWeights, step)
     await this.passOne(index, weights, this.pruned, step)
     if (!dense || this.apart) return
     dense.forEach((batch, i) => {
@@ -83,7 +81,7 @@ export class Streams {
     return this.passOne(index, weights, this.pruned, step)
   }
 
-  /** Passes the dense stream only, through a block before it is pruned. */
+  /** Passes the dense stream only, if there is one, through a dense block. */
   async passDense(index: number, weights: BlockWeights, step: () => void): Promise<void> {
     if (this.dense) await this.passOne(index, weights, this.dense, step)
   }

@@ -10,7 +10,13 @@ import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
 import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
-import { Distillation, type DistillationLosses, type DistillationProgress } from '../training/distillation.js'
+import {
+  Distillation,
+  type DistillationLosses,
+  type DistillationProgress,
+  type DistillationSettings,
+} from '../training/distillation.js'
+import { distillationOptions, type DistillationOptions } from '../training/options.js'
 import { engineOf, openBeside, type Model } from './model.js'
 
 /** The text that a pruned model is trained on. */
@@ -23,7 +29,7 @@ export interface DistillationText extends TextSource {
   seed?: number
 }
 
-export interface DistillOptions {
+export interface DistillOptions extends DistillationOptions {
   /** The dense model: its folder, or its id on the hub. */
   dense: string
   /** The text to train on. */
@@ -32,16 +38,6 @@ export interface DistillOptions {
   out?: string
   /** Whether `out` is replaced if it is a model folder or empty. Default false. */
   force?: boolean
-  /** How often the windows are gone through. Default 1. */
-  epochs?: number
-  /** The learning rate of Adam at its highest. Default 4e-4. */
-  learningRate?: number
-  /** The number of windows of a step. Default 4. */
-  batch?: number
-  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.05. */
-  holdout?: number
-  /** The weight of the relative error of the last hidden states, beside the divergence of the distributions. Default 0. */
-  hiddenWeight?: number
   /** A function that is called while the dense model is downloaded. */
   onDownload?: (progress: DownloadProgress) => void
   /** A function that is told of every step. */
@@ -59,7 +55,7 @@ export interface DistillReport extends Omit<PruneReport, 'method' | 'phases'> {
 
 const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value === 'function').optional()
 
-const schema = z.strictObject({
+const schema = distillationOptions.extend({
   dense: z.string().min(1),
   calibration: textSource
     .extend({
@@ -70,11 +66,6 @@ const schema = z.strictObject({
     .strict(),
   out: path.optional(),
   force: z.boolean().default(false),
-  epochs: z.int().min(1).max(10_000).default(1),
-  learningRate: z.number().positive().max(1).default(4e-4),
-  batch: z.int().min(1).max(65_536).default(4),
-  holdout: z.number().positive().max(0.5).default(0.05),
-  hiddenWeight: z.number().min(0).max(1000).default(0),
   onDownload: callback<DownloadProgress>(),
   onProgress: callback<DistillationProgress>(),
   signal: z.instanceof(AbortSignal).optional(),
@@ -105,10 +96,7 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
     ...(o.signal && { signal: o.signal }),
   })
   try {
-    if (teacher.vocabularySize !== engine.vocabularySize) {
-      const message = `distill: option dense: ${teacher.name} has a vocabulary of ${teacher.vocabularySize} entries, the pruned model one of ${engine.vocabularySize}: give the model that was pruned`
-      throw new SparseGptError('INVALID_OPTION', message)
-    }
+    requireAlike(engine, teacher, 'distill')
     const destination =
       o.out === undefined
         ? new MemoryDestination(engine)
@@ -119,7 +107,11 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
           })
     try {
       const windows = await drawWindows(engine, o)
-      const { losses, layers } = await train(engine, teacher, windows, o, destination)
+      const settings = { ...o, seed: o.calibration.seed }
+      const { losses, layers } = await train(engine, teacher, windows, settings, destination, (progress) => {
+        o.onProgress?.(progress)
+        abortable(o.signal)
+      })
       abortable(o.signal)
       await destination.commit()
       const count = layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
@@ -143,20 +135,22 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
   }
 }
 
-async function train(
+/**
+ * Trains `engine` to be like `teacher`, which is on the same device, and hands every trained tensor to `destination`. `report` is called
+ * after every step and may throw. The losses come with what became of each linear layer.
+ */
+export async function train(
   engine: Engine,
   teacher: Engine,
   windows: readonly Int32Array[],
-  o: Parsed,
+  settings: DistillationSettings,
   destination: Pick<FolderDestination, 'store' | 'storeParameter'>,
+  report: (progress: DistillationProgress) => void,
 ): Promise<{ losses: DistillationLosses; layers: LayerReport[] }> {
   const { device } = engine
-  const distillation = new Distillation(engine, teacher, { ...o, seed: o.calibration.seed })
+  const distillation = new Distillation(engine, teacher, settings)
   try {
-    const losses = await distillation.run(windows, (progress) => {
-      o.onProgress?.(progress)
-      abortable(o.signal)
-    })
+    const losses = await distillation.run(windows, report)
     const specs = new Map(layersOf(engine).map((layer) => [`${layer.name}.weight`, layer]))
     const layers: LayerReport[] = []
     await distillation.settle(async (name, tensor, isMatrix) => {
@@ -177,20 +171,32 @@ async function train(
 }
 
 /** The linear layers of all blocks under their checkpoint names. */
-const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
+export const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
+
+/** Throws INVALID_OPTION unless both models are of one family and shape. */
+export function requireAlike(engine: Engine, dense: Engine, caller: 'prune' | 'distill'): void {
+  const measures = ({ vocabularySize, weights, architecture: { hiddenSize, blockCount } }: Engine) =>
+    `model_type "${String(weights.config['model_type'])}", a vocabulary of ${vocabularySize} entries, hidden size ${hiddenSize} and ${blockCount} blocks`
+  const [ours, theirs] = [measures(engine), measures(dense)]
+  if (ours === theirs) return
+  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the model to train ${ours}: give the model that was pruned`
+  throw new SparseGptError('INVALID_OPTION', message)
+}
 
 async function drawWindows(engine: Engine, o: Parsed): Promise<Int32Array[]> {
-  const { samples, seed } = o.calibration
-  const options = {
-    seed,
-    sequenceLength: engine.sequenceLength(o.calibration.sequenceLength),
-    signal: o.signal,
-  }
-  const windows =
-    samples === undefined
-      ? await allWindows(engine, o.calibration, options)
-      : (await calibrationWindows(engine, o.calibration, { ...options, samples })).windows
+  const { samples, seed, sequenceLength: wanted, ...source } = o.calibration
+  const options = { seed, sequenceLength: engine.sequenceLength(wanted), signal: o.signal }
+  return samples === undefined
+    ? trainingWindows(engine, source, options)
+    : trainable((await calibrationWindows(engine, source, { ...options, samples })).windows, options)
+}
+
+/** All windows of a text to train on. Throws as allWindows does, INVALID_TEXT too where there is one only. */
+export const trainingWindows = async (...[engine, source, options]: Parameters<typeof allWindows>) =>
+  trainable(await allWindows(engine, source, options), options)
+
+function trainable(windows: Int32Array[], { sequenceLength }: { sequenceLength: number }): Int32Array[] {
   if (windows.length > 1) return windows
-  const message = `distill: the text has one window of ${options.sequenceLength} tokens; one to train on and one to judge by are needed: give a longer text or a shorter sequenceLength`
+  const message = `distill: the text has one window of ${sequenceLength} tokens; one to train on and one to judge by are needed: give a longer text or a shorter sequenceLength`
   throw new SparseGptError('INVALID_TEXT', message)
 }

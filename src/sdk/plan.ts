@@ -7,7 +7,13 @@ import { namedDevice } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { planPruning, type Plan } from '../planning/planned-job.js'
 import { readAllocation } from '../pruning/allocation/recipe.js'
-import { checkSelection, modelPruningOptions, samples, type ModelPruningOptions } from '../pruning/options.js'
+import {
+  checkSelection,
+  modelPruningOptions,
+  samples,
+  withQuality,
+  type ModelPruningOptions,
+} from '../pruning/options.js'
 
 export type { Plan } from '../planning/planned-job.js'
 
@@ -53,7 +59,7 @@ const schema = modelPruningOptions
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */
 export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
-  const o = parseOptions(schema, options, 'plan')
+  const o = parseOptions(schema, withQuality(options), 'plan')
   const allocation = await readAllocation(o.allocation)
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
   return planPruning(name, await readConfig(folder), { ...o, allocation, writes: true })

@@ -17,18 +17,22 @@ import { meanShare, readAllocation, type Allocation } from '../pruning/allocatio
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path } from '../options.js'
-import { engineOf, type Model } from './model.js'
+import { layersOf, requireAlike, train, trainingWindows } from './distill.js'
+import { engineOf, openBeside, type Model } from './model.js'
 import {
   checkSelection,
   memorySize,
   modelPruningOptions,
   samples,
+  withQuality,
   type ModelPruningOptions,
 } from '../pruning/options.js'
-import { needsInputs } from '../pruning/methods/methods.js'
+import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { phaseSeconds } from '../pruning/phases.js'
-import { pruneBlocks, selectLayers } from '../pruning/pipeline.js'
+import { blocksToPass, pruneBlocks, selectLayers } from '../pruning/pipeline.js'
+import { ProgressMeter } from '../pruning/progress.js'
 import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
+import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
 
 /** The calibration text, and what is drawn from it. */
 export interface CalibrationOptions extends TextSource {
@@ -46,8 +50,13 @@ export interface CalibrationOptions extends TextSource {
 export interface PruneOptions extends ModelPruningOptions {
   /** A safetensors file of masks (BOOL, U8 or I8; 1 = prune), named and shaped as the weights to prune. */
   mask?: string
-  /** The text whose activations the pruning preserves. Not needed for magnitude. */
+  /** The text whose activations the pruning preserves, and that `distill` trains on. Not needed for magnitude. */
   calibration?: CalibrationOptions
+  /**
+   * The dense model that `target`, `reconstruct` and `distill` are to come near: its folder, or its id on the hub. Default: the model
+   * itself, as its files have it. To be given for a model that was pruned before.
+   */
+  dense?: string
   /** The folder for the pruned model, in the source's layout and dtypes. Without it the model is pruned in memory only. */
   out?: string
   /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
@@ -82,6 +91,7 @@ export interface PruneOptions extends ModelPruningOptions {
 const schema = modelPruningOptions
   .extend({
     mask: path.optional(),
+    dense: z.string().min(1).optional(),
     calibration: textSource
       .extend({
         samples,
@@ -110,10 +120,21 @@ const schema = modelPruningOptions
       const message = 'needs out: what is pruned in memory only cannot be resumed'
       context.addIssue({ code: 'custom', path: ['resume'], message })
     }
-    if (needsInputs(options) && !options.calibration) {
+    if (options.resume && stepsOf(options).length > 1) {
+      const message =
+        'cannot be combined with schedule: prune step by step, each from the folder of the one before, and give dense'
+      context.addIssue({ code: 'custom', path: ['resume'], message })
+    }
+    if (options.resume && options.distill) {
+      const message = 'cannot be combined with distill: prune first, then distill, which can be resumed too'
+      context.addIssue({ code: 'custom', path: ['resume'], message })
+    }
+    if ((needsInputs(options) || options.distill) && !options.calibration) {
       const subject = isMeasured(options.allocation)
         ? `allocation "${options.allocation}"`
-        : `method "${options.method}"`
+        : options.distill
+          ? 'distill'
+          : `method "${options.method}"`
       const message = `is needed for ${subject}: { file }, { tokens } or another source of text`
       context.addIssue({ code: 'custom', path: ['calibration'], message })
     }
@@ -130,17 +151,21 @@ const schema = modelPruningOptions
 export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
   const start = performance.now()
   const engine = engineOf(model, 'prune')
-  const o = parseOptions(schema, options, 'prune')
+  const o = parseOptions(schema, withQuality(options), 'prune')
   return engine.job(o.signal, async (signal) =>
     pruneModel(engine, { ...o, signal, allocation: await readAllocation(o.allocation) }, start),
   )
 }
 
+/** The shares of zeros to prune to, one after the other; undefined for what a pattern or a mask says. */
+const stepsOf = (o: { schedule?: readonly number[] | undefined; sparsity?: number | undefined }) =>
+  o.schedule ?? [o.sparsity]
+
 async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<PruneReport> {
   const source = engine.folder
   const layers = selectLayers(engine.architecture, o)
   // What decides the result must all be in files.
-  const resumable = !engine.weights.changed
+  const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
   if (o.resume && !resumable) {
     const message =
       'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
@@ -159,18 +184,29 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
           force: o.force,
           resume: o.resume,
           encoding: encodings[o.encoding],
-          weights: layers.flat().map(({ name }) => `${name}.weight`),
+          weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
         })
+  const beside: Engine[] = []
   try {
     const reading = performance.now()
     const windows = await drawCalibration(engine, o)
+    const training = o.distill && (await drawTraining(engine, o))
+    const dense = await openDense(engine, o)
+    if (dense) beside.push(dense)
     const calibration = secondsSince(reading)
     abortable(o.signal)
-    if (o.out !== undefined && resumable) await destination.begin(await identityOf(engine, o, windows, masks))
+    if (o.out !== undefined && resumable)
+      await destination.begin(await identityOf(engine, o, { windows, masks, dense }))
     const finished = destination.finished.length
-    const asked = o.onProgress && (finished > 0 || !planned)
-    const work = asked ? (await planJob(engine, o, { offload: false, finished })).work : planned
-    const reports = await pruneBlocks(engine, { ...o, masks, offload, work }, layers, windows, destination)
+    const asked = o.onProgress && (finished > 0 || training || !planned)
+    const details = { finished, ...(training && { trainingWindows: training.length }) }
+    const work = asked ? (await planJob(engine, o, { offload: false, ...details })).work : planned
+    const meter = new ProgressMeter(engine.device, blocksToPass(layers), work, o.onProgress, o.signal)
+    // Steps on the way change a copy, so that the model stays as it is unless all goes well.
+    const student = resumable ? engine : await openCopy(engine)
+    if (student !== engine) beside.push(student)
+    const stages = { ...o, masks, offload, dense, training, meter }
+    const { reports, losses } = await runSteps(student, stages, layers, windows, destination)
     const operations = o.profile ? await engine.device.profile() : undefined
     abortable(o.signal)
     const committing = performance.now()
@@ -186,6 +222,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
       method: o.method,
       sparsity: { target: target(o, reports, achieved), achieved },
       ...(o.allocation !== 'uniform' && { targets: targetsByBlock(layers, targetsOf(reports)) }),
+      ...(losses.length > 0 && { distillation: losses }),
       seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
       ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
@@ -193,7 +230,86 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     }
   } catch (error) {
     throw await destination.abort(error)
+  } finally {
+    for (const { weights } of beside) weights.dispose()
   }
+}
+
+interface Stages extends Omit<Parsed, 'offload' | 'dense'> {
+  masks: MaskFile | undefined
+  offload: Offload | undefined
+  dense: Engine | undefined
+  /** The windows to train the whole model on, where that is asked for. */
+  training: readonly Int32Array[] | undefined
+  meter: ProgressMeter
+}
+
+/**
+ * Prunes `student` to every step of the schedule in turn and trains it after each, as the options say; what comes out of the last goes to
+ * `destination`, the rest into the student's memory.
+ */
+async function runSteps(
+  student: Engine,
+  { meter, training, ...o }: Stages,
+  layers: LinearSpec[][],
+  windows: readonly Int32Array[],
+  destination: FolderDestination | MemoryDestination,
+): Promise<{ reports: LayerReport[]; losses: DistillationLosses[] }> {
+  const steps = stepsOf(o)
+  let reports: LayerReport[] = []
+  const losses: DistillationLosses[] = []
+  const into = async (last: boolean, work: (to: FolderDestination | MemoryDestination) => Promise<void>) => {
+    if (last) return work(destination)
+    const memory = new MemoryDestination(student)
+    try {
+      await work(memory)
+    } catch (error) {
+      throw await memory.abort(error)
+    }
+    await memory.commit()
+  }
+  for (const [i, sparsity] of steps.entries()) {
+    const last = i === steps.length - 1
+    Object.assign(meter, { scheduleStep: i, scheduleSteps: steps.length })
+    await into(last && !training, async (to) => {
+      reports = await pruneBlocks(student, { ...o, sparsity }, layers, windows, to, meter)
+    })
+    const { dense, distill } = o
+    if (!training || !distill || !dense) continue
+    await into(last, async (to) => {
+      const settings = { ...distill, seed: o.calibration?.seed ?? 0 }
+      const report = (progress: DistillationProgress) => meter.step('distill', { distillation: progress })
+      losses.push((await train(student, dense, training, settings, to, report)).losses)
+    })
+  }
+  return { reports, losses }
+}
+
+/** The dense model, where it is not the one that is pruned; it is the caller's to dispose of. */
+async function openDense(engine: Engine, o: Parsed): Promise<Engine | undefined> {
+  const isAsked = needsDenseStream(o) || o.distill
+  const isOther = o.dense !== undefined || o.distill || stepsOf(o).length > 1 || engine.weights.changed
+  if (!isAsked || !isOther) return undefined
+  const signal = o.signal && { signal: o.signal }
+  const { onDownload } = o.calibration ?? {}
+  const dense = await openBeside(engine, o.dense ?? engine.folder, {
+    ...signal,
+    ...(onDownload && { onDownload }),
+  })
+  try {
+    requireAlike(engine, dense, 'prune')
+    return dense
+  } catch (error) {
+    dense.weights.dispose()
+    throw error
+  }
+}
+
+/** The same model once more, with what is in its memory only. */
+async function openCopy(engine: Engine): Promise<Engine> {
+  const copy = await openBeside(engine, engine.folder, {})
+  for (const [name, tensor] of engine.weights.replacements) copy.weights.replace(name, tensor.share())
+  return copy
 }
 
 const secondsSince = (start: number) => (performance.now() - start) / 1000
@@ -208,11 +324,15 @@ const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'o
   device: device.name,
   dtype: weights.dtype,
   writes: o.out !== undefined,
+  dense: o.dense !== undefined,
 })
 
 /** Plans the job; see jobNeeds. */
-const planJob = (engine: Engine, o: Parsed, rest: { offload: boolean; finished?: number }) =>
-  jobNeeds(engine.checkpoint.config, { ...plannedJob(engine, o), ...rest })
+const planJob = (
+  engine: Engine,
+  o: Parsed,
+  rest: Pick<PlannedJob, 'offload' | 'finished' | 'trainingWindows'>,
+) => jobNeeds(engine.checkpoint.config, { ...plannedJob(engine, o), ...rest })
 
 /**
  * Decides how activations leave the device's memory while they wait, if they have to; where memory is limited by a plan of the job,
@@ -245,13 +365,16 @@ const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 :
 function identityOf(
   engine: Engine,
   o: Parsed,
-  windows: readonly Int32Array[],
-  masks: MaskFile | undefined,
+  {
+    windows,
+    masks,
+    dense: other,
+  }: { windows: readonly Int32Array[]; masks: MaskFile | undefined; dense: Engine | undefined },
 ): Promise<JobIdentity> {
   // The mask is known by its contents, the text by its tokens; the rest does not change the result.
-  const { out, force, resume, profile, offload, memory, onProgress, signal, calibration, mask, ...deciding } =
-    o
-  return jobIdentity(engine, deciding, windows, masks)
+  const { out, force, resume, profile, offload, memory, onProgress, signal, calibration, mask, ...rest } = o
+  const { quality, dense, ...deciding } = rest
+  return jobIdentity(engine, deciding, windows, masks, other)
 }
 
 async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile> {
@@ -273,12 +396,20 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   return windows
 }
 
+/** The windows that the whole model is trained on: all of the calibration text. */
+function drawTraining(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+  const { seed, ...source } = o.calibration ?? { seed: 0 }
+  const sequenceLength = engine.sequenceLength(o.calibration?.sequenceLength)
+  return trainingWindows(engine, source, { seed, sequenceLength, signal: o.signal })
+}
+
 const targetsOf = (layers: readonly LayerReport[]) =>
   new Map(layers.map(({ name, target = 0 }) => [name, target]))
 
 /** The share asked for; a mask asks for what it marks. */
 function target(o: Parsed, layers: readonly LayerReport[], achieved: number): number {
   if (o.allocation !== 'uniform') return meanShare(layers, (layer) => layer.target ?? 0)
+  if (o.schedule) return o.schedule.at(-1)!
   if (o.pattern) return o.pattern.n / o.pattern.m
   return o.mask === undefined ? (o.sparsity ?? 0.5) : achieved
 }

@@ -1,3 +1,4 @@
+import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
@@ -5,22 +6,11 @@ import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { batched } from '../text/windows.js'
 import { BlockTrainer, type Recording } from './block-trainer.js'
+import type { distillationOptions } from './options.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
-/** How a pruned model is trained to be like the dense one. */
-export interface DistillationSettings {
-  /** How often all training windows are gone through. */
-  epochs: number
-  /** The learning rate of Adam at its highest. */
-  learningRate: number
-  /** The number of windows of a step. */
-  batch: number
-  /** The share of the windows that is held out. */
-  holdout: number
-  /** The weight of the relative error of the last hidden states, besides the divergence. */
-  hiddenWeight: number
-  seed: number
-}
+/** DistillationOptions as parsed, and the seed of the order of windows. */
+export type DistillationSettings = z.output<typeof distillationOptions> & { seed: number }
 
 /** Where a distillation stands. */
 export interface DistillationProgress {
@@ -44,7 +34,7 @@ export interface DistillationLosses {
 }
 
 /** How often the held-out windows are measured in all. */
-const measurements = 4
+export const measurements = 4
 
 /** A block of the model that learns; the last one is what leads to the head. */
 interface Learner {
@@ -107,8 +97,7 @@ export class Distillation {
     let step = 0
     for (let epoch = 0; epoch < o.epochs; epoch++) {
       for (const part of batched(shuffled(training, random), o.batch)) {
-        losses.training.push(await this.descend(part))
-        for (const { trainer } of this.learners) trainer.step(learningRate(step, steps, o.learningRate))
+        losses.training.push(await this.step(part, learningRate(step, steps, o.learningRate)))
         step++
         if (step % every === 0 || step === steps) {
           const loss = await this.divergence(heldOut)
@@ -164,6 +153,13 @@ export class Distillation {
     this.heads.dense.dispose()
   }
 
+  /** Makes a step at the learning rate `rate` for `windows`; resolves to the mean divergence before it. */
+  async step(windows: readonly Int32Array[], rate: number): Promise<number> {
+    const loss = await this.descend(windows)
+    for (const { trainer } of this.learners) trainer.step(rate)
+    return loss
+  }
+
   /** Adds the gradients of the mean loss over `windows` to the trainers'; resolves to the mean divergence. */
   private async descend(windows: readonly Int32Array[]): Promise<number> {
     const length = windows[0]!.length
@@ -216,8 +212,8 @@ export class Distillation {
     }
   }
 
-  /** The mean divergence over `windows`. */
-  private async divergence(windows: readonly Int32Array[]): Promise<number> {
+  /** The mean divergence KL(dense ‖ pruned) of the tokens of `windows`, in nats. */
+  async divergence(windows: readonly Int32Array[]): Promise<number> {
     const length = windows[0]!.length
     const { student } = this
     let sum = 0

@@ -1,21 +1,14 @@
+import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer } from './block-trainer.js'
+import type { reconstructOptions } from './options.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
-/** How a pruned block is fitted to the dense model. */
-export interface ReconstructionSettings {
-  /** How often all training windows are gone through. */
-  epochs: number
-  /** The learning rate of Adam at its highest. */
-  learningRate: number
-  /** The number of calibration windows of a step. */
-  batch: number
-  /** The share of the windows that is held out. */
-  holdout: number
-}
+/** ReconstructOptions as parsed. */
+export type ReconstructionSettings = z.output<typeof reconstructOptions>
 
 /** What became of one block. */
 export interface ReconstructionReport {

@@ -14,6 +14,7 @@ import { loadModel } from '../../src/index.js'
 import { engineOf } from '../../src/sdk/model.js'
 import { FolderDestination } from '../../src/pruning/destination.js'
 import { pruneBlocks, selectLayers } from '../../src/pruning/pipeline.js'
+import { ProgressMeter } from '../../src/pruning/progress.js'
 import { readTensors } from '../safetensors-file.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'
@@ -243,7 +244,14 @@ test('what a solver found reaches the encoding: the mask is that of the zeros', 
     })
     const windows = [0, 1].map((seed) => Int32Array.from(randomTokens(16, seed)))
     const fit = { target: 'own', alpha: 0.5, refit: false } as const
-    await pruneBlocks(engine, { ...job, ...fit, blockSize: 128 }, layers, windows, destination)
+    await pruneBlocks(
+      engine,
+      { ...job, ...fit, blockSize: 128 },
+      layers,
+      windows,
+      destination,
+      new ProgressMeter(engine.device, 1, undefined, undefined, undefined),
+    )
     await destination.commit()
     const tensors = await readTensors(join(out, 'model.safetensors'))
     for (const name of weights) {

@@ -1,0 +1,63 @@
+import * as z from 'zod'
+
+/** How a pruned block is fitted to the dense model. */
+export interface ReconstructOptions {
+  /** How often the calibration windows are gone through. Default 4. */
+  epochs?: number
+  /** The learning rate of Adam at its highest, in (0, 1]. Default 3e-3. */
+  learningRate?: number
+  /** The number of calibration windows of a step. Default 2. */
+  batch?: number
+  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.1. */
+  holdout?: number
+}
+
+/** How a pruned model is trained to be like the dense one. */
+export interface DistillationOptions {
+  /** How often the windows are gone through. Default 1. */
+  epochs?: number
+  /** The learning rate of Adam at its highest, in (0, 1]. Default 4e-4. */
+  learningRate?: number
+  /** The number of windows of a step. Default 4. */
+  batch?: number
+  /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.05. */
+  holdout?: number
+  /** The weight of the relative error of the last hidden states, beside the divergence of the distributions. Default 0. */
+  hiddenWeight?: number
+}
+
+const epochs = z.int().min(1).max(10_000)
+const learningRate = z.number().positive().max(1)
+const batch = z.int().min(1).max(65_536)
+const holdout = z.number().positive().max(0.5)
+
+/** Validates ReconstructOptions. */
+export const reconstructOptions = z.strictObject({
+  epochs: epochs.default(4),
+  learningRate: learningRate.default(3e-3),
+  batch: batch.default(2),
+  holdout: holdout.default(0.1),
+})
+
+/** Validates DistillationOptions. */
+export const distillationOptions = z.strictObject({
+  epochs: epochs.default(1),
+  learningRate: learningRate.default(4e-4),
+  batch: batch.default(4),
+  holdout: holdout.default(0.05),
+  hiddenWeight: z.number().min(0).max(1000).default(0),
+})
+
+/** Validates such options, or `true` or a number of epochs, which stand for them with the defaults; false gives undefined. */
+export const orEpochs = <Options>(options: z.ZodType<Options>) =>
+  z
+    .union([z.boolean(), epochs, options])
+    .transform((value) => {
+      if (value === false) return undefined
+      return value === true
+        ? options.parse({})
+        : typeof value === 'number'
+          ? options.parse({ epochs: value })
+          : value
+    })
+    .optional()
