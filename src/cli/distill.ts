@@ -31,6 +31,7 @@ interface Flags extends DeviceFlags {
   eval?: string
   json?: true
   force?: true
+  resume?: true
 }
 
 /** The command `sparsegpt distill`, which trains a pruned model to be like the dense one. */
@@ -60,6 +61,7 @@ export function distillCommand(): Command {
     .option(`--eval ${textArgument}`, "measure the trained model's perplexity on this text")
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
+    .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
   return deviceOptions(command).action(run)
 }
 

@@ -2,15 +2,18 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { dense } from '../files/encodings/dense.js'
+import type { JobIdentity } from '../files/journal.js'
 import { OutputFolder } from '../files/output-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import { parseOptions, path } from '../options.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import { jobIdentity, modelIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
 import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
 import { Distillation, type DistillationLosses, type DistillationProgress } from '../training/distillation.js'
+import { SavedTraining, type SavedState } from '../training/saved-training.js'
 import { engineOf, openBeside, type Model } from './model.js'
 
 /** The text that a pruned model is trained on. */
@@ -30,8 +33,14 @@ export interface DistillOptions {
   calibration: DistillationText
   /** The folder for the trained model, which must not exist; without it the weights change in memory only. */
   out?: string
-  /** Whether `out` is replaced if it is a model folder or empty. Default false. */
+  /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
+  /**
+   * Whether a job that was stopped goes on behind the last step whose state it has saved: one to the same `out` with the same models,
+   * text and options. The result is the one that an uninterrupted job has. Where nothing can be resumed the job starts from the
+   * beginning. Default false.
+   */
+  resume?: boolean
   /** How often the windows are gone through. Default 1. */
   epochs?: number
   /** The learning rate of Adam at its highest. Default 4e-4. */
@@ -59,33 +68,41 @@ export interface DistillReport extends Omit<PruneReport, 'method' | 'phases'> {
 
 const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value === 'function').optional()
 
-const schema = z.strictObject({
-  dense: z.string().min(1),
-  calibration: textSource
-    .extend({
-      samples: z.int().min(2).max(1_000_000).optional(),
-      sequenceLength: z.int().min(1).optional(),
-      seed: z.int().default(0),
-    })
-    .strict(),
-  out: path.optional(),
-  force: z.boolean().default(false),
-  epochs: z.int().min(1).max(10_000).default(1),
-  learningRate: z.number().positive().max(1).default(4e-4),
-  batch: z.int().min(1).max(65_536).default(4),
-  holdout: z.number().positive().max(0.5).default(0.05),
-  hiddenWeight: z.number().min(0).max(1000).default(0),
-  onDownload: callback<DownloadProgress>(),
-  onProgress: callback<DistillationProgress>(),
-  signal: z.instanceof(AbortSignal).optional(),
-})
+const schema = z
+  .strictObject({
+    dense: z.string().min(1),
+    calibration: textSource
+      .extend({
+        samples: z.int().min(2).max(1_000_000).optional(),
+        sequenceLength: z.int().min(1).optional(),
+        seed: z.int().default(0),
+      })
+      .strict(),
+    out: path.optional(),
+    force: z.boolean().default(false),
+    resume: z.boolean().default(false),
+    epochs: z.int().min(1).max(10_000).default(1),
+    learningRate: z.number().positive().max(1).default(4e-4),
+    batch: z.int().min(1).max(65_536).default(4),
+    holdout: z.number().positive().max(0.5).default(0.05),
+    hiddenWeight: z.number().min(0).max(1000).default(0),
+    onDownload: callback<DownloadProgress>(),
+    onProgress: callback<DistillationProgress>(),
+    signal: z.instanceof(AbortSignal).optional(),
+  })
+  .superRefine(({ resume, out }, context) => {
+    if (!resume || out !== undefined) return
+    const message = 'needs out: what is trained in memory only cannot be resumed'
+    context.addIssue({ code: 'custom', path: ['resume'], message })
+  })
 
 type Parsed = z.output<typeof schema>
 
 /**
  * Trains a pruned model to give the dense model's next-token distributions (Hinton et al. 2015, arXiv 1503.02531). Kept weights,
  * biases and norms are trained, zeros stay zero; embeddings and the head stay. With `out` the trained model appears there, complete
- * or not at all, and `student` uses it from then on.
+ * or not at all, and `student` uses it from then on. Such a job saves its state beside `out` on its way, which `resume` goes on with
+ * when it has ended early.
  *
  * Throws INVALID_OPTION (also where the two models differ in their vocabulary), FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT,
  * OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, OUT_OF_MEMORY, ABORTED.
@@ -99,7 +116,14 @@ export async function distill(student: Model, options: DistillOptions): Promise<
 
 async function distillModel(engine: Engine, o: Parsed, start: number): Promise<DistillReport> {
   const source = engine.folder
-  if (o.out !== undefined) await OutputFolder.check(o.out, { force: o.force, resume: false })
+  // What decides the result must all be in files.
+  const resumable = o.out !== undefined && !engine.weights.changed
+  if (o.resume && !resumable) {
+    const message =
+      'distill: option resume: the model has been changed in memory, which cannot be resumed: load it anew'
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  if (o.out !== undefined) await OutputFolder.check(o.out, o)
   const teacher = await openBeside(engine, o.dense, {
     ...(o.onDownload && { onDownload: o.onDownload }),
     ...(o.signal && { signal: o.signal }),
@@ -109,17 +133,27 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
       const message = `distill: option dense: ${teacher.name} has a vocabulary of ${teacher.vocabularySize} entries, the pruned model one of ${engine.vocabularySize}: give the model that was pruned`
       throw new SparseGptError('INVALID_OPTION', message)
     }
+    const linears = layersOf(engine)
+    const trained = linears.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const destination =
       o.out === undefined
         ? new MemoryDestination(engine)
-        : await FolderDestination.create(engine, o.out, {
+        : await FolderDestination.create<SavedState>(engine, o.out, {
             force: o.force,
+            resume: o.resume,
             encoding: dense,
-            weights: layersOf(engine).map(({ name }) => `${name}.weight`),
+            weights: linears.map(({ name }) => `${name}.weight`),
+            // The state before it stays until a new one is whole.
+            stateBytes: resumable ? 2 * 16 * trained : 0,
           })
     try {
       const windows = await drawWindows(engine, o)
-      const { losses, layers } = await train(engine, teacher, windows, o, destination)
+      let saved: SavedTraining | undefined
+      if (destination instanceof FolderDestination && resumable) {
+        await destination.begin(await identityOf(engine, teacher, o, windows))
+        saved = new SavedTraining(engine.device, destination)
+      }
+      const { losses, layers } = await train(engine, teacher, windows, o, destination, saved)
       abortable(o.signal)
       await destination.commit()
       const count = layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
@@ -149,14 +183,16 @@ async function train(
   windows: readonly Int32Array[],
   o: Parsed,
   destination: Pick<FolderDestination, 'store' | 'storeParameter'>,
+  saved?: SavedTraining,
 ): Promise<{ losses: DistillationLosses; layers: LayerReport[] }> {
   const { device } = engine
   const distillation = new Distillation(engine, teacher, { ...o, seed: o.calibration.seed })
   try {
-    const losses = await distillation.run(windows, (progress) => {
+    const report = (progress: DistillationProgress) => {
       o.onProgress?.(progress)
       abortable(o.signal)
-    })
+    }
+    const losses = await distillation.run(windows, report, saved)
     const specs = new Map(layersOf(engine).map((layer) => [`${layer.name}.weight`, layer]))
     const layers: LayerReport[] = []
     await distillation.settle(async (name, tensor, isMatrix) => {
@@ -173,6 +209,22 @@ async function train(
   } finally {
     distillation.dispose()
     await device.synchronize().catch(() => undefined)
+  }
+}
+
+/** What decides the job's result, for what resumes it. */
+async function identityOf(
+  engine: Engine,
+  teacher: Engine,
+  o: Parsed,
+  windows: readonly Int32Array[],
+): Promise<JobIdentity> {
+  // The dense model and the text are known by their contents, but for the seed, which the order of the windows depends on too.
+  const { dense, calibration, out, force, resume, onDownload, onProgress, signal, ...deciding } = o
+  const options = { method: 'distill', ...deciding, seed: calibration.seed }
+  return {
+    ...(await jobIdentity(engine, options, windows, undefined)),
+    ...(await modelIdentity(teacher, 'option dense')),
   }
 }
 

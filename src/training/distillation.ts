@@ -5,6 +5,7 @@ import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { batched } from '../text/windows.js'
 import { BlockTrainer, type Recording } from './block-trainer.js'
+import type { SavedTraining } from './saved-training.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
 /** How a pruned model is trained to be like the dense one. */
@@ -89,41 +90,65 @@ export class Distillation {
     })
   }
 
-  /** Trains on `windows`, all of one length. `report` is called after every step and may throw. */
+  /**
+   * Trains on `windows`, all of one length. `report` is called after every step and may throw. The state is saved to `saved`, and what
+   * an earlier process has left there is gone on with.
+   */
   async run(
     windows: readonly Int32Array[],
     report: (progress: DistillationProgress) => void,
+    saved?: SavedTraining,
   ): Promise<DistillationLosses> {
-    const { o } = this
+    const { o, learners } = this
     const kept = windows.length - heldOutCount(windows.length, o.holdout)
     const [training, heldOut] = [windows.slice(0, kept), windows.slice(kept)]
     const steps = o.epochs * Math.ceil(training.length / o.batch)
     const every = Math.max(1, Math.ceil(steps / measurements))
     const random = new PythonRandom(o.seed)
-    const losses: DistillationLosses = { training: [], heldOut: [], bestStep: 0 }
-    let best = await this.divergence(heldOut)
-    losses.heldOut.push({ step: 0, loss: best })
-    for (const { trainer } of this.learners) trainer.snapshot()
+    for (const { trainer } of learners) trainer.snapshot()
+    const losses = (await saved?.restore(this.state(), steps)) ?? {
+      training: [],
+      heldOut: [{ step: 0, loss: await this.divergence(heldOut) }],
+      bestStep: 0,
+    }
+    const done = losses.training.length
+    if (done > 0) for (const { trainer } of learners) trainer.resume(done)
+    let best = losses.heldOut.find(({ step }) => step === losses.bestStep)!.loss
     let step = 0
     for (let epoch = 0; epoch < o.epochs; epoch++) {
       for (const part of batched(shuffled(training, random), o.batch)) {
+        if (step < done) {
+          step++
+          continue
+        }
         losses.training.push(await this.descend(part))
-        for (const { trainer } of this.learners) trainer.step(learningRate(step, steps, o.learningRate))
+        for (const { trainer } of learners) trainer.step(learningRate(step, steps, o.learningRate))
         step++
-        if (step % every === 0 || step === steps) {
+        const measured = step % every === 0 || step === steps
+        if (measured) {
           const loss = await this.divergence(heldOut)
           losses.heldOut.push({ step, loss })
           if (loss < best) {
             best = loss
             losses.bestStep = step
-            for (const { trainer } of this.learners) trainer.snapshot()
+            for (const { trainer } of learners) trainer.snapshot()
           }
         }
+        if (saved && (measured || saved.due)) await saved.save(this.state(), losses)
         report({ step, steps, training: losses.training.at(-1)!, heldOut: losses.heldOut.at(-1)!.loss })
       }
     }
-    if (losses.bestStep < steps) for (const { trainer } of this.learners) trainer.restore()
+    if (losses.bestStep < steps) for (const { trainer } of learners) trainer.restore()
     return losses
+  }
+
+  /** The tensors of all trainers' states, by names that begin with those of the checkpoint. */
+  private state(): Map<string, Tensor> {
+    return new Map(
+      this.learners.flatMap(({ weights, trainer }) =>
+        trainer.state.map(([name, tensor]): [string, Tensor] => [weights.spec.prefix + name, tensor]),
+      ),
+    )
   }
 
   /**
