@@ -12,8 +12,8 @@ import { jobIdentity, modelIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
 import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
-import { Distillation, type DistillationLosses, type DistillationProgress } from '../training/distillation.js'
-import { SavedTraining, type SavedState } from '../training/saved-training.js'
+import { Distillation, type DistillationProgress } from '../training/distillation.js'
+import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
 import { engineOf, openBeside, type Model } from './model.js'
 
 /** The text that a pruned model is trained on. */

@@ -5,7 +5,7 @@ import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { batched } from '../text/windows.js'
 import { BlockTrainer, type Recording } from './block-trainer.js'
-import type { SavedTraining } from './saved-training.js'
+import type { DistillationLosses, SavedTraining } from './saved-training.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
 /** How a pruned model is trained to be like the dense one. */
@@ -32,16 +32,6 @@ export interface DistillationProgress {
   training: number
   /** The same of the held-out tokens, as last measured. */
   heldOut: number
-}
-
-/** What a distillation came to. */
-export interface DistillationLosses {
-  /** The mean divergence KL(dense ‖ pruned) of each step's tokens, in nats. */
-  training: number[]
-  /** The same of the held-out tokens: before the first step, and at every measurement after it. */
-  heldOut: { step: number; loss: number }[]
-  /** The step whose result was kept; 0 when none was better than the beginning. */
-  bestStep: number
 }
 
 /** How often the held-out windows are measured in all. */

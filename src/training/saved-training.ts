@@ -10,7 +10,16 @@ import { serializeHeader } from '../files/safetensors.js'
 import { syncFolder } from '../files/sync-folder.js'
 import { writeFailed } from '../files/writer.js'
 import type { Device, Tensor } from '../native/device.js'
-import type { DistillationLosses } from './distillation.js'
+
+/** What a distillation came to. */
+export interface DistillationLosses {
+  /** The mean divergence KL(dense ‖ pruned) of each step's tokens, in nats. */
+  training: number[]
+  /** The same of the held-out tokens: before the first step, and at every measurement after it. */
+  heldOut: { step: number; loss: number }[]
+  /** The step whose result was kept; 0 when none was better than the beginning. */
+  bestStep: number
+}
 
 // As text, since JSON knows neither infinity nor NaN.
 const loss = z.string().transform(Number)

@@ -5,8 +5,7 @@ import { setTimeout } from 'node:timers/promises'
 import { expect, jest, test } from '@jest/globals'
 import { filled, writeConfig, writeSafetensors } from './files.js'
 import type { Device, Tensor } from '../../src/native/device.js'
-import type { DistillationLosses } from '../../src/training/distillation.js'
-import type { SavedState } from '../../src/training/saved-training.js'
+import type { DistillationLosses, SavedState } from '../../src/training/saved-training.js'
 import { temporaryFolder } from '../temporary.js'
 
 // What a power cut may take is what was written, created or renamed and not synchronized since. Here every such step is noted
