@@ -33,7 +33,7 @@ function run(test, environment) {
   if (status !== 0) process.exitCode = 1
 }
 
-if (kills) run('test/cli/resume', { SPARSEGPT_KILLS: kills })
+if (kills) run('test/cli/.*resume', { SPARSEGPT_KILLS: kills })
 if (loads) run('test/process/leaks', { SPARSEGPT_LOADS: loads })
 if (seconds || inputs || seed || !(kills || loads))
   run('test/fuzz', {

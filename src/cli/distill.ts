@@ -1,6 +1,7 @@
 import { Command } from 'commander'
 import { distill, type DistillReport } from '../sdk/distill.js'
-import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
+import type { DistillationProgress } from '../training/distillation.js'
+import type { DistillationLosses } from '../training/saved-training.js'
 import {
   deviceOptions,
   given,
@@ -32,6 +33,7 @@ interface Flags extends DeviceFlags {
   eval?: string
   json?: true
   force?: true
+  resume?: true
 }
 
 /** The command `sparsegpt distill`, which trains a pruned model to be like the dense one. */
@@ -61,6 +63,7 @@ export function distillCommand(): Command {
     .option(`--eval ${textArgument}`, "measure the trained model's perplexity on this text")
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists')
+    .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
   return deviceOptions(command).action(run)
 }
 

@@ -13,16 +13,24 @@ export const journalFile = 'journal'
 /** What decides the result of a job, by name; each value is one that people can compare. */
 export type JobIdentity = Record<string, string>
 
-/** What a journal says of a finished block. */
+/** What a journal says of a finished block, or of a training's steps up to one. */
 export interface JournalEntry<Block> {
   /** The weights that were written for it, in the order of writing, and what is stored of each. */
   weights: { name: string; parts: TensorLayout[] }[]
-  /** What the job itself notes of the block. */
+  /** What the job itself notes of the block; with a number `step` it is of a training whose state is saved behind that step. */
   block: Block
 }
 
+/** What is finished of a job. */
+export interface Finished {
+  /** The number of a journal's entries. */
+  entries: number
+  /** The same in words, such as '2 blocks' or '40 steps'. */
+  words: string
+}
+
 /**
- * The journal of a partial folder: a line that says which job it is, then one for each finished block. A line is a hash
+ * The journal of a partial folder: a line that says which job it is, then one for each entry. A line is a hash
  * and JSON, so that damage shows; one without its end was being written when the process or the power went, and does not
  * count.
  */
@@ -30,14 +38,14 @@ export class Journal<Block> {
   private constructor(
     private readonly handle: FileHandle,
     private end: number,
-    /** The number of finished blocks. */
     private count: number,
+    private last: unknown,
   ) {}
 
   /** Begins the journal of a job in `folder`. Throws what the system throws. */
   static async create<Block>(folder: string, job: JobIdentity): Promise<Journal<Block>> {
     const handle = await open(join(folder, journalFile), 'wx')
-    const journal = new Journal<Block>(handle, 0, 0)
+    const journal = new Journal<Block>(handle, 0, 0, undefined)
     await journal.#write(job)
     return journal
   }
@@ -58,19 +66,19 @@ export class Journal<Block> {
     checkSame(folder, begun, job)
     const handle = await open(file, 'r+')
     await handle.truncate(end)
-    return { journal: new Journal<Block>(handle, end, entries.length), entries }
+    return { journal: new Journal<Block>(handle, end, entries.length, entries.at(-1)), entries }
   }
 
-  /** The number of finished blocks. */
-  get blocks(): number {
-    return this.count
+  get finished(): Finished {
+    return finishedOf(this.count, this.last)
   }
 
-  /** Notes a finished block, durably: what is written of it must be durable already. */
+  /** Notes what is finished, durably: what is written of it must be durable already. */
   async append(entry: JournalEntry<Block>): Promise<void> {
     await this.#write(entry)
     await this.handle.datasync()
     this.count++
+    this.last = entry
   }
 
   async close(): Promise<void> {
@@ -85,21 +93,37 @@ export class Journal<Block> {
   }
 }
 
-/** The number of blocks that the journal in `folder` says are finished; 0 without a journal. */
-export async function finishedBlocks(folder: string): Promise<number> {
-  return blocksIn(await readFile(join(folder, journalFile), 'utf8').catch(() => ''))
+export const nothingFinished: Finished = { entries: 0, words: '0 blocks' }
+
+/** What the journal in `folder` says is finished; nothing without a journal. */
+export async function finishedIn(folder: string): Promise<Finished> {
+  return finishedBy(await readFile(join(folder, journalFile), 'utf8').catch(() => ''))
 }
 
-/** As finishedBlocks, for a process that is ending. */
-export function finishedBlocksSync(folder: string): number {
+/** As finishedIn, for a process that is ending. */
+export function finishedInSync(folder: string): Finished {
   try {
-    return blocksIn(readFileSync(join(folder, journalFile), 'utf8'))
+    return finishedBy(readFileSync(join(folder, journalFile), 'utf8'))
   } catch {
-    return 0
+    return nothingFinished
   }
 }
 
-const blocksIn = (journal: string) => Math.max(0, journal.split('\n').length - 2)
+function finishedBy(journal: string): Finished {
+  const lines = journal.split('\n').slice(1, -1)
+  try {
+    return finishedOf(lines.length, JSON.parse(lines.at(-1)?.slice(33) ?? 'null'))
+  } catch {
+    // What is damaged is found when it is gone on with.
+    return finishedOf(lines.length, undefined)
+  }
+}
+
+function finishedOf(entries: number, last: unknown): Finished {
+  const { step } = (last as Partial<JournalEntry<{ step?: unknown } | null>> | null | undefined)?.block ?? {}
+  const [count, unit] = Number.isSafeInteger(step) ? [Number(step), 'step'] : [entries, 'block']
+  return { entries, words: `${count} ${unit}${count === 1 ? '' : 's'}` }
+}
 
 const digest = (text: string) => createHash('sha256').update(text).digest('hex').slice(0, 32)
 

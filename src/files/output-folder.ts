@@ -83,7 +83,8 @@ export class OutputFolder {
     let folder: OutputFolder | undefined
     try {
       for (const { path: old } of removed) await removePartial(old)
-      const there = resumed === undefined ? 0 : await allocated(join(resumed, 'model'))
+      const there =
+        resumed === undefined ? 0 : (await allocated(resumed)) + (await allocated(join(resumed, 'model')))
       await checkSpace(path, await existingAncestor(parent), options.bytes - there)
       // In one turn of the event loop, so that whatever ends the process later finds the folder among the unfinished ones.
       const createdParent = mkdirSync(parent, { recursive: true })

@@ -15,7 +15,7 @@ import { lstat, open, readdir, readFile, rm } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { basename, dirname, join } from 'node:path'
 import { SparseGptError } from '../errors.js'
-import { finishedBlocks, finishedBlocksSync, journalFile } from './journal.js'
+import { finishedIn, finishedInSync, journalFile, nothingFinished, type Finished } from './journal.js'
 import { systemCode } from './read-error.js'
 import { syncFolder } from './sync-folder.js'
 
@@ -43,8 +43,8 @@ export interface FoundPartial {
   owner: 'living' | 'none' | 'elsewhere'
   /** The owner as a message calls it. */
   ownerName: string
-  /** The number of blocks that are finished in it. */
-  blocks: number
+  /** What is finished in it; nothing when it is published. */
+  finished: Finished
   /** Whether its files have become the output. */
   published: boolean
 }
@@ -78,12 +78,14 @@ export class PartialFolder {
   ): Promise<{ resumed: string | undefined; removed: FoundPartial[] }> {
     const found = await PartialFolder.find(out)
     checkNoneLives(out, found)
-    const [most] = found.filter(({ blocks }) => blocks > 0).sort((a, b) => b.blocks - a.blocks)
+    const [most] = found
+      .filter(({ finished }) => finished.entries > 0)
+      .sort((a, b) => b.finished.entries - a.finished.entries)
     const kept = most ?? found.find(({ owner }) => owner === 'elsewhere')
     if (kept && !resume && !force) {
-      const { path, owner, ownerName, blocks } = kept
+      const { path, owner, ownerName, finished } = kept
       const whose = owner === 'elsewhere' ? `${ownerName}, if that has ended,` : 'an earlier job'
-      const message = `${whose} has left ${path} with ${countOf(blocks)} finished: resume (--resume) goes on with it, force (--force) removes it`
+      const message = `${whose} has left ${path} with ${finished.words} finished: resume (--resume) goes on with it, force (--force) removes it`
       throw new SparseGptError('OUTPUT_EXISTS', message)
     }
     const resumed = resume ? most?.path : undefined
@@ -92,11 +94,11 @@ export class PartialFolder {
 
   /**
    * Removes what nobody misses: what is left of jobs that have put `out` in its place and ended before they had tidied up,
-   * and of jobs that have ended before their first block was finished.
+   * and of jobs that have ended before anything was finished.
    */
   static async removeWorthless(out: string): Promise<void> {
-    for (const { path, owner, blocks, published } of await PartialFolder.find(out)) {
-      const worthless = owner === 'none' ? blocks === 0 : owner === 'elsewhere' && published
+    for (const { path, owner, finished, published } of await PartialFolder.find(out)) {
+      const worthless = owner === 'none' ? finished.entries === 0 : owner === 'elsewhere' && published
       // Whether it can be removed does not matter to the job.
       if (worthless) await removePartial(path).catch(() => undefined)
     }
@@ -175,7 +177,7 @@ export class PartialFolder {
   /** Removes the folder, or leaves it to be resumed if something is finished in it, at once: the process is ending. */
   endSync(): 'removed' | 'left' {
     this.#disown()
-    if (finishedBlocksSync(this.path) > 0) {
+    if (finishedInSync(this.path).entries > 0) {
       rmSync(join(this.path, ownerFile), { force: true })
       return 'left'
     }
@@ -199,9 +201,6 @@ export class PartialFolder {
 /** A name that no folder has. */
 const freshName = (out: string) => `${out}.partial-${process.pid}-${randomBytes(4).toString('hex')}`
 
-/** Some blocks, in words. */
-export const countOf = (blocks: number) => (blocks === 1 ? '1 block' : `${blocks} blocks`)
-
 /** Removes a partial folder; the journal first, as without it what is left after a kill is no longer resumed. */
 export async function removePartial(path: string): Promise<void> {
   await rm(join(path, journalFile), { recursive: true, force: true })
@@ -218,15 +217,15 @@ function checkNoneLives(out: string, found: readonly FoundPartial[]): void {
 async function look(out: string, path: string): Promise<FoundPartial> {
   const owner = await readOwner(join(path, ownerFile))
   const published = await isPublished(out, path)
-  const blocks = published ? 0 : await finishedBlocks(path)
+  const finished = published ? nothingFinished : await finishedIn(path)
   if (owner?.machine !== machine()) {
     const ownerName = `process ${owner?.pid ?? '?'} of another machine or container`
-    return { path, owner: owner ? 'elsewhere' : 'none', ownerName, blocks, published }
+    return { path, owner: owner ? 'elsewhere' : 'none', ownerName, finished, published }
   }
   const started = startOf(owner.pid)
   const same = started !== undefined && started === owner.started
   const living = same && hasOpen(owner.pid, join(path, ownerFile))
-  return { path, owner: living ? 'living' : 'none', ownerName: `process ${owner.pid}`, blocks, published }
+  return { path, owner: living ? 'living' : 'none', ownerName: `process ${owner.pid}`, finished, published }
 }
 
 /** Whether the files have become the output: they have gone, or what the output replaced lies in their place. */

@@ -8,7 +8,6 @@ import { dense } from './encodings/dense.js'
 import type { Encoding } from './encodings/encoding.js'
 import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
 import { OutputFolder } from './output-folder.js'
-import { countOf } from './partial-folder.js'
 import { reason, systemCode } from './read-error.js'
 import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
@@ -92,7 +91,8 @@ export class CheckpointWriter<Block = unknown> {
   /**
    * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
    * written in the form of `encoding` (default: dense), all of which must be written. With `resume` the folder that an
-   * earlier process has left is taken over, if there is one; `begin` must be called then.
+   * earlier process has left is taken over, if there is one; `begin` must be called then. `stateBytes`: what the job itself will
+   * write to `partialFolder`, in bytes.
    *
    * @throws SparseGptError OUTPUT_EXISTS when `out` exists and `force` is false, or when a partial folder of it is in use or
    * worth to be resumed; INVALID_OPTION when `out` is, or holds, the source; WRITE_FAILED when the disk has too little
@@ -106,9 +106,10 @@ export class CheckpointWriter<Block = unknown> {
       encoding?: Encoding
       encoded?: readonly string[]
       resume?: boolean
+      stateBytes?: number
     },
   ): Promise<CheckpointWriter<Block>> {
-    const { force, encoding = dense, encoded = [], resume = false } = options
+    const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0 } = options
     const due = new Set(encoded)
     const layouts = source.shards.map(({ tensors, metadata }) => {
       const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
@@ -121,6 +122,7 @@ export class CheckpointWriter<Block = unknown> {
       ...layouts.map(({ largestBytes }) => largestBytes),
       ...companions.map(({ bytes }) => bytes),
       newIndex ? Buffer.byteLength(index) : 0,
+      stateBytes,
     ]
     const folder = await OutputFolder.create(out, {
       force,
@@ -197,6 +199,11 @@ export class CheckpointWriter<Block = unknown> {
     }
   }
 
+  /** The absolute path of the folder beside `out` that takes what is needed to resume the job. */
+  get partialFolder(): string {
+    return this.#folder.partial.path
+  }
+
   /** What the job that is gone on with had noted of each block that it had finished, in order. */
   get finishedBlocks(): Block[] {
     return this.#finished.map(({ block }) => block)
@@ -215,8 +222,8 @@ export class CheckpointWriter<Block = unknown> {
   }
 
   /**
-   * Makes all weights that were written since the last call durable, and notes that `block` is finished with them. Does
-   * nothing in a job that was not named.
+   * Makes all weights that were written since the last call durable, and notes that `block` is finished with them; what
+   * of it lies in `partialFolder` must be durable already. Does nothing in a job that was not named.
    *
    * @throws SparseGptError WRITE_FAILED.
    */
@@ -232,7 +239,7 @@ export class CheckpointWriter<Block = unknown> {
         if (shard.flushError !== undefined) throw writeFailed(`cannot write ${shard.path}`, shard.flushError)
         await shard.handle.datasync()
       }
-      if (journal.blocks === 0) {
+      if (journal.finished.entries === 0) {
         for (const folder of [temporary, partial.path]) await syncFolder(folder)
         await this.#folder.syncParents()
       }
@@ -317,12 +324,12 @@ export class CheckpointWriter<Block = unknown> {
   /** What is kept of a job that has ended with something finished, and how it is resumed; undefined when nothing is. */
   get kept(): string | undefined {
     if (this.#state === 'done' || !this.#resumable) return undefined
-    const { blocks } = this.#journal!
-    return `${countOf(blocks)} finished ${blocks === 1 ? 'is' : 'are'} kept in ${this.#folder.partial.path}: the same job with resume (--resume) goes on from there`
+    const { words } = this.#journal!.finished
+    return `${words} finished ${words.startsWith('1 ') ? 'is' : 'are'} kept in ${this.#folder.partial.path}: the same job with resume (--resume) goes on from there`
   }
 
   get #resumable(): boolean {
-    return !this.#worthless && (this.#journal?.blocks ?? 0) > 0
+    return !this.#worthless && (this.#journal?.finished.entries ?? 0) > 0
   }
 
   /**
@@ -498,7 +505,7 @@ async function syncFile(path: string): Promise<void> {
   }
 }
 
-function writeFailed(what: string, error: unknown): SparseGptError {
+export function writeFailed(what: string, error: unknown): SparseGptError {
   if (error instanceof SparseGptError) return error
   const why = systemCode(error) === 'ENOSPC' ? 'the disk is full' : reason(error)
   return new SparseGptError('WRITE_FAILED', `${what}: ${why}`, { cause: error })

@@ -9,7 +9,7 @@ import type { Tensor } from '../native/device.js'
 import type { LayerReport } from './report.js'
 
 /** Where pruned matrices go. The model uses them after `commit`, and not at all after `abort`. */
-export interface Destination {
+export interface Destination<Finished = readonly LayerReport[]> {
   /** The absolute path of the folder that the weights go to; null in memory. */
   readonly folder: string | null
   /** Whether store() looks at the mask. */
@@ -26,10 +26,10 @@ export interface Destination {
    * that was asked for. Before anything is stored. Throws INVALID_OPTION, INVALID_CHECKPOINT, WRITE_FAILED.
    */
   begin(job: JobIdentity): Promise<void>
-  /** The layers of the blocks that an earlier process had finished, in order; their weights are the model's already. */
-  readonly finished: readonly (readonly LayerReport[])[]
+  /** What an earlier process had finished, in order: the layers of blocks, whose weights are the model's already. */
+  readonly finished: readonly Finished[]
   /** Notes that the next block is finished, whose weights are all stored; from then on the job can be resumed behind it. */
-  finishBlock(layers: readonly LayerReport[]): Promise<void>
+  finishBlock(finished: Finished): Promise<void>
   commit(): Promise<void>
   /** Ends the job that `error` has stopped, and returns the error to report: it tells what is kept and can be resumed. */
   abort(error: unknown): Promise<unknown>
@@ -45,21 +45,21 @@ export type BlockDestination = Pick<
 const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
 /** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
-export class FolderDestination implements Destination {
+export class FolderDestination<Finished = readonly LayerReport[]> implements Destination<Finished> {
   private readonly stored = new Set<string>()
 
   private constructor(
     private readonly engine: Engine,
-    private readonly writer: CheckpointWriter<readonly LayerReport[]>,
+    private readonly writer: CheckpointWriter<Finished>,
     private readonly encoding: Encoding,
   ) {}
 
   /**
    * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; with `resume` that of an
-   * earlier process, if there is one, which `begin` goes on with. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED,
+   * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED,
    * INVALID_CHECKPOINT.
    */
-  static async create(
+  static async create<Finished = readonly LayerReport[]>(
     engine: Engine,
     out: string,
     {
@@ -70,15 +70,21 @@ export class FolderDestination implements Destination {
       encoding: Encoding
       weights: readonly string[]
       resume?: boolean
+      stateBytes?: number
     },
-  ): Promise<FolderDestination> {
+  ): Promise<FolderDestination<Finished>> {
     const all = { ...options, encoded: weights }
-    const writer = await CheckpointWriter.create<readonly LayerReport[]>(engine.checkpoint, out, all)
+    const writer = await CheckpointWriter.create<Finished>(engine.checkpoint, out, all)
     return new FolderDestination(engine, writer, options.encoding)
   }
 
   get folder(): string {
     return this.writer.out
+  }
+
+  /** The absolute path of the folder that takes what is needed to resume the job. */
+  get partialFolder(): string {
+    return this.writer.partialFolder
   }
 
   get usesMask(): boolean {
@@ -118,12 +124,12 @@ export class FolderDestination implements Destination {
     this.engine.weights.readInstead(this.writer.finishedTensors)
   }
 
-  get finished(): (readonly LayerReport[])[] {
+  get finished(): Finished[] {
     return this.writer.finishedBlocks
   }
 
-  finishBlock(layers: readonly LayerReport[]): Promise<void> {
-    return this.writer.finishBlock(layers)
+  finishBlock(finished: Finished): Promise<void> {
+    return this.writer.finishBlock(finished)
   }
 
   async commit(): Promise<void> {
@@ -140,7 +146,8 @@ export class FolderDestination implements Destination {
     const known = error instanceof SparseGptError
     await this.writer.abort({ keep: !known || !inherent.includes(error.code) })
     const { kept } = this.writer
-    if (!known || kept === undefined) return error
+    // What is damaged is no better the next time.
+    if (!known || kept === undefined || error.code === 'INVALID_CHECKPOINT') return error
     return new SparseGptError(error.code, `${error.message}; ${kept}`, { cause: error })
   }
 }

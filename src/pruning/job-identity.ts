@@ -10,7 +10,7 @@ const { version } = JSON.parse(readFileSync(new URL('../../package.json', import
 }
 
 /**
- * All that decides the result of a pruning job, by names that a message can use. `options`: those that do, as parsed;
+ * All that decides the result of a job, by names that a message can use. `options`: those that do, as parsed;
  * `windows`: the calibration text's; `dense`: the dense model, where it is another. Throws FILE_NOT_FOUND when the model's files have gone.
  */
 export async function jobIdentity(
@@ -20,7 +20,7 @@ export async function jobIdentity(
   masks: MaskFile | undefined,
   dense?: Engine,
 ): Promise<JobIdentity> {
-  const { checkpoint, device, weights } = engine
+  const { device, weights } = engine
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
   const text = createHash('sha256')
   for (const { buffer, byteOffset, byteLength } of windows) {
@@ -36,14 +36,17 @@ export async function jobIdentity(
     'option sequenceLength': String(windows[0]?.length ?? 0),
     'calibration text (hash of its windows)': text.digest('hex').slice(0, 32),
     ...(masks && { 'option mask (hash)': await fingerprint(masks.all) }),
-    ...(dense && {
-      'option dense (hash of its weights)': await fingerprint(dense.checkpoint.tensors.values()),
-    }),
-    'model (hash of its config.json)': createHash('sha256')
-      .update(JSON.stringify(checkpoint.config))
-      .digest('hex')
-      .slice(0, 32),
-    'model (hash of its weights)': await fingerprint(checkpoint.tensors.values()),
+    ...(await modelIdentity(engine, 'model')),
+    ...(dense && (await modelIdentity(dense, 'option dense'))),
+  }
+}
+
+/** What tells a model from others, by names that begin with `name`. Throws FILE_NOT_FOUND. */
+async function modelIdentity({ checkpoint }: Engine, name: string): Promise<JobIdentity> {
+  const config = createHash('sha256').update(JSON.stringify(checkpoint.config)).digest('hex').slice(0, 32)
+  return {
+    [`${name} (hash of its config.json)`]: config,
+    [`${name} (hash of its weights)`]: await fingerprint(checkpoint.tensors.values()),
   }
 }
 

@@ -1,5 +1,6 @@
 import type { PruningMethod } from './methods/methods.js'
-import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
+import type { DistillationProgress } from '../training/distillation.js'
+import type { DistillationLosses } from '../training/saved-training.js'
 import type { ReconstructionReport } from '../training/reconstruction.js'
 import type { PhaseSeconds } from './phases.js'
 

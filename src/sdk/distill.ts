@@ -2,21 +2,23 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { dense } from '../files/encodings/dense.js'
+import type { JobIdentity } from '../files/journal.js'
 import { OutputFolder } from '../files/output-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import { parseOptions, path } from '../options.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
+import { jobIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
 import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
 import {
   Distillation,
-  type DistillationLosses,
   type DistillationProgress,
   type DistillationSettings,
 } from '../training/distillation.js'
 import { distillationOptions, type DistillationOptions } from '../training/options.js'
+import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
 import { engineOf, openBeside, type Model } from './model.js'
 
 /** The text that a pruned model is trained on. */
@@ -36,8 +38,14 @@ export interface DistillOptions extends DistillationOptions {
   calibration: DistillationText
   /** The folder for the trained model, which must not exist; without it the weights change in memory only. */
   out?: string
-  /** Whether `out` is replaced if it is a model folder or empty. Default false. */
+  /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
+  /**
+   * Whether a job that was stopped goes on behind the last step whose state it has saved: one to the same `out` with the same models,
+   * text and options. The result is the one that an uninterrupted job has. Where nothing can be resumed the job starts from the
+   * beginning. Default false.
+   */
+  resume?: boolean
   /** A function that is called while the dense model is downloaded. */
   onDownload?: (progress: DownloadProgress) => void
   /** A function that is told of every step. */
@@ -55,28 +63,36 @@ export interface DistillReport extends Omit<PruneReport, 'method' | 'phases'> {
 
 const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value === 'function').optional()
 
-const schema = distillationOptions.extend({
-  dense: z.string().min(1),
-  calibration: textSource
-    .extend({
-      samples: z.int().min(2).max(1_000_000).optional(),
-      sequenceLength: z.int().min(1).optional(),
-      seed: z.int().default(0),
-    })
-    .strict(),
-  out: path.optional(),
-  force: z.boolean().default(false),
-  onDownload: callback<DownloadProgress>(),
-  onProgress: callback<DistillationProgress>(),
-  signal: z.instanceof(AbortSignal).optional(),
-})
+const schema = distillationOptions
+  .extend({
+    dense: z.string().min(1),
+    calibration: textSource
+      .extend({
+        samples: z.int().min(2).max(1_000_000).optional(),
+        sequenceLength: z.int().min(1).optional(),
+        seed: z.int().default(0),
+      })
+      .strict(),
+    out: path.optional(),
+    force: z.boolean().default(false),
+    resume: z.boolean().default(false),
+    onDownload: callback<DownloadProgress>(),
+    onProgress: callback<DistillationProgress>(),
+    signal: z.instanceof(AbortSignal).optional(),
+  })
+  .superRefine(({ resume, out }, context) => {
+    if (!resume || out !== undefined) return
+    const message = 'needs out: what is trained in memory only cannot be resumed'
+    context.addIssue({ code: 'custom', path: ['resume'], message })
+  })
 
 type Parsed = z.output<typeof schema>
 
 /**
  * Trains a pruned model to give the dense model's next-token distributions (Hinton et al. 2015, arXiv 1503.02531). Kept weights,
  * biases and norms are trained, zeros stay zero; embeddings and the head stay. With `out` the trained model appears there, complete
- * or not at all, and `student` uses it from then on.
+ * or not at all, and `student` uses it from then on. Such a job saves its state beside `out` on its way, which `resume` goes on with
+ * when it has ended early.
  *
  * Throws INVALID_OPTION (also where the two models differ in their vocabulary), FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT,
  * OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, OUT_OF_MEMORY, ABORTED.
@@ -90,28 +106,46 @@ export async function distill(student: Model, options: DistillOptions): Promise<
 
 async function distillModel(engine: Engine, o: Parsed, start: number): Promise<DistillReport> {
   const source = engine.folder
-  if (o.out !== undefined) await OutputFolder.check(o.out, { force: o.force, resume: false })
+  // What decides the result must all be in files.
+  const resumable = o.out !== undefined && !engine.weights.changed
+  if (o.resume && !resumable) {
+    const message =
+      'distill: option resume: the model has been changed in memory, which cannot be resumed: load it anew'
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  if (o.out !== undefined) await OutputFolder.check(o.out, o)
   const teacher = await openBeside(engine, o.dense, {
     ...(o.onDownload && { onDownload: o.onDownload }),
     ...(o.signal && { signal: o.signal }),
   })
   try {
     requireAlike(engine, teacher, 'distill')
+    const linears = layersOf(engine)
+    const trained = linears.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const destination =
       o.out === undefined
         ? new MemoryDestination(engine)
-        : await FolderDestination.create(engine, o.out, {
+        : await FolderDestination.create<SavedState>(engine, o.out, {
             force: o.force,
+            resume: o.resume,
             encoding: dense,
-            weights: layersOf(engine).map(({ name }) => `${name}.weight`),
+            weights: linears.map(({ name }) => `${name}.weight`),
+            // The state before it stays until a new one is whole.
+            stateBytes: resumable ? 2 * 16 * trained : 0,
           })
     try {
       const windows = await drawWindows(engine, o)
+      let saved: SavedTraining | undefined
+      if (destination instanceof FolderDestination && resumable) {
+        await destination.begin(await identityOf(engine, teacher, o, windows))
+        saved = new SavedTraining(engine.device, destination)
+      }
       const settings = { ...o, seed: o.calibration.seed }
-      const { losses, layers } = await train(engine, teacher, windows, settings, destination, (progress) => {
+      const report = (progress: DistillationProgress) => {
         o.onProgress?.(progress)
         abortable(o.signal)
-      })
+      }
+      const { losses, layers } = await train(engine, teacher, windows, settings, destination, report, saved)
       abortable(o.signal)
       await destination.commit()
       const count = layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
@@ -146,11 +180,12 @@ export async function train(
   settings: DistillationSettings,
   destination: Pick<FolderDestination, 'store' | 'storeParameter'>,
   report: (progress: DistillationProgress) => void,
+  saved?: SavedTraining,
 ): Promise<{ losses: DistillationLosses; layers: LayerReport[] }> {
   const { device } = engine
   const distillation = new Distillation(engine, teacher, settings)
   try {
-    const losses = await distillation.run(windows, report)
+    const losses = await distillation.run(windows, report, saved)
     const specs = new Map(layersOf(engine).map((layer) => [`${layer.name}.weight`, layer]))
     const layers: LayerReport[] = []
     await distillation.settle(async (name, tensor, isMatrix) => {
@@ -168,6 +203,19 @@ export async function train(
     distillation.dispose()
     await device.synchronize().catch(() => undefined)
   }
+}
+
+/** What decides the job's result, for what resumes it. */
+function identityOf(
+  engine: Engine,
+  teacher: Engine,
+  o: Parsed,
+  windows: readonly Int32Array[],
+): Promise<JobIdentity> {
+  // The dense model and the text are known by their contents, but for the seed, which the order of the windows depends on too.
+  const { dense, calibration, out, force, resume, onDownload, onProgress, signal, ...deciding } = o
+  const options = { method: 'distill', ...deciding, seed: calibration.seed }
+  return jobIdentity(engine, options, windows, undefined, teacher)
 }
 
 /** The linear layers of all blocks under their checkpoint names. */

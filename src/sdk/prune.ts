@@ -32,7 +32,8 @@ import { phaseSeconds } from '../pruning/phases.js'
 import { blocksToPass, pruneBlocks, selectLayers } from '../pruning/pipeline.js'
 import { ProgressMeter } from '../pruning/progress.js'
 import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
-import type { DistillationLosses, DistillationProgress } from '../training/distillation.js'
+import type { DistillationProgress } from '../training/distillation.js'
+import type { DistillationLosses } from '../training/saved-training.js'
 
 /** The calibration text, and what is drawn from it. */
 export interface CalibrationOptions extends TextSource {

@@ -97,6 +97,22 @@ export class BlockTrainer implements ParameterGradients {
     }
   }
 
+  /** The tensors, float32, that go on changing, by name: for each parameter its value, Adam's two means and the copy of snapshot(). */
+  get state(): [string, Tensor][] {
+    return [...this.parameters].flatMap(([name, { value, first, second }], i): [string, Tensor][] => [
+      [name, value],
+      [`${name}.exp_avg`, first],
+      [`${name}.exp_avg_sq`, second],
+      [`${name}.best`, this.copies[i]!],
+    ])
+  }
+
+  /** Goes on behind the step `step`, as whose state the tensors of `state` have been filled. */
+  resume(step: number): void {
+    this.steps = step
+    for (const { value, linear } of this.parameters.values()) linear?.follow(value)
+  }
+
   /** Makes a step at the learning rate `rate` along the gradients summed since the last one. */
   step(rate: number): void {
     const { device } = this.engine

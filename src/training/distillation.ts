@@ -7,6 +7,7 @@ import { PythonRandom } from '../text/python-random.js'
 import { batched } from '../text/windows.js'
 import { BlockTrainer, type Recording } from './block-trainer.js'
 import type { distillationOptions } from './options.js'
+import type { DistillationLosses, SavedTraining } from './saved-training.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
 /** DistillationOptions as parsed, and the seed of the order of windows. */
@@ -21,16 +22,6 @@ export interface DistillationProgress {
   training: number
   /** The same of the held-out tokens, as last measured. */
   heldOut: number
-}
-
-/** What a distillation came to. */
-export interface DistillationLosses {
-  /** The mean divergence KL(dense ‖ pruned) of each step's tokens, in nats. */
-  training: number[]
-  /** The same of the held-out tokens: before the first step, and at every measurement after it. */
-  heldOut: { step: number; loss: number }[]
-  /** The step whose result was kept; 0 when none was better than the beginning. */
-  bestStep: number
 }
 
 /** How often the held-out windows are measured in all. */
@@ -79,40 +70,64 @@ export class Distillation {
     })
   }
 
-  /** Trains on `windows`, all of one length. `report` is called after every step and may throw. */
+  /**
+   * Trains on `windows`, all of one length. `report` is called after every step and may throw. The state is saved to `saved`, and what
+   * an earlier process has left there is gone on with.
+   */
   async run(
     windows: readonly Int32Array[],
     report: (progress: DistillationProgress) => void,
+    saved?: SavedTraining,
   ): Promise<DistillationLosses> {
-    const { o } = this
+    const { o, learners } = this
     const kept = windows.length - heldOutCount(windows.length, o.holdout)
     const [training, heldOut] = [windows.slice(0, kept), windows.slice(kept)]
     const steps = o.epochs * Math.ceil(training.length / o.batch)
     const every = Math.max(1, Math.ceil(steps / measurements))
     const random = new PythonRandom(o.seed)
-    const losses: DistillationLosses = { training: [], heldOut: [], bestStep: 0 }
-    let best = await this.divergence(heldOut)
-    losses.heldOut.push({ step: 0, loss: best })
-    for (const { trainer } of this.learners) trainer.snapshot()
+    for (const { trainer } of learners) trainer.snapshot()
+    const losses = (await saved?.restore(this.state(), steps)) ?? {
+      training: [],
+      heldOut: [{ step: 0, loss: await this.divergence(heldOut) }],
+      bestStep: 0,
+    }
+    const done = losses.training.length
+    if (done > 0) for (const { trainer } of learners) trainer.resume(done)
+    let best = losses.heldOut.find(({ step }) => step === losses.bestStep)!.loss
     let step = 0
     for (let epoch = 0; epoch < o.epochs; epoch++) {
       for (const part of batched(shuffled(training, random), o.batch)) {
+        if (step < done) {
+          step++
+          continue
+        }
         losses.training.push(await this.step(part, learningRate(step, steps, o.learningRate)))
         step++
-        if (step % every === 0 || step === steps) {
+        const measured = step % every === 0 || step === steps
+        if (measured) {
           const loss = await this.divergence(heldOut)
           losses.heldOut.push({ step, loss })
           if (loss < best) {
             best = loss
             losses.bestStep = step
-            for (const { trainer } of this.learners) trainer.snapshot()
+            for (const { trainer } of learners) trainer.snapshot()
           }
         }
+        if (saved && (measured || saved.due)) await saved.save(this.state(), losses)
         report({ step, steps, training: losses.training.at(-1)!, heldOut: losses.heldOut.at(-1)!.loss })
       }
     }
-    if (losses.bestStep < steps) for (const { trainer } of this.learners) trainer.restore()
+    if (losses.bestStep < steps) for (const { trainer } of learners) trainer.restore()
     return losses
+  }
+
+  /** The tensors of all trainers' states, by names that begin with those of the checkpoint. */
+  private state(): Map<string, Tensor> {
+    return new Map(
+      this.learners.flatMap(({ weights, trainer }) =>
+        trainer.state.map(([name, tensor]): [string, Tensor] => [weights.spec.prefix + name, tensor]),
+      ),
+    )
   }
 
   /**

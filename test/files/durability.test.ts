@@ -4,6 +4,8 @@ import { basename, dirname, join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import { expect, jest, test } from '@jest/globals'
 import { filled, writeConfig, writeSafetensors } from './files.js'
+import type { Device, Tensor } from '../../src/native/device.js'
+import type { DistillationLosses, SavedState } from '../../src/training/saved-training.js'
 import { temporaryFolder } from '../temporary.js'
 
 // What a power cut may take is what was written, created or renamed and not synchronized since. Here every such step is noted
@@ -69,6 +71,7 @@ jest.unstable_mockModule('../../src/native/addon.js', () => ({
 }))
 const { openCheckpoint } = await import('../../src/files/checkpoint.js')
 const { CheckpointWriter } = await import('../../src/files/writer.js')
+const { SavedTraining } = await import('../../src/training/saved-training.js')
 
 /** What the first `end` steps have not made durable: files that were written, folders in which something is new. */
 function volatile(end: number, folders: readonly string[]): string[] {
@@ -136,3 +139,32 @@ test.each([false, true])(
     expect(await actual.readFile(join(out, '1.safetensors'))).toContain(7)
   },
 )
+
+test('a power cut takes no state of a training that the journal notes', async () => {
+  const partialFolder = await temporaryFolder()
+  const states: [step: number, atRisk: string[]][] = []
+  const destination = {
+    partialFolder,
+    finished: [],
+    finishBlock: ({ step }: SavedState) => {
+      states.push([step, volatile(steps.length, [partialFolder])])
+      return Promise.resolve()
+    },
+  }
+  const losses: DistillationLosses = { training: [], heldOut: [{ step: 0, loss: 1 }], bestStep: 0 }
+  const device = {
+    writeFile: () => note('write', join(partialFolder, `state-${losses.training.length}.safetensors`)),
+    synchronize: () => Promise.resolve(),
+  } as unknown as Device
+  steps = []
+  const saved = new SavedTraining(device, destination)
+  for (let step = 1; step <= 2; step++) {
+    losses.training.push(0.5)
+    await saved.save(new Map([['w', { shape: [0] } as unknown as Tensor]]), losses)
+  }
+  expect(states).toEqual([
+    [1, []],
+    [2, []],
+  ])
+  expect(await actual.readdir(partialFolder)).toEqual(['state-2.safetensors'])
+})
