@@ -6,6 +6,7 @@ import { Weights } from '../models/weights.js'
 import { Device, findBackend, type DeviceName, type Tensor, type Work } from '../native/device.js'
 import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
+import type { FinishedBlock } from '../pruning/destination.js'
 import { pruneBlocks, selectLayers, type LayerSelection, type PipelineOptions } from '../pruning/pipeline.js'
 import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { PlannedEngine } from './planned-engine.js'
@@ -122,7 +123,8 @@ export async function jobNeeds(
     usesMask: false,
     store,
     storeParameter: store,
-    finished: Array<[]>(finished).fill([]),
+    // Where blocks are finished, the allocation is known.
+    finished: Array<FinishedBlock>(finished).fill({ layers: [], shares: [] }),
     finishBlock: () => Promise.resolve(),
   })
 

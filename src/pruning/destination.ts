@@ -6,7 +6,15 @@ import type { JobIdentity } from '../files/journal.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
+import type { Shares } from './allocation/allocation.js'
 import type { LayerReport } from './report.js'
+
+/** What is noted of a finished block. */
+export interface FinishedBlock {
+  layers: readonly LayerReport[]
+  /** What was measured to allocate the goal to all blocks; absent where nothing was. */
+  shares?: Shares | undefined
+}
 
 /** Where pruned matrices go. The model uses them after `commit`, and not at all after `abort`. */
 export interface Destination {
@@ -26,10 +34,10 @@ export interface Destination {
    * that was asked for. Before anything is stored. Throws INVALID_OPTION, INVALID_CHECKPOINT, WRITE_FAILED.
    */
   begin(job: JobIdentity): Promise<void>
-  /** The layers of the blocks that an earlier process had finished, in order; their weights are the model's already. */
-  readonly finished: readonly (readonly LayerReport[])[]
+  /** The blocks that an earlier process had finished, in order; their weights are the model's already. */
+  readonly finished: readonly FinishedBlock[]
   /** Notes that the next block is finished, whose weights are all stored; from then on the job can be resumed behind it. */
-  finishBlock(layers: readonly LayerReport[]): Promise<void>
+  finishBlock(block: FinishedBlock): Promise<void>
   commit(): Promise<void>
   /** Ends the job that `error` has stopped, and returns the error to report: it tells what is kept and can be resumed. */
   abort(error: unknown): Promise<unknown>
@@ -50,7 +58,7 @@ export class FolderDestination implements Destination {
 
   private constructor(
     private readonly engine: Engine,
-    private readonly writer: CheckpointWriter<readonly LayerReport[]>,
+    private readonly writer: CheckpointWriter<FinishedBlock>,
     private readonly encoding: Encoding,
   ) {}
 
@@ -73,7 +81,7 @@ export class FolderDestination implements Destination {
     },
   ): Promise<FolderDestination> {
     const all = { ...options, encoded: weights }
-    const writer = await CheckpointWriter.create<readonly LayerReport[]>(engine.checkpoint, out, all)
+    const writer = await CheckpointWriter.create<FinishedBlock>(engine.checkpoint, out, all)
     return new FolderDestination(engine, writer, options.encoding)
   }
 
@@ -118,12 +126,12 @@ export class FolderDestination implements Destination {
     this.engine.weights.readInstead(this.writer.finishedTensors)
   }
 
-  get finished(): (readonly LayerReport[])[] {
+  get finished(): FinishedBlock[] {
     return this.writer.finishedBlocks
   }
 
-  finishBlock(layers: readonly LayerReport[]): Promise<void> {
-    return this.writer.finishBlock(layers)
+  finishBlock(block: FinishedBlock): Promise<void> {
+    return this.writer.finishBlock(block)
   }
 
   async commit(): Promise<void> {

@@ -99,13 +99,13 @@ export async function pruneBlocks(
   const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
   const meter = new ProgressMeter(device, last + 1, work, onProgress, signal)
   const { finished } = destination
-  const reports: LayerReport[] = finished.flat()
+  const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports
   const allocation = o.allocation ?? 'uniform'
-  // What an earlier process has pruned is measured as it was.
-  const choices = await engine.weights.ofSource(() =>
-    allocate(engine, { ...o, allocation, method, settings: o, meter }, layers, windows),
-  )
+  // What has been measured before any block was pruned.
+  const known = { shares: finished[0]?.shares }
+  const goal = { ...o, allocation, method, settings: o, meter, ...known }
+  const { choices, shares } = await allocate(engine, goal, layers, windows)
   const rest = {
     method: methodNamed(method),
     settings: o,
@@ -125,12 +125,12 @@ export async function pruneBlocks(
         const pruner = new BlockPruner(engine, options, index, weights, selected)
         const layers = await pruner.run(streams, { outputs: index < last })
         if (allocation !== 'uniform') for (const layer of layers) layer.target = shareOf(choices(layer.name))
-        await destination.finishBlock(layers)
+        await destination.finishBlock({ layers, shares })
         reports.push(...layers)
       } else {
         const step = () => meter.step('forward')
         await streams.pass(index, weights, { changed: selected.size > 0, step })
-        if (index >= finished.length) await destination.finishBlock([])
+        if (index >= finished.length) await destination.finishBlock({ layers: [], shares })
       }
     }
     // What became of the last matrix may still be on the queue.
