@@ -7,7 +7,8 @@
 //
 // An input depends on its number alone: --seed N --inputs 1 does that of a fault again, and its files are kept.
 
-import { spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { parseArgs } from 'node:util'
 import { root } from './install.mjs'
 
@@ -20,23 +21,30 @@ for (const [name, value] of Object.entries(values)) {
   process.exit(2)
 }
 const { seconds, inputs, seed, kills, loads } = values
+const signals = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
-const jest = ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js']
+// In band: Jest's worker processes would go on without it.
+const jest = ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--runInBand']
 
-function run(test, environment) {
+async function run(test, environment) {
   const given = Object.entries(environment).filter(([, value]) => value !== undefined)
-  const { status } = spawnSync(process.execPath, [...jest, test, '--testTimeout', '7200000'], {
+  const child = spawn(process.execPath, [...jest, test, '--testTimeout', '7200000'], {
     cwd: root,
     stdio: 'inherit',
     env: { ...process.env, ...Object.fromEntries(given) },
   })
+  const pass = (signal) => child.kill(signal)
+  for (const signal of signals) process.on(signal, pass)
+  const [status, signal] = await once(child, 'exit')
+  for (const signal of signals) process.off(signal, pass)
+  if (signal) process.kill(process.pid, signal)
   if (status !== 0) process.exitCode = 1
 }
 
-if (kills) run('test/cli/.*resume', { SPARSEGPT_KILLS: kills })
-if (loads) run('test/process/leaks', { SPARSEGPT_LOADS: loads })
+if (kills) await run('test/cli/.*resume', { SPARSEGPT_KILLS: kills })
+if (loads) await run('test/process/leaks', { SPARSEGPT_LOADS: loads })
 if (seconds || inputs || seed || !(kills || loads))
-  run('test/fuzz', {
+  await run('test/fuzz', {
     SPARSEGPT_FUZZ_SECONDS: seconds ?? (inputs ? '86400' : '60'),
     SPARSEGPT_FUZZ_INPUTS: inputs,
     SPARSEGPT_FUZZ_SEED: seed,

@@ -579,6 +579,32 @@ TEST("cuda: SparseGPT keeps zeros, and takes weights of any size") {
   });
 }
 
+TEST("cuda: weights that are next to nothing are no zeros: the share is exact, and they become others") {
+  on_every_gpu([](Both& both) {
+    for (const int m : {0, 4, 7, 8}) {
+      Random random(90 + static_cast<uint64_t>(m));
+      const int64_t rows = 40, columns = m > 0 ? m * (250 / m) : 250;
+      auto p = random_problem(random, rows, columns, columns / 2);
+      thin_out(random, p, 0.7);
+      for (float& w : p.weight) w += 0x1p-120f;
+      Method method;
+      method.m = m;
+      method.n = m / 2;
+      method.sparsity = 0.8;
+      describe_case(both.name, ", ", method.n, ":", m);
+      for (OnDevice* device : {&both.cpu, &both.gpu}) {
+        const Solved solved = solve_with(*device, p, method);
+        const auto ones = std::count(solved.mask.begin(), solved.mask.end(), 1);
+        CHECK_EQUAL(ones, m > 0 ? rows * columns / m * method.n : rows * 128 * 4 / 5 + rows * 122 * 4 / 5);
+        int64_t grown = 0;
+        for (size_t i = 0; i < p.weight.size(); ++i)
+          grown += p.weight[i] == 0x1p-120f && std::fabs(solved.weight[i]) > 1e-6f;
+        CHECK(grown > 0);
+      }
+    }
+  });
+}
+
 TEST("cuda: equal scores go in the order of their index") {
   on_every_gpu([](Both& both) {
     Random random(40);

@@ -77,6 +77,8 @@ export interface PruningFlags extends MethodOptions {
   bits?: number
   /** Whether the kept weights are fitted once more. */
   refit?: true
+  /** Whether zeros of the model may become other weights. */
+  regrow?: true
   /** What a layer's outputs are to come near. */
   target?: 'own' | 'dense'
   /** The share of the dense model's inputs in a dense target. */
@@ -137,6 +139,7 @@ export function pruningOptions(command: Command): Command {
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
     .option('--refit', 'fit the kept weights to the outputs once more (admm always does)')
+    .option('--regrow', 'let zeros of a sparse model become other weights (default: they stay zeros)')
     .addOption(
       new Option(
         '--target <target>',

@@ -7,6 +7,7 @@ import { Weights } from '../models/weights.js'
 import { Device, findBackend, type DeviceName, type Tensor, type Work } from '../native/device.js'
 import type { Arithmetic, MemoryPart } from '../native/operations.js'
 import { elementBytes } from '../native/tensor.js'
+import type { FinishedBlock } from '../pruning/destination.js'
 import {
   blocksToPass,
   pruneBlocks,
@@ -151,7 +152,8 @@ export async function jobNeeds(
         usesMask: false,
         store,
         storeParameter: store,
-        finished: Array<[]>(finished).fill([]),
+        // Where blocks are finished, the allocation is known.
+        finished: Array<FinishedBlock>(finished).fill({ layers: [], shares: [] }),
         finishBlock: () => Promise.resolve(),
       },
       meter,

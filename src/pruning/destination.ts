@@ -6,10 +6,18 @@ import type { JobIdentity } from '../files/journal.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
+import type { Shares } from './allocation/allocation.js'
 import type { LayerReport } from './report.js'
 
+/** What is noted of a finished block. */
+export interface FinishedBlock {
+  layers: readonly LayerReport[]
+  /** What was measured to allocate the goal to all blocks; absent where nothing was. */
+  shares?: Shares | undefined
+}
+
 /** Where pruned matrices go. The model uses them after `commit`, and not at all after `abort`. */
-export interface Destination<Finished = readonly LayerReport[]> {
+export interface Destination<Finished = FinishedBlock> {
   /** The absolute path of the folder that the weights go to; null in memory. */
   readonly folder: string | null
   /** Whether store() looks at the mask. */
@@ -45,7 +53,7 @@ export type BlockDestination = Pick<
 const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
 /** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
-export class FolderDestination<Finished = readonly LayerReport[]> implements Destination<Finished> {
+export class FolderDestination<Finished = FinishedBlock> implements Destination<Finished> {
   private readonly stored = new Set<string>()
 
   private constructor(
@@ -59,7 +67,7 @@ export class FolderDestination<Finished = readonly LayerReport[]> implements Des
    * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED,
    * INVALID_CHECKPOINT.
    */
-  static async create<Finished = readonly LayerReport[]>(
+  static async create<Finished = FinishedBlock>(
     engine: Engine,
     out: string,
     {

@@ -3,6 +3,7 @@ import { LeastSquares, type Fit } from './least-squares.js'
 import type { Method, Selection, Solver } from './methods/method.js'
 import { withoutInputs } from './methods/methods.js'
 import type { MethodSettings } from './options.js'
+import { freeZeros, settleZeros } from './regrowth.js'
 import type { GroupStatistics } from './statistics.js'
 
 /** How kept weights are fitted. */
@@ -32,6 +33,8 @@ const tolerance = { far: 3e-3, near: 0.1 }
 export interface PreparedSolver {
   solver: Solver
   fitting?: Fitting
+  /** Whether zeros of the matrix may become other weights. */
+  regrow?: boolean | undefined
 }
 
 /**
@@ -47,19 +50,21 @@ export function prepareSolver(
     | undefined,
   { refit, alpha }: FitOptions,
 ): PreparedSolver {
+  const { regrow } = settings
   // An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by.
   if (statistics?.tokens === 0 && !statistics.pooled) {
-    return { solver: withoutInputs.prepare(device, settings, undefined) }
+    return { solver: withoutInputs.prepare(device, settings, undefined), regrow }
   }
   const shift = statistics?.shift
   const refits = refit || method.refits === true
-  if (!statistics || !(refits || shift)) return { solver: method.prepare(device, settings, statistics?.sum) }
+  if (!statistics || !(refits || shift))
+    return { solver: method.prepare(device, settings, statistics?.sum), regrow }
   // What layers before have spoilt is to be made up for with care: undamped it would be learnt by heart.
   const { dampening = shift ? 0.1 : 0.01 } = settings
   const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), dampening)
   const sum = method.statistic?.ofGram(device, statistics.sum)
   const solver = method.prepare(device, method.refits ? { ...settings, dampening } : settings, sum)
-  return { solver, fitting: { squares, shift, alpha, refit: refits, near: method.refits === true } }
+  return { solver, fitting: { squares, shift, alpha, refit: refits, near: method.refits === true }, regrow }
 }
 
 /** What the pruning of one matrix came to. */
@@ -79,15 +84,17 @@ export interface SolvedLayer {
 /** Prunes `weight`, float32 [rows, columns], in place, and waits for it. Made tensors go into the device's scope. */
 export async function solveLayer(
   device: Device,
-  { solver, fitting }: PreparedSolver,
+  { solver, fitting, regrow = false }: PreparedSolver,
   weight: Tensor,
   selection: Selection,
 ): Promise<SolvedLayer> {
   const watch = new Stopwatch(device)
+  if (regrow) freeZeros(device, weight)
   const goal = fitting && goalOf(device, fitting, weight)
   const { mask, loss } = solver.prune(weight, selection)
   const precision = fitting?.near && !selection.given ? tolerance.near : tolerance.far
   const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit ? precision : undefined)
+  if (regrow) settleZeros(device, weight)
   watch.stop()
   const counted = device.countZeros(weight)
   const reads = [

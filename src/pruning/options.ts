@@ -28,10 +28,14 @@ export const pruningOptions = methodOptions.extend({
   pattern: pattern.optional(),
   bits: z.int().min(2).max(8).optional(),
   refit: z.boolean().default(false),
+  regrow: z.boolean().default(false),
 })
 
-/** The methods' options, as parsed, and `bits`. */
-export type MethodSettings = z.output<typeof methodOptions> & { bits?: number | undefined }
+/** The methods' options, as parsed, and those that all methods share. */
+export type MethodSettings = z.output<typeof methodOptions> & {
+  bits?: number | undefined
+  regrow?: boolean | undefined
+}
 
 const regularExpression = z
   .union([z.instanceof(RegExp), z.string()])
@@ -64,6 +68,8 @@ export interface ModelPruningOptions extends MethodOptions {
   bits?: number
   /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
   refit?: boolean
+  /** Whether zeros of the model are ordinary weights, which may be kept and become others. Default false: they stay zeros. */
+  regrow?: boolean
   /**
    * What the outputs of a layer are to come near: what its weights give for the inputs that the pruned model has there ('own', default),
    * or, with the share `alpha`, for those that the dense model has ('dense'), which makes up for the layers before.

@@ -101,13 +101,13 @@ export async function pruneBlocks(
   const last = blocksToPass(layers) - 1
   const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
   const { finished } = destination
-  const reports: LayerReport[] = finished.flat()
+  const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports
   const allocation = o.allocation ?? 'uniform'
-  // What an earlier process has pruned is measured as it was.
-  const choices = await engine.weights.ofSource(() =>
-    allocate(engine, { ...o, allocation, method, settings: o, meter }, layers, windows),
-  )
+  // What has been measured before any block was pruned.
+  const known = { shares: finished[0]?.shares }
+  const goal = { ...o, allocation, method, settings: o, meter, ...known }
+  const { choices, shares } = await allocate(engine, goal, layers, windows)
   const rest = {
     method: methodNamed(method),
     settings: o,
@@ -131,11 +131,11 @@ export async function pruneBlocks(
           const layers = await pruner.run(streams, { outputs: index < last })
           if (allocation !== 'uniform')
             for (const layer of layers) layer.target = shareOf(choices(layer.name))
-          await destination.finishBlock(layers)
+          await destination.finishBlock({ layers, shares })
           reports.push(...layers)
         } else {
           await streams.pass(index, weights, denseWeights, () => meter.step('forward'))
-          if (!pruned) await destination.finishBlock([])
+          if (!pruned) await destination.finishBlock({ layers: [], shares })
         }
       } finally {
         if (denseWeights !== weights) denseWeights.dispose()

@@ -39,6 +39,8 @@ export interface PruneLayerOptions extends MethodOptions {
   bits?: number
   /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
   refit?: boolean
+  /** Whether zeros of `weight` are ordinary weights, which may be kept and become others. Default false: they stay zeros. */
+  regrow?: boolean
   /** The device to compute on. Default 'cpu'. */
   device?: DeviceName
   /** The number of threads of the CPU device; 0 (default) for one per core. */

@@ -95,6 +95,15 @@ function outcomeOf({ outcomes }: Answer): string {
   return refused ? refused.join(': ') : 'accepted'
 }
 
+/** Starts a process that runs exercise.mjs, and ends with its channel to this one. */
+export function startExercise(): ChildProcess {
+  return fork(program, {
+    // Not Jest's.
+    execArgv: [],
+    stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
+  })
+}
+
 /** A process that runs exercise.mjs; another takes its place when it dies. */
 class Exerciser {
   /** The largest resident memory of the processes so far, in bytes. */
@@ -103,11 +112,7 @@ class Exerciser {
 
   /** What became of a work folder; `death` says how the process died of it. */
   exercise(folder: string): Promise<{ answer?: Answer; death?: string }> {
-    const child = (this.child ??= fork(program, {
-      // Not Jest's.
-      execArgv: [],
-      stdio: ['ignore', 'ignore', 'pipe', 'ipc'],
-    }))
+    const child = (this.child ??= startExercise())
     return new Promise((done) => {
       let stderr = ''
       let reason: string | undefined

@@ -7,6 +7,9 @@ import { inspect, loadModel, perplexity, plan, prune, SparseGptError } from '../
 
 const windows = { samples: 2, sequenceLength: 8 }
 
+// The parent has ended, however it did.
+process.on('disconnect', () => process.kill(process.pid, 'SIGKILL'))
+
 process.on('message', ({ folder, tokens }) => {
   void exercise(folder, tokens).then((answer) => process.send(answer))
 })

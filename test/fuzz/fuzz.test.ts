@@ -1,11 +1,12 @@
-import { readdir, readFile } from 'node:fs/promises'
+import { once } from 'node:events'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join, relative } from 'node:path'
 import { expect, test } from '@jest/globals'
 import { loadModel, prune, type PruneOptions } from '../../src/index.js'
 import { temporaryFolder } from '../temporary.js'
 import { writeTinyModel } from '../tiny-model.js'
-import { runCampaign, type Result } from './campaign.js'
+import { runCampaign, startExercise, type Result } from './campaign.js'
 import { calibrationTokens, type Stopped } from './inputs.js'
 
 /** `npm run fuzz` sets these. */
@@ -83,3 +84,20 @@ test(
   },
   (seconds + 120) * 1000,
 )
+
+test('a process of the campaign ends when its parent does, in the middle of a job', async () => {
+  const folder = await temporaryFolder()
+  await writeTinyModel(join(folder, 'model'))
+  await writeFile(join(folder, 'job.json'), JSON.stringify({ prune: { reconstruct: 500 } }))
+  const child = startExercise()
+  const ended = once(child, 'exit')
+  try {
+    child.send({ folder, tokens: calibrationTokens })
+    while (!(await readdir(folder)).some((name) => name.startsWith('out.partial-')))
+      await new Promise((done) => setTimeout(done, 20))
+    child.disconnect()
+    expect(await ended).toEqual([null, 'SIGKILL'])
+  } finally {
+    child.kill('SIGKILL')
+  }
+}, 60_000)

@@ -93,6 +93,7 @@ async function checkResumed(folder: string, block: number, options: PruneOptions
   const expected = await pruned(folder, { ...options, out: whole }, load)
   await stopped(folder, block, { ...options, out }, load)
   const solved = new Set<number>()
+  const phases = new Set<string>()
   const fractions: number[] = []
   const report = await pruned(
     folder,
@@ -100,7 +101,8 @@ async function checkResumed(folder: string, block: number, options: PruneOptions
       ...options,
       out,
       resume: true,
-      onProgress: ({ block: at, layer, fraction }) => {
+      onProgress: ({ block: at, layer, fraction, phase }) => {
+        phases.add(phase)
         if (layer) solved.add(at)
         fractions.push(fraction)
       },
@@ -108,6 +110,8 @@ async function checkResumed(folder: string, block: number, options: PruneOptions
     load,
   )
   expect(Math.min(...solved)).toBe(block)
+  // What was measured is in the journal.
+  expect(phases).not.toContain('allocate')
   expect(fractions.at(-1)).toBeGreaterThan(0.99)
   expect(timeless(report)).toEqual(timeless(expected))
   expect(await contents(out)).toEqual(await contents(whole))

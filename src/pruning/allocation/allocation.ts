@@ -24,14 +24,19 @@ export interface AllocationOptions {
   pattern?: Pattern | undefined
   refit: boolean
   offload?: Offload | undefined
+  /** What was measured before, which is not measured again. */
+  shares?: Shares | undefined
   meter: ProgressMeter
 }
+
+/** The measured share of zeros of each block, null where none of its layers is pruned. */
+export type Shares = readonly (number | null)[]
 
 /** What is to be pruned of a layer, by its checkpoint name without '.weight'. */
 export type Choices = (layer: string) => Choice
 
 /**
- * Spreads the goal over the layers. `blocks`: the layers to prune of every block, under their checkpoint names. The same model, windows
+ * Spreads the goal over the layers, and tells the shares where they are measured. `blocks`: the layers to prune of every block, under their checkpoint names. The same model, windows
  * and options give the same choices. Throws INVALID_OPTION, NON_FINITE, NOT_POSITIVE_DEFINITE, ABORTED.
  */
 export async function allocate(
@@ -39,21 +44,27 @@ export async function allocate(
   o: AllocationOptions,
   blocks: readonly (readonly LinearSpec[])[],
   windows: readonly Int32Array[],
-): Promise<Choices> {
+): Promise<{ choices: Choices; shares?: Shares }> {
   const { allocation, pattern, sparsity = 0.5 } = o
   const same: Choice = pattern ? { pattern } : { sparsity }
-  if (allocation === 'uniform' || (typeof allocation === 'string' && sparsity === 0)) return () => same
+  if (allocation === 'uniform' || (typeof allocation === 'string' && sparsity === 0)) {
+    return { choices: () => same }
+  }
   if (typeof allocation === 'object') {
     const choices = recipeChoices(allocation, blocks, o.sparsity)
-    return (layer) => choices.get(layer) ?? same
+    return { choices: (layer) => choices.get(layer) ?? same }
   }
-  const shares = await sharesOf(engine, { ...o, allocation, sparsity }, blocks, windows)
+  const measure = async () => {
+    const found = await sharesOf(engine, { ...o, allocation, sparsity }, blocks, windows)
+    return blocks.map((_, index) => found.get(index) ?? null)
+  }
+  const shares = o.shares ?? (await measure())
   const choices = new Map(
     blocks.flatMap((layers, index) =>
-      layers.map(({ name }) => [name, { sparsity: shares.get(index) ?? sparsity }] as const),
+      layers.map(({ name }) => [name, { sparsity: shares[index] ?? sparsity }] as const),
     ),
   )
-  return (layer) => choices.get(layer) ?? same
+  return { choices: (layer) => choices.get(layer) ?? same, shares }
 }
 
 /** The shares of zeros by block. A planning engine measures one of several blocks that are alike. */
