@@ -1,4 +1,5 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
+import { SparseGptError } from '../errors.js'
 import type { DeviceName } from '../native/device.js'
 import { allocationNames } from '../pruning/allocation/names.js'
 import {
@@ -175,19 +176,25 @@ export function pruningOptions(command: Command): Command {
     .option('--max-block <j>', 'block to stop before', number)
 }
 
-/** The flags of pruningOptions() as the SDK's options. */
+/** The flags of pruningOptions() as the SDK's options. Throws INVALID_OPTION for flags of a reconstruction where there is none. */
 export function pruningSettings<Flags extends Partial<PruningFlags>>({
   reconstruct,
   learningRate,
   batch,
   ...flags
 }: Flags) {
-  const details = given({ learningRate, batch })
-  if (reconstruct === undefined) return given({ ...flags, ...details })
-  return given({
-    ...flags,
-    reconstruct: { ...(reconstruct === true ? {} : { epochs: reconstruct }), ...details },
+  const details = given({
+    learningRate,
+    batch,
+    ...(typeof reconstruct === 'number' && { epochs: reconstruct }),
   })
+  const [detail] = Object.keys(details)
+  const { quality = 'fast' } = flags
+  if (reconstruct === undefined && detail !== undefined && quality === 'fast') {
+    const message = `option ${detail} is of the reconstruction: give --reconstruct or --quality good too`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  return given({ ...flags, reconstruct: detail === undefined ? reconstruct : details })
 }
 
 /** The placeholder for a text in the help: a data set, or a file ('./c4' is a file of that name). */

@@ -120,8 +120,8 @@ export interface ModelPruningOptions extends MethodOptions {
 
 const presets = {
   fast: {},
-  good: { sequential: 'layer', target: 'dense', reconstruct: 1 },
-  best: { method: 'admm', sequential: 'layer', target: 'dense', reconstruct: 4, distill: true },
+  good: { sequential: 'layer', target: 'dense', reconstruct: { epochs: 1 } },
+  best: { method: 'admm', sequential: 'layer', target: 'dense', reconstruct: { epochs: 4 }, distill: {} },
 } as const satisfies Record<string, ModelPruningOptions>
 
 /** How much time is spent on the quality of the result. */
@@ -131,11 +131,16 @@ export const qualities = Object.keys(presets) as Quality[]
 
 /** The options with what their `quality` stands for where nothing else is given. */
 export function withQuality<Options extends ModelPruningOptions>(options: Options): Options {
-  const given = Object.entries(options).filter(([, value]) => value !== undefined)
   const { quality = 'fast' } = options
   // Another word is for the validation to report.
   const preset: ModelPruningOptions = qualities.includes(quality) ? presets[quality] : {}
-  return { ...preset, ...Object.fromEntries(given) } as Options
+  const given = Object.entries(options).filter(([, value]) => value !== undefined)
+  const result: ModelPruningOptions = { ...preset, ...Object.fromEntries(given) }
+  for (const name of ['reconstruct', 'distill'] as const) {
+    const [ours, theirs] = [preset[name], result[name]]
+    if (typeof ours === 'object' && typeof theirs === 'object') result[name] = { ...ours, ...theirs }
+  }
+  return result as Options
 }
 
 /** Parses ModelPruningOptions. */

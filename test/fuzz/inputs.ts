@@ -124,7 +124,7 @@ function shards(random: PythonRandom, model: Base): Files {
   let index: unknown = { metadata: { total_size: 1 }, weight_map: weightMap }
   index = fewTimes(random, index, (json) => {
     if (chance(random, 50)) return mutateJson(random, json)
-    const map = (json as { weight_map?: Record<string, unknown> }).weight_map
+    const map = (json as { weight_map?: Record<string, unknown> | null }).weight_map ?? undefined
     const file = pick(random, [
       name(0),
       name(2),

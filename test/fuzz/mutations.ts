@@ -140,7 +140,8 @@ export function mutateJson(random: PythonRandom, value: unknown): unknown {
       break
     case 1: {
       const name = pick(random, [...strings, `${key}_`, pick(random, places)[1]])
-      Object.defineProperty(container, name, { value: container[key], enumerable: true, configurable: true })
+      const how = { enumerable: true, configurable: true, writable: true }
+      Object.defineProperty(container, name, { value: container[key], ...how })
       break
     }
     case 2: {
