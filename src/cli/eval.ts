@@ -19,6 +19,7 @@ interface Flags extends DeviceFlags {
   textField?: string
   seqlen?: number
   windows?: number
+  dense?: string
   json?: true
 }
 
@@ -34,19 +35,23 @@ export function evalCommand(): Command {
     )
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--windows <n>', 'evaluate only the first n windows', number)
+    .option(
+      '--dense <model>',
+      'also measure how far the next-token distributions are from this model: its folder, or a hub id',
+    )
     .option('--json', 'print one JSON object on stdout')
   return deviceOptions(command).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { dataset, textField, seqlen, windows, json } = flags
+  const { dataset, textField, seqlen, windows, dense, json } = flags
   const result = await interruptible((signal) =>
     withModel(model, flags, signal, (opened) =>
       withProgress('evaluating', (progress) =>
         perplexity(opened, {
           ...textSource(dataset),
           onDownload: showDownload(progress),
-          ...given({ textField, windows, sequenceLength: seqlen }),
+          ...given({ textField, windows, dense, sequenceLength: seqlen }),
           signal,
           onProgress: (fraction) => progress.update(fraction),
         }),
@@ -57,7 +62,11 @@ async function run(model: string, flags: Flags): Promise<void> {
   if (json) {
     process.stdout.write(`${JSON.stringify({ ...rest, seqlen: sequenceLength })}\n`)
   } else {
-    const { perplexity: value, windows: count } = result
-    process.stdout.write(`perplexity ${value.toFixed(3)} over ${count} windows of ${sequenceLength} tokens\n`)
+    const { perplexity: value, windows: count, divergence } = result
+    const apart =
+      divergence === undefined ? '' : `, ${divergence.toFixed(4)} nats per token from the dense model`
+    process.stdout.write(
+      `perplexity ${value.toFixed(3)} over ${count} windows of ${sequenceLength} tokens${apart}\n`,
+    )
   }
 }

@@ -66,7 +66,8 @@ export function parseConfig<Schema extends z.ZodObject>(
   config: Record<string, unknown>,
 ): z.output<Schema> {
   const given = Object.entries(config).map(([entry, value]): [string, unknown] => {
-    const field = (schema.shape as Record<string, z.ZodType | undefined>)[entry]
+    // A file may name what every object inherits.
+    const field = Object.hasOwn(schema.shape, entry) ? (schema.shape[entry] as z.ZodType) : undefined
     if (value !== null || !field || field.safeParse(null).success) return [entry, value]
     return [entry, field.safeParse(false).success ? false : undefined]
   })

@@ -39,6 +39,16 @@ export class Head {
     })
   }
 
+  /** KL(dense ‖ this) of the next-token distributions at every position, float32 [tokens], for the hidden states of either model. */
+  divergence(hidden: Tensor, dense: Head, denseHidden: Tensor): Tensor {
+    const { device, architecture } = this
+    return device.klDivergence(
+      { x: this.finish(hidden), ...this.matrix },
+      { x: dense.finish(denseHidden), ...dense.matrix },
+      { softcap: architecture.logitSoftcap },
+    )
+  }
+
   /** The matrix of the logits, [vocabulary, columns of finish()], and their bias, [vocabulary]. */
   get matrix(): { head: Tensor; bias: Tensor | undefined } {
     return { head: this.weight, bias: this.architecture.headBias?.(this.weights) }

@@ -222,12 +222,16 @@ function identityOf(
 export const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
 
 /** Throws INVALID_OPTION unless both models are of one family and shape. */
-export function requireAlike(engine: Engine, dense: Engine, caller: 'prune' | 'distill'): void {
+export function requireAlike(
+  engine: Engine,
+  dense: Engine,
+  caller: 'prune' | 'distill' | 'perplexity',
+): void {
   const measures = ({ vocabularySize, weights, architecture: { hiddenSize, blockCount } }: Engine) =>
     `model_type "${String(weights.config['model_type'])}", a vocabulary of ${vocabularySize} entries, hidden size ${hiddenSize} and ${blockCount} blocks`
   const [ours, theirs] = [measures(engine), measures(dense)]
   if (ours === theirs) return
-  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the model to train ${ours}: give the model that was pruned`
+  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the pruned one ${ours}: give the model that was pruned`
   throw new SparseGptError('INVALID_OPTION', message)
 }
 

@@ -2,9 +2,11 @@ import * as z from 'zod'
 import { evaluationTokens, textSource, type TextSource } from '../text/source.js'
 import { batched, splitWindows } from '../text/windows.js'
 import { SparseGptError } from '../errors.js'
-import type { Engine } from '../models/engine.js'
+import type { Batch, Engine } from '../models/engine.js'
+import type { Head } from '../models/head.js'
 import { parseOptions } from '../options.js'
-import { engineOf, type Model } from './model.js'
+import { requireAlike } from './distill.js'
+import { engineOf, openBeside, type Model } from './model.js'
 import { abortable } from '../abort.js'
 
 /** The text, and how much of it is evaluated. */
@@ -13,6 +15,8 @@ export interface PerplexityOptions extends TextSource {
   sequenceLength?: number
   /** The number of windows to evaluate, from the first on. Default: all. */
   windows?: number
+  /** The dense model to compare with: its folder, or its id on the hub. Default: none. */
+  dense?: string
   /** A function that is called after each step with the share of the work done, in (0, 1]. */
   onProgress?: (fraction: number) => void
   /** A signal that stops the evaluation (ABORTED). */
@@ -23,6 +27,8 @@ export interface PerplexityOptions extends TextSource {
 export interface Perplexity {
   /** The perplexity: exp(mean over windows of the mean next-token loss). */
   perplexity: number
+  /** The mean over all positions of KL(dense ‖ model), in nats, of the next-token distributions; with the option `dense`. */
+  divergence?: number
   /** The number of tokens of the whole text. */
   tokens: number
   /** The number of windows evaluated. */
@@ -34,6 +40,7 @@ export interface Perplexity {
 const schema = textSource.extend({
   sequenceLength: z.int().min(2).optional(),
   windows: z.int().min(1).optional(),
+  dense: z.string().min(1).optional(),
   onProgress: z.custom<(fraction: number) => void>((value) => typeof value === 'function').optional(),
   signal: z.instanceof(AbortSignal).optional(),
 })
@@ -45,7 +52,7 @@ const tokensAtOnce = 32768
  * Measures the perplexity over non-overlapping windows, as in the SparseGPT paper.
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED, WRITE_FAILED (the cache), INVALID_TEXT
- * (shorter than one window), NON_FINITE, ABORTED.
+ * (shorter than one window), NON_FINITE, ABORTED; and what loadModel throws for `dense`.
  */
 export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
   return (await preparePerplexity(model, options))()
@@ -66,31 +73,45 @@ export async function preparePerplexity(
     const tokens = await evaluationTokens(engine, o, { sequenceLength, signal })
     const windows = splitWindows(tokens, sequenceLength, o.windows)
     return () =>
-      engine.job(o.signal, (stop) => measure(engine, windows, tokens.length, { ...o, signal: stop }))
+      engine.job(o.signal, async (stop) => {
+        const options = { ...o, signal: stop }
+        if (o.dense === undefined) return measure([engine], windows, tokens.length, options)
+        const { onDownload } = o
+        const dense = await openBeside(engine, o.dense, { signal: stop, ...(onDownload && { onDownload }) })
+        try {
+          requireAlike(engine, dense, 'perplexity')
+          return await measure([engine, dense], windows, tokens.length, options)
+        } finally {
+          dense.weights.dispose()
+        }
+      })
   })
 }
 
+/** A model, and beside it perhaps the dense one. */
+type Engines = readonly [model: Engine, dense?: Engine]
+
 async function measure(
-  engine: Engine,
+  engines: Engines,
   windows: readonly Int32Array[],
   tokens: number,
   o: Pick<z.output<typeof schema>, 'onProgress' | 'signal'>,
 ): Promise<Perplexity> {
+  const [engine] = engines
   const sequenceLength = windows[0]!.length
   const perBatch = engine.windowsPerBatch(sequenceLength)
   const chunks = batched(windows, Math.max(1, Math.floor(tokensAtOnce / sequenceLength)))
 
-  // The units of progress: a batch through a block, or through the head.
+  // The units of progress: a batch through a block of a model, or through the head.
   const batches = chunks.reduce((count, chunk) => count + Math.ceil(chunk.length / perBatch), 0)
-  const steps = batches * (engine.architecture.blockCount + 1)
+  const steps = batches * (engines.length * engine.architecture.blockCount + 1)
   let done = 0
   const step = () => o.onProgress?.(++done / steps)
 
-  let sum = 0
-  let index = 0
+  let [sum, divergence, index] = [0, 0, 0]
   for (const chunk of chunks) {
-    const losses = await windowLosses(engine, chunk, perBatch, step, o.signal)
-    for (const loss of losses) {
+    const measured = await windowLosses(engines, chunk, perBatch, step, o.signal)
+    for (const loss of measured.losses) {
       if (!Number.isFinite(loss)) {
         const message = `the loss of window ${index} is ${loss}: the model's weights or activations are not finite`
         throw new SparseGptError('NON_FINITE', message)
@@ -98,57 +119,84 @@ async function measure(
       sum += loss
       index++
     }
+    divergence += measured.divergence
   }
   return {
     perplexity: Math.exp(sum / windows.length),
+    ...(engines.length > 1 && { divergence: divergence / (windows.length * sequenceLength) }),
     tokens,
     windows: windows.length,
     sequenceLength,
   }
 }
 
-/** The mean next-token loss of each window. */
-async function windowLosses(
+/** The hidden states behind the last block. */
+async function lastStates(
   engine: Engine,
-  windows: readonly Int32Array[],
-  perBatch: number,
+  groups: readonly (readonly Int32Array[])[],
   step: () => void,
   signal: AbortSignal | undefined,
-): Promise<number[]> {
-  const { device } = engine
-  const groups = batched(windows, perBatch)
+): Promise<Batch[]> {
   const batches = engine.embed(groups)
   try {
     for (const [index, weights] of engine.blocks()) {
       abortable(signal)
       await engine.passBlock(index, weights, batches, { step })
     }
+    return batches
+  } catch (error) {
+    for (const { hidden } of batches) hidden.dispose()
+    throw error
+  }
+}
+
+/** The mean next-token loss of each window, and the sum over positions of the divergence from the dense model, if there is one. */
+async function windowLosses(
+  [engine, dense]: Engines,
+  windows: readonly Int32Array[],
+  perBatch: number,
+  step: () => void,
+  signal: AbortSignal | undefined,
+): Promise<{ losses: number[]; divergence: number }> {
+  const { device } = engine
+  const groups = batched(windows, perBatch)
+  const [batches, heads]: [Batch[], Head[]] = [[], []]
+  try {
+    batches.push(...(await lastStates(engine, groups, step, signal)))
+    if (dense) batches.push(...(await lastStates(dense, groups, step, signal)))
     const head = engine.head()
-    try {
-      const results: number[] = []
-      for (const [g, group] of groups.entries()) {
-        abortable(signal)
-        const { hidden } = batches[g]!
-        // The token after each position; the last position of a window predicts nothing, so its target is any token.
-        const targets = new Int32Array(hidden.rows)
-        group.forEach((window, i) => targets.set(window.subarray(1), i * window.length))
-        const losses = device.tidy(() => head.losses(hidden, device.upload(targets, [targets.length])))
-        const values = await device.readFloat32(losses)
-        losses.dispose()
-        let offset = 0
-        for (const window of group) {
-          let total = 0
-          for (let t = 0; t < window.length - 1; t++) total += values[offset + t] ?? 0
-          results.push(total / (window.length - 1))
-          offset += window.length
-        }
-        step()
+    heads.push(head)
+    const denseHead = dense?.head()
+    if (denseHead) heads.push(denseHead)
+    const results: number[] = []
+    let divergence = 0
+    for (const [g, group] of groups.entries()) {
+      abortable(signal)
+      const { hidden } = batches[g]!
+      // The token after each position; the last position of a window predicts nothing, so its target is any token.
+      const targets = new Int32Array(hidden.rows)
+      group.forEach((window, i) => targets.set(window.subarray(1), i * window.length))
+      const losses = device.tidy(() => head.losses(hidden, device.upload(targets, [targets.length])))
+      const values = await device.readFloat32(losses)
+      losses.dispose()
+      let offset = 0
+      for (const window of group) {
+        let total = 0
+        for (let t = 0; t < window.length - 1; t++) total += values[offset + t] ?? 0
+        results.push(total / (window.length - 1))
+        offset += window.length
       }
-      return results
-    } finally {
-      head.dispose()
+      if (denseHead) {
+        const reference = batches[groups.length + g]!.hidden
+        const apart = device.tidy(() => head.divergence(hidden, denseHead, reference))
+        divergence += (await device.readFloat32(apart)).reduce((a, b) => a + b, 0)
+        apart.dispose()
+      }
+      step()
     }
+    return { losses: results, divergence }
   } finally {
+    for (const head of heads) head.dispose()
     for (const batch of batches) batch.hidden.dispose()
   }
 }

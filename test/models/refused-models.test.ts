@@ -254,6 +254,15 @@ describe('what the architecture names is there when a model is opened', () => {
 })
 
 describe('entries of config.json', () => {
+  test('an entry that is null and named as what every object inherits says nothing', async () => {
+    const folder = await writeTinyModel(await temporaryFolder())
+    const file = join(folder, 'config.json')
+    const config = await readFile(file, 'utf8')
+    await writeFile(file, `{"__proto__":null,"constructor":null,${config.slice(1)}`)
+    const model = await loadModel(folder, { device: 'cpu', threads: 1 })
+    await model.dispose()
+  })
+
   test('names of Object.prototype are no activation', async () => {
     for (const hidden_act of ['constructor', '__proto__', 'toString'])
       await expectError(

@@ -1,6 +1,6 @@
 import { expect, test } from '@jest/globals'
 import { loadModel, perplexity } from '../../src/index.js'
-import { temporaryFolder } from '../temporary.js'
+import { expectError, temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'
 
 test('progress grows in equal steps and is 1 at the end only, over several chunks of windows', async () => {
@@ -17,4 +17,45 @@ test('progress grows in equal steps and is 1 at the end only, over several chunk
   // Two blocks and the head, for each of three chunks at least.
   expect(fractions.length).toBeGreaterThanOrEqual(9)
   fractions.forEach((fraction, i) => expect(fraction).toBeCloseTo((i + 1) / fractions.length, 10))
+})
+
+test('the divergence from a dense model: none from itself, that of the logits from another, and not without one', async () => {
+  const [folder, other] = [await temporaryFolder(), await temporaryFolder()]
+  const dense = await writeTinyModel(folder)
+  const changed = await writeTinyModel(other, 'llama', (name, values) => {
+    if (name.includes('mlp')) values.fill(0.01)
+  })
+  const text = { tokens: randomTokens(96), sequenceLength: 32 }
+  const model = await loadModel(changed, { device: 'cpu', threads: 1 })
+  try {
+    expect(await perplexity(model, text)).not.toHaveProperty('divergence')
+    expect((await perplexity(model, { ...text, dense: changed })).divergence).toBeCloseTo(0, 6)
+    const windows = [0, 32, 64].map((at) => text.tokens.slice(at, at + 32))
+    const ours = await model.logits(windows)
+    const reference = await loadModel(dense, { device: 'cpu', threads: 1 })
+    const theirs = await reference.logits(windows)
+    await reference.dispose()
+    const width = ours.shape[2]
+    let sum = 0
+    for (let row = 0; row < 96; row++) {
+      const [p, q] = [theirs, ours].map(({ data }) => {
+        const scores = data.subarray(row * width, (row + 1) * width)
+        const total = Math.log(scores.reduce((all, score) => all + Math.exp(score), 0))
+        return Array.from(scores, (score) => score - total)
+      }) as [number[], number[]]
+      sum += p.reduce((all, log, i) => all + Math.exp(log) * (log - q[i]!), 0)
+    }
+    const { divergence } = await perplexity(model, { ...text, dense })
+    expect(divergence! / (sum / 96)).toBeCloseTo(1, 4)
+  } finally {
+    await model.dispose()
+  }
+})
+
+test('a dense model of another family is refused', async () => {
+  const model = await loadModel(await writeTinyModel(await temporaryFolder()), { threads: 1 })
+  const dense = await writeTinyModel(await temporaryFolder(), 'gpt2')
+  const job = perplexity(model, { tokens: randomTokens(64), sequenceLength: 32, dense })
+  await expectError(job, 'INVALID_OPTION', /option dense.*"gpt2"/)
+  await model.dispose()
 })
