@@ -52,7 +52,11 @@ export function distillCommand(): Command {
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--seed <n>', 'of the choice and order of windows (default: 0)', number)
     .option('--epochs <n>', 'how often the windows are gone through (default: 1)', number)
-    .option('--learning-rate <rate>', "the optimizer's at its highest (default: 4e-4)", number)
+    .option(
+      '--learning-rate <rate>',
+      "the optimizer's at its highest, as a share of the weights' size (default: 0.004)",
+      number,
+    )
     .option('--batch <windows>', 'windows of a step (default: 4)', number)
     .option('--holdout <share>', 'share of the windows to judge by (default: 0.05)', number)
     .option(

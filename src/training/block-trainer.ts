@@ -10,9 +10,14 @@ interface TrainedParameter {
   first: Tensor
   second: Tensor
   gradient: Tensor
+  /** What its size is read from: Σ x² of each row, and the number of zeros. */
+  measured: { squares: Tensor; zeros: Tensor }
   /** The layer whose forward pass follows the value; undefined for a norm's weight or a bias, which is used as it is. */
   linear: LinearWeight | undefined
 }
+
+/** The size that smaller parameters, such as biases that are zero, are taken to have. */
+const smallest = 0.01
 
 /** A forward pass that waits for the gradient of its output. */
 export interface Recording {
@@ -35,6 +40,8 @@ export class BlockTrainer implements ParameterGradients {
   private copies: Tensor[] = []
   private made: Tensor[] = []
   private steps = 0
+  /** The root mean square of each parameter's elements before the first step, zeros apart. */
+  private sizes: number[] | undefined
 
   /** `solved`: the matrices to train, float32 [out, in], by layer; they are changed in place and stay the caller's. */
   constructor(
@@ -113,16 +120,34 @@ export class BlockTrainer implements ParameterGradients {
     for (const { value, linear } of this.parameters.values()) linear?.follow(value)
   }
 
-  /** Makes a step at the learning rate `rate` along the gradients summed since the last one. */
-  step(rate: number): void {
+  /**
+   * Makes a step along the gradients summed since the last one, at the learning rate `rate` times the parameter's size (Shazeer and
+   * Stern 2018, arXiv 1804.04235): the weights of models differ in size by a factor of ten.
+   */
+  async step(rate: number): Promise<void> {
     const { device } = this.engine
+    const sizes = (this.sizes ??= await this.measure())
     const step = ++this.steps
-    for (const { value, linear, ...states } of this.parameters.values()) {
+    ;[...this.parameters.values()].forEach(({ value, linear, ...states }, i) => {
       const settings = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, decay: 0 }
-      device.adam(value, states, { step, rate, keepZeros: linear !== undefined, ...settings })
+      const own = rate * Math.max(sizes[i]!, smallest)
+      device.adam(value, states, { step, rate: own, keepZeros: linear !== undefined, ...settings })
       device.fill(states.gradient, 0)
       linear?.follow(value)
+    })
+  }
+
+  private measure(): Promise<number[]> {
+    const { device } = this.engine
+    const size = async ({ value, measured }: TrainedParameter) => {
+      const [squares, [zeros = 0]] = await Promise.all([
+        device.readFloat32(measured.squares),
+        device.read(measured.zeros),
+      ])
+      const count = value.rows * value.width - zeros
+      return Math.sqrt(squares.reduce((a, b) => a + b, 0) / Math.max(1, count))
     }
+    return Promise.all([...this.parameters.values()].map(size))
   }
 
   /** Notes the values of all parameters for restore(), in the place of those noted before. */
@@ -154,10 +179,15 @@ export class BlockTrainer implements ParameterGradients {
   }
 }
 
-function states(device: Device, { shape }: Tensor): Pick<TrainedParameter, 'first' | 'second' | 'gradient'> {
+function states(
+  device: Device,
+  value: Tensor,
+): Pick<TrainedParameter, 'first' | 'second' | 'gradient' | 'measured'> {
+  const { shape } = value
   return {
     first: device.zeros('float32', shape),
     second: device.zeros('float32', shape),
     gradient: device.zeros('float32', shape),
+    measured: { squares: device.rowDots(value, value), zeros: device.countZeros(value) },
   }
 }

@@ -171,7 +171,7 @@ export class Distillation {
   /** Makes a step at the learning rate `rate` for `windows`; resolves to the mean divergence before it. */
   async step(windows: readonly Int32Array[], rate: number): Promise<number> {
     const loss = await this.descend(windows)
-    for (const { trainer } of this.learners) trainer.step(rate)
+    for (const { trainer } of this.learners) await trainer.step(rate)
     return loss
   }
 

@@ -4,7 +4,7 @@ import * as z from 'zod'
 export interface ReconstructOptions {
   /** How often the calibration windows are gone through. Default 4. */
   epochs?: number
-  /** The learning rate of Adam at its highest, in (0, 1]. Default 3e-3. */
+  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.03. */
   learningRate?: number
   /** The number of calibration windows of a step. Default 2. */
   batch?: number
@@ -16,7 +16,7 @@ export interface ReconstructOptions {
 export interface DistillationOptions {
   /** How often the windows are gone through. Default 1. */
   epochs?: number
-  /** The learning rate of Adam at its highest, in (0, 1]. Default 4e-4. */
+  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.004. */
   learningRate?: number
   /** The number of windows of a step. Default 4. */
   batch?: number
@@ -34,7 +34,7 @@ const holdout = z.number().positive().max(0.5)
 /** Validates ReconstructOptions. */
 export const reconstructOptions = z.strictObject({
   epochs: epochs.default(4),
-  learningRate: learningRate.default(3e-3),
+  learningRate: learningRate.default(0.03),
   batch: batch.default(2),
   holdout: holdout.default(0.1),
 })
@@ -42,7 +42,7 @@ export const reconstructOptions = z.strictObject({
 /** Validates DistillationOptions. */
 export const distillationOptions = z.strictObject({
   epochs: epochs.default(1),
-  learningRate: learningRate.default(4e-4),
+  learningRate: learningRate.default(0.004),
   batch: batch.default(4),
   holdout: holdout.default(0.05),
   hiddenWeight: z.number().min(0).max(1000).default(0),

@@ -69,7 +69,7 @@ export async function reconstructBlock(
     for (let epoch = 1; epoch <= epochs; epoch++) {
       const pass = async (part: Part) => {
         await descend(engine, trainer, part)
-        trainer.step(learningRate(steps++, total, settings.learningRate))
+        await trainer.step(learningRate(steps++, total, settings.learningRate))
         put(task, part)
       }
       await engine.paced(shuffled(training, random), pass, step)

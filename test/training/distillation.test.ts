@@ -68,7 +68,7 @@ describe('distillation', () => {
         calibration: text,
         out,
         epochs: 4,
-        learningRate: 5e-3,
+        learningRate: 2e-2,
         batch: 4,
         onProgress: ({ step, steps }) => progress.push(step / steps),
       },
@@ -105,7 +105,7 @@ describe('distillation', () => {
     const calibration = { ...text, samples: 12, seed: 3 }
     const report = await distilled(
       student,
-      { dense, calibration, learningRate: 3e-3, epochs: 3, batch: 12, hiddenWeight: 0.5, holdout: 0.25 },
+      { dense, calibration, learningRate: 1e-2, epochs: 3, batch: 12, hiddenWeight: 0.5, holdout: 0.25 },
       'bfloat16',
       async (model) => {
         measured = (await perplexity(model, windows)).perplexity
@@ -169,7 +169,7 @@ describeWithShared('distillation of every family', () => {
   test.each(goldenModels)('%s', async (name) => {
     const dense = sharedPath('golden', 'models', name) ?? ''
     const calibration = { tokens, sequenceLength: 32 }
-    const options = { dense, calibration, learningRate: 2e-3, batch: 2, epochs: 3, holdout: 0.2 }
+    const options = { dense, calibration, learningRate: 1e-2, batch: 2, epochs: 3, holdout: 0.2 }
     const report = await distilled(await prunedCopy(dense), options)
     const [before, after] = heldOut(report)
     expect([name, after < before]).toEqual([name, true])

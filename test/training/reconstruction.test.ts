@@ -43,7 +43,7 @@ describe('reconstruction', () => {
     const before = await pruned(folder, { pattern: '2:4' })
     const { report, tensors } = await pruned(folder, {
       pattern: '2:4',
-      reconstruct: { epochs: 6, learningRate: 3e-3 },
+      reconstruct: { epochs: 6, learningRate: 2e-2 },
     })
     for (const { name, sparsity, reconstruction } of report.layers) {
       expect(sparsity).toBe(0.5)
@@ -176,7 +176,7 @@ describeWithShared('reconstruction of a trained model', () => {
       return result.perplexity
     }
     const before = await measured({})
-    const reconstruct = { epochs: 2, learningRate: 3e-3 }
+    const reconstruct = { epochs: 2, learningRate: 2e-2 }
     expect(await measured({ reconstruct })).toBeLessThan(0.9 * before)
   })
 })
