@@ -64,14 +64,14 @@ export class OutputFolder {
 
   /**
    * Checks `out` and creates the temporary folder for files of `bytes` bytes in all, or goes on with the one that an
-   * earlier job has left, if `resume` is true and there is one. `keep` are the files and folders, of the source, that
+   * earlier job has left, if `resume` is true and there is one. `keep` are the files and folders of the models read, which
    * replacing `out` must not remove.
    *
    * @throws SparseGptError INVALID_OPTION, OUTPUT_EXISTS or WRITE_FAILED; nothing has been created then.
    */
   static async create(
     out: string,
-    options: { force: boolean; resume?: boolean; keep: string[]; bytes: number },
+    options: { force: boolean; resume?: boolean; keep: readonly KeptPath[]; bytes: number },
   ): Promise<OutputFolder> {
     const { force, resume = false } = options
     const path = resolve(out)
@@ -205,22 +205,28 @@ async function recoverReplaced(out: string): Promise<void> {
   }
 }
 
+/** A file or folder of a model that is read. */
+export interface KeptPath {
+  path: string
+  model: 'source' | 'dense'
+}
+
 /** Checks that removing `out` would remove none of `keep`. Throws INVALID_OPTION. */
-async function checkKeeps(out: string, keep: string[]): Promise<void> {
+async function checkKeeps(out: string, keep: readonly KeptPath[]): Promise<void> {
   const target = await realpath(out).catch(() => undefined)
   if (target === undefined) return
-  for (const path of keep) {
+  for (const { path, model } of keep) {
     const source = await realpath(path).catch(() => resolve(path))
     if (source === target) {
       throw new SparseGptError(
         'INVALID_OPTION',
-        `out: ${out} is the folder of the source model: give another folder`,
+        `out: ${out} is the folder of the ${model} model: give another folder`,
       )
     }
     if (isInside(source, target)) {
       throw new SparseGptError(
         'INVALID_OPTION',
-        `out: ${out} contains the source model (${path}) and cannot be replaced: give another folder`,
+        `out: ${out} contains the ${model} model (${path}) and cannot be replaced: give another folder`,
       )
     }
   }

@@ -7,7 +7,7 @@ import { copyRange, writeFully } from './copy-range.js'
 import { dense } from './encodings/dense.js'
 import type { Encoding } from './encodings/encoding.js'
 import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
-import { OutputFolder } from './output-folder.js'
+import { OutputFolder, type KeptPath } from './output-folder.js'
 import { reason, systemCode } from './read-error.js'
 import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
@@ -92,10 +92,10 @@ export class CheckpointWriter<Block = unknown> {
    * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
    * written in the form of `encoding` (default: dense), all of which must be written. With `resume` the folder that an
    * earlier process has left is taken over, if there is one; `begin` must be called then. `stateBytes`: what the job itself will
-   * write to `partialFolder`, in bytes.
+   * write to `partialFolder`, in bytes; `denseModel`: what it reads beside the source.
    *
    * @throws SparseGptError OUTPUT_EXISTS when `out` exists and `force` is false, or when a partial folder of it is in use or
-   * worth to be resumed; INVALID_OPTION when `out` is, or holds, the source; WRITE_FAILED when the disk has too little
+   * worth to be resumed; INVALID_OPTION when `out` is, or holds, the source or the dense model; WRITE_FAILED when the disk has too little
    * space or the folder cannot be created; INVALID_CHECKPOINT when what is taken over lacks a file.
    */
   static async create<Block = unknown>(
@@ -107,9 +107,10 @@ export class CheckpointWriter<Block = unknown> {
       encoded?: readonly string[]
       resume?: boolean
       stateBytes?: number
+      denseModel?: Checkpoint | undefined
     },
   ): Promise<CheckpointWriter<Block>> {
-    const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0 } = options
+    const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0, denseModel } = options
     const due = new Set(encoded)
     const layouts = source.shards.map(({ tensors, metadata }) => {
       const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
@@ -127,8 +128,7 @@ export class CheckpointWriter<Block = unknown> {
     const folder = await OutputFolder.create(out, {
       force,
       resume,
-      // The weights may be links that lead out of the source folder.
-      keep: [source.folder, ...source.shards.map(({ file }) => join(source.folder, file))],
+      keep: [...pathsOf(source, 'source'), ...(denseModel ? pathsOf(denseModel, 'dense') : [])],
       bytes: sizes.reduce((sum, size) => sum + size, 0),
     })
     const writer = new CheckpointWriter<Block>(source, folder, companions, newIndex)
@@ -510,3 +510,7 @@ export function writeFailed(what: string, error: unknown): SparseGptError {
   const why = systemCode(error) === 'ENOSPC' ? 'the disk is full' : reason(error)
   return new SparseGptError('WRITE_FAILED', `${what}: ${why}`, { cause: error })
 }
+
+/** A model's folder, and its weight files, which may be links that lead out of it. */
+const pathsOf = ({ folder, shards }: Checkpoint, model: KeptPath['model']): KeptPath[] =>
+  [folder, ...shards.map(({ file }) => join(folder, file))].map((path) => ({ path, model }))

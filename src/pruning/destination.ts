@@ -1,5 +1,5 @@
 import { SparseGptError, type ErrorCode } from '../errors.js'
-import { openCheckpoint, type StoredTensor } from '../files/checkpoint.js'
+import { openCheckpoint, type Checkpoint, type StoredTensor } from '../files/checkpoint.js'
 import { dense } from '../files/encodings/dense.js'
 import type { Encoding } from '../files/encodings/encoding.js'
 import type { JobIdentity } from '../files/journal.js'
@@ -64,8 +64,8 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
 
   /**
    * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; with `resume` that of an
-   * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED,
-   * INVALID_CHECKPOINT.
+   * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`; `denseModel`: what
+   * it reads beside the engine's, which is not to be replaced either. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED, INVALID_CHECKPOINT.
    */
   static async create<Finished = FinishedBlock>(
     engine: Engine,
@@ -79,6 +79,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       weights: readonly string[]
       resume?: boolean
       stateBytes?: number
+      denseModel?: Checkpoint | undefined
     },
   ): Promise<FolderDestination<Finished>> {
     const all = { ...options, encoded: weights }

@@ -143,10 +143,16 @@ export function withQuality<Options extends ModelPruningOptions>(options: Option
   return result as Options
 }
 
+/** The end of a message that refuses an option, where it is the quality that asks for that. */
+export const ofQuality = (
+  { quality = 'fast' }: { quality?: Quality | undefined },
+  option: keyof ModelPruningOptions,
+): string => (option in presets[quality] ? ` (quality "${quality}" asks for ${option})` : '')
+
 /** Parses ModelPruningOptions. */
 export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
-  alpha: z.number().min(0).max(1).default(0.5),
+  alpha: z.number().min(0).max(1).optional(),
   reconstruct: orEpochs(reconstructOptions),
   distill: orEpochs(distillationOptions),
   schedule: z
@@ -166,6 +172,9 @@ export const modelPruningOptions = pruningOptions.extend({
   minBlock: z.int().min(0).default(0),
   maxBlock: z.int().min(1).optional(),
 })
+
+/** The share of the dense model's inputs in a dense target, where none is given. */
+export const defaultAlpha = 0.5
 
 const memoryUnits: Partial<Record<string, number>> = {
   kb: 1e3,
@@ -199,10 +208,13 @@ export function checkSelection(
     mask?: unknown
     bits?: number | undefined
     refit: boolean
+    target?: 'own' | 'dense' | undefined
+    alpha?: number | undefined
     reconstruct?: unknown
     distill?: unknown
     schedule?: unknown
     allocation?: unknown
+    quality?: Quality | undefined
   },
   context: z.RefinementCtx,
 ): void {
@@ -230,9 +242,13 @@ export function checkSelection(
     const message = 'cannot be combined with schedule: a recipe says what the shares are in the end'
     context.addIssue({ code: 'custom', path: ['allocation'], message })
   }
+  if (options.alpha !== undefined && options.target !== 'dense') {
+    const message = 'needs target "dense": it is the share of the dense model in that target'
+    context.addIssue({ code: 'custom', path: ['alpha'], message })
+  }
   const fits = (['refit', 'reconstruct', 'distill'] as const).find((name) => options[name])
   if (options.bits !== undefined && fits) {
-    const message = 'cannot be combined with bits: weights that are fitted again leave the grid'
+    const message = `cannot be combined with bits: weights that are fitted again leave the grid${ofQuality(options, fits)}`
     context.addIssue({ code: 'custom', path: [fits], message })
   }
 }

@@ -10,7 +10,7 @@ import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
 import { BlockPruner } from './block-pruner.js'
 import type { BlockDestination } from './destination.js'
 import { methodNamed, needsDenseStream, type PruningMethod } from './methods/methods.js'
-import type { MethodSettings, Pattern } from './options.js'
+import { defaultAlpha, type MethodSettings, type Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
 import { Streams } from './streams.js'
@@ -68,8 +68,8 @@ export interface PipelineOptions extends MethodSettings {
   sequential: 'block' | 'layer'
   /** What a layer's outputs are to come near: its own for the pruned stream's inputs, or also those of the dense model. */
   target: 'own' | 'dense'
-  /** The share of the dense stream in a dense target. */
-  alpha: number
+  /** The share of the dense stream in a dense target; default 0.5. */
+  alpha?: number | undefined
   /** The dense model on the same device; default: the model itself as it is before it is pruned. */
   dense?: Engine | undefined
   /** Whether the kept weights are fitted after the method has pruned. */
@@ -116,7 +116,7 @@ export async function pruneBlocks(
     meter,
     samples: windows.length,
   }
-  const options = { ...o, ...rest }
+  const options = { ...o, alpha: o.alpha ?? defaultAlpha, ...rest }
   const dense = needsDenseStream(o) ? (o.dense ?? engine) : undefined
   const streams = new Streams(engine, groups, { dense, offload: o.offload })
   try {

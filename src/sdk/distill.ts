@@ -132,6 +132,7 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
             weights: linears.map(({ name }) => `${name}.weight`),
             // The state before it stays until a new one is whole.
             stateBytes: resumable ? 2 * 16 * trained : 0,
+            denseModel: teacher.checkpoint,
           })
     try {
       const windows = await drawWindows(engine, o)

@@ -21,9 +21,11 @@ import { layersOf, requireAlike, train, trainingWindows } from './distill.js'
 import { engineOf, openBeside, type Model } from './model.js'
 import {
   checkSelection,
+  defaultAlpha,
   memorySize,
   modelPruningOptions,
   samples,
+  ofQuality,
   withQuality,
   type ModelPruningOptions,
 } from '../pruning/options.js'
@@ -89,6 +91,16 @@ export interface PruneOptions extends ModelPruningOptions {
   signal?: AbortSignal
 }
 
+/** What needs the calibration text, for messages; undefined where nothing does. */
+function readerOfText(o: z.output<typeof modelPruningOptions>): string | undefined {
+  if (isMeasured(o.allocation)) return `allocation "${o.allocation}"`
+  if (o.distill) return 'distill'
+  if (needsInputs({ method: o.method, refit: false })) return `method "${o.method}"`
+  if (o.reconstruct) return 'reconstruct'
+  if (o.refit) return 'refit'
+  return o.target === 'dense' ? 'target "dense"' : undefined
+}
+
 const schema = modelPruningOptions
   .extend({
     mask: path.optional(),
@@ -127,16 +139,16 @@ const schema = modelPruningOptions
       context.addIssue({ code: 'custom', path: ['resume'], message })
     }
     if (options.resume && options.distill) {
-      const message = 'cannot be combined with distill: prune first, then distill, which can be resumed too'
+      const message = `cannot be combined with distill: prune first, then distill, which can be resumed too${ofQuality(options, 'distill')}`
       context.addIssue({ code: 'custom', path: ['resume'], message })
     }
-    if ((needsInputs(options) || options.distill) && !options.calibration) {
-      const subject = isMeasured(options.allocation)
-        ? `allocation "${options.allocation}"`
-        : options.distill
-          ? 'distill'
-          : `method "${options.method}"`
-      const message = `is needed for ${subject}: { file }, { tokens } or another source of text`
+    if (options.dense !== undefined && !needsDenseStream(options) && !options.distill) {
+      const message = 'has no use: give target "dense", reconstruct or distill too'
+      context.addIssue({ code: 'custom', path: ['dense'], message })
+    }
+    const reader = options.calibration ? undefined : readerOfText(options)
+    if (reader !== undefined) {
+      const message = `is needed for ${reader}: { file }, { tokens } or another source of text`
       context.addIssue({ code: 'custom', path: ['calibration'], message })
     }
   })
@@ -177,23 +189,24 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
   if (o.profile) await engine.device.profile() // starts it
   abortable(o.signal)
-  // Before the text is read, which can take long: two jobs must not both begin.
-  const destination =
-    o.out === undefined
-      ? new MemoryDestination(engine)
-      : await FolderDestination.create(engine, o.out, {
-          force: o.force,
-          resume: o.resume,
-          encoding: encodings[o.encoding],
-          weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
-        })
-  const beside: Engine[] = []
+  const dense = await openDense(engine, o)
+  const beside = dense ? [dense] : []
+  let destination: FolderDestination | MemoryDestination | undefined
   try {
+    // Before the text is read, which can take long: two jobs must not both begin.
+    destination =
+      o.out === undefined
+        ? new MemoryDestination(engine)
+        : await FolderDestination.create(engine, o.out, {
+            force: o.force,
+            resume: o.resume,
+            encoding: encodings[o.encoding],
+            weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
+            denseModel: dense?.checkpoint,
+          })
     const reading = performance.now()
     const windows = await drawCalibration(engine, o)
     const training = o.distill && (await drawTraining(engine, o))
-    const dense = await openDense(engine, o)
-    if (dense) beside.push(dense)
     const calibration = secondsSince(reading)
     abortable(o.signal)
     if (o.out !== undefined && resumable)
@@ -230,7 +243,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
       layers: reports,
     }
   } catch (error) {
-    throw await destination.abort(error)
+    throw destination ? await destination.abort(error) : error
   } finally {
     for (const { weights } of beside) weights.dispose()
   }
@@ -375,7 +388,8 @@ function identityOf(
   // The mask is known by its contents, the text by its tokens; the rest does not change the result.
   const { out, force, resume, profile, offload, memory, onProgress, signal, calibration, mask, ...rest } = o
   const { quality, dense, ...deciding } = rest
-  return jobIdentity(engine, deciding, windows, masks, other)
+  const alpha = o.target === 'dense' ? (o.alpha ?? defaultAlpha) : undefined
+  return jobIdentity(engine, { ...deciding, alpha }, windows, masks, other)
 }
 
 async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile> {

@@ -51,13 +51,17 @@ export const distillationOptions = z.strictObject({
 /** Validates such options, or `true` or a number of epochs, which stand for them with the defaults; false gives undefined. */
 export const orEpochs = <Options>(options: z.ZodType<Options>) =>
   z
-    .union([z.boolean(), epochs, options])
-    .transform((value) => {
+    .union([z.boolean(), z.number(), z.record(z.string(), z.unknown())], {
+      error: 'must be true, false, a number of epochs or an object',
+    })
+    .transform((value, context) => {
       if (value === false) return undefined
-      return value === true
-        ? options.parse({})
-        : typeof value === 'number'
-          ? options.parse({ epochs: value })
-          : value
+      const given = value === true ? {} : typeof value === 'number' ? { epochs: value } : value
+      const result = options.safeParse(given)
+      if (result.success) return result.data
+      // What is wrong with the number is what is wrong with the epochs.
+      for (const { path, ...issue } of result.error.issues)
+        context.issues.push({ ...issue, path: typeof value === 'number' ? [] : path, input: value } as never)
+      return z.NEVER
     })
     .optional()

@@ -110,6 +110,18 @@ describe('a schedule', () => {
     [{ reconstruct: 1, bits: 4 }, /reconstruct.*bits/],
     [{ distill: 1, bits: 4 }, /distill.*bits/],
     [{ quality: 'superb' as 'best' }, /quality/],
+    [{ quality: 'good', bits: 4 }, /reconstruct.*bits.*quality "good"/],
+    [{ quality: 'best', resume: true, out: 'x' }, /resume.*distill.*quality "best"/],
+    [{ alpha: 0.3 }, /alpha.*target "dense"/],
+    [{ dense: './nowhere' }, /dense.*reconstruct or distill/],
+    [{ reconstruct: 1.5 }, /reconstruct: .*expected int.*given: 1.5/],
+    [{ reconstruct: { epochs: 1.5 } }, /reconstruct.epochs: .*expected int.*given: 1.5/],
+    [{ reconstruct: { rate: 1 } as object }, /unknown option rate/],
+    [{ distill: 'long' as never }, /distill: must be .*given: "long"/],
+    [{ calibration: undefined, method: 'magnitude', reconstruct: 1 } as never, /needed for reconstruct/],
+    [{ calibration: undefined, method: 'magnitude', target: 'dense' } as never, /needed for target "dense"/],
+    [{ calibration: undefined, method: 'magnitude', refit: true } as never, /needed for refit/],
+    [{ calibration: undefined, refit: true } as never, /needed for method "sparsegpt"/],
   ] satisfies [PruneOptions, RegExp][])('%j is refused', async (options, message) => {
     await expectError(pruned({ calibration, ...options }), 'INVALID_OPTION', message)
   })
@@ -156,6 +168,25 @@ describe('distill as a stage of prune', () => {
       expect(losses!.heldOut[0]!.loss).toBeGreaterThan(0)
       expect(losses!.bestStep).toBeGreaterThan(0)
     })
+  })
+
+  test('the folder of the dense model is not replaced', async () => {
+    const [dense, student] = [await temporaryFolder(), await newFolder()]
+    await writeTinyModel(dense, 'llama')
+    await pruned({ calibration, pattern: '2:4', out: student }, dense)
+    const before = await readTensors(join(dense, 'model.safetensors'))
+    const replacing = { dense, out: dense, force: true }
+    await expectError(
+      withModel(student, (model) => distill(model, { calibration, ...replacing, ...settings })),
+      'INVALID_OPTION',
+      /out: .* is the folder of the dense model/,
+    )
+    await expectError(
+      pruned({ calibration, sparsity: 0.7, reconstruct: 1, ...replacing }, student),
+      'INVALID_OPTION',
+      /out: .* is the folder of the dense model/,
+    )
+    expect(await readTensors(join(dense, 'model.safetensors'))).toEqual(before)
   })
 
   test('a dense model that is not there, or of another shape, is refused', async () => {
