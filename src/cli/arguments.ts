@@ -191,7 +191,7 @@ export function pruningSettings<Flags extends Partial<PruningFlags>>({
   const [detail] = Object.keys(details)
   const { quality = 'fast' } = flags
   if (reconstruct === undefined && detail !== undefined && quality === 'fast') {
-    const message = `option ${detail} is of the reconstruction: give --reconstruct or --quality good too`
+    const message = `option ${detail}: is of the reconstruction: give --reconstruct or --quality good too`
     throw new SparseGptError('INVALID_OPTION', message)
   }
   return given({ ...flags, reconstruct: detail === undefined ? reconstruct : details })

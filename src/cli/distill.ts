@@ -66,7 +66,7 @@ export function distillCommand(): Command {
     )
     .option(`--eval ${textArgument}`, "measure the trained model's perplexity on this text")
     .option('--json', 'print one JSON object on stdout')
-    .option('--force', 'replace the output folder if it exists')
+    .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
     .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
   return deviceOptions(command).action(run)
 }

@@ -24,6 +24,9 @@ const flags: Record<string, string> = {
   'calibration.seed': '--seed',
   'calibration.textField': '--text-field',
   'calibration.saveTokens': '--save-tokens',
+  'reconstruct.epochs': '--reconstruct',
+  'reconstruct.learningRate': '--learning-rate',
+  'reconstruct.batch': '--batch',
 }
 
 /**

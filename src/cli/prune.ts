@@ -1,4 +1,5 @@
 import { Command, Option } from 'commander'
+import { SparseGptError } from '../errors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
 import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
@@ -54,7 +55,7 @@ export function pruneCommand(): Command {
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option(
       '--dense <model>',
-      'the dense model to come near, if <model> was pruned before: its folder, or a hub id',
+      'the dense model that --target dense, --reconstruct and --distill come near, if <model> was pruned before: its folder, or a hub id',
     )
     .option('--seed <n>', 'of the choice of windows (default: 0)', number)
     .option('--save-tokens <file>', 'save the encoded calibration text (.safetensors) to be given next time')
@@ -76,6 +77,11 @@ export function pruneCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
   const { eval: evaluation, json, ...options } = rest
+  const [ofText] = Object.keys(given({ textField, saveTokens }))
+  if (calibration === undefined && ofText !== undefined) {
+    const message = `option ${ofText}: is of the calibration text: give --calibration too`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
   const { report, failure } = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, (opened) =>
       withEvaluation(opened, { text: evaluation, seqlen, signal }, () =>

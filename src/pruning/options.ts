@@ -75,7 +75,7 @@ export interface ModelPruningOptions extends MethodOptions {
    * or, with the share `alpha`, for those that the dense model has ('dense'), which makes up for the layers before.
    */
   target?: 'own' | 'dense'
-  /** The share of the dense model's inputs in a dense target, 0 … 1. Default 0.5. */
+  /** The share of the dense model's inputs in a dense target, 0 … 1; with target 'dense' only. Default 0.5. */
   alpha?: number
   /**
    * Whether every block is fitted to the dense model's outputs once it is pruned: the kept weights, biases and norms are trained with

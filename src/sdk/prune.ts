@@ -399,7 +399,8 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
 }
 
 async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]> {
-  if (!o.calibration || !needsInputs(o)) return []
+  const isNeeded = needsInputs(o)
+  if (!o.calibration || !(isNeeded || o.calibration.saveTokens !== undefined)) return []
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
   const { samples: count, seed } = o.calibration
   // What is limited of a GPU is its own memory.
@@ -408,7 +409,7 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   const { windows, text } = await calibrationWindows(engine, o.calibration, options)
   if (memory !== undefined) await engine.closeTokenizer()
   if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
-  return windows
+  return isNeeded ? windows : []
 }
 
 /** The windows that the whole model is trained on: all of the calibration text. */

@@ -31,7 +31,7 @@ export function drawWindows(
 }
 
 /**
- * Evaluation windows: the non-overlapping windows of `sequenceLength` tokens from the start, at most `limit`; a shorter
+ * Windows to evaluate or to train on: the non-overlapping windows of `sequenceLength` tokens from the start, at most `limit`; a shorter
  * rest is dropped. Each is a copy of its own.
  *
  * @throws SparseGptError INVALID_TEXT when there is not one whole window; INVALID_OPTION.
@@ -43,7 +43,7 @@ export function splitWindows(tokens: Int32Array, sequenceLength: number, limit?:
   if (count === 0) {
     throw new SparseGptError(
       'INVALID_TEXT',
-      `the evaluation text has ${tokens.length} tokens; a window needs ${sequenceLength}: ` +
+      `the text has ${tokens.length} tokens; a window needs ${sequenceLength}: ` +
         'give a longer text or a shorter sequence length',
     )
   }

@@ -159,6 +159,10 @@ describe('bad usage ends with 2 and says which option', () => {
     [['--seqlen', '0'], /--seqlen: .*0/],
     [['--device', 'tpu'], /--device.*cpu/],
     [['--method', 'obd'], /--method.*magnitude/],
+    [['--learning-rate', '0.1'], /--learning-rate: is of the reconstruction/],
+    [['--reconstruct', '--learning-rate', '2'], /--learning-rate: .*2/],
+    [['--reconstruct', '--batch', '0'], /--batch: .*0/],
+    [['--reconstruct', '0', '--batch', '1'], /--reconstruct: .*0/],
     [['--frobnicate'], /unknown option '--frobnicate'/],
   ])('%j', async (flags, message) => {
     const target = join(parent, 'bad')
@@ -174,6 +178,21 @@ describe('bad usage ends with 2 and says which option', () => {
     })
     const run = await sparsegpt(['prune', model, '--out', join(parent, 'bad')])
     expect(run).toMatchObject({ code: 2, stderr: expect.stringMatching(/--calibration: is needed/) })
+  })
+
+  test.each(['--save-tokens', '--text-field'])('%s without a text', async (flag) => {
+    const args = [
+      'prune',
+      model,
+      '--out',
+      join(parent, 'bad'),
+      '--method',
+      'magnitude',
+      flag,
+      'x.safetensors',
+    ]
+    const message = expect.stringMatching(new RegExp(`${flag}: is of the calibration text`))
+    expect(await sparsegpt(args)).toMatchObject({ code: 2, stderr: message })
   })
 })
 

@@ -67,7 +67,9 @@ describe('splitWindows', () => {
   })
 
   test('refuses a text with no whole window', () => {
-    expect(() => splitWindows(counting(3), 4)).toThrow(failing('INVALID_TEXT', /has 3 tokens.*needs 4/))
+    expect(() => splitWindows(counting(3), 4)).toThrow(
+      failing('INVALID_TEXT', /^the text has 3 tokens.*needs 4/),
+    )
   })
 
   test('refuses bad options', () => {

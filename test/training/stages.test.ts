@@ -170,6 +170,13 @@ describe('distill as a stage of prune', () => {
     })
   })
 
+  test('the text is saved where only the training reads it', async () => {
+    const saveTokens = join(await temporaryFolder(), 'tokens.safetensors')
+    const text = { ...calibration, saveTokens }
+    await pruned({ calibration: text, method: 'magnitude', sparsity: 0.5, distill: settings })
+    expect(existsSync(saveTokens)).toBe(true)
+  })
+
   test('the folder of the dense model is not replaced', async () => {
     const [dense, student] = [await temporaryFolder(), await newFolder()]
     await writeTinyModel(dense, 'llama')
