@@ -129,9 +129,10 @@ export type Quality = keyof typeof presets
 
 export const qualities = Object.keys(presets) as Quality[]
 
-/** The options with what their `quality` stands for where nothing else is given. */
-export function withQuality<Options extends ModelPruningOptions>(options: Options): Options {
-  const { quality = 'fast' } = options
+/** The options, ModelPruningOptions, with what their `quality` stands for where nothing else is given; what is no object as it is. */
+export function withQuality(options: unknown): unknown {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) return options
+  const { quality = 'fast' } = options as ModelPruningOptions
   // Another word is for the validation to report.
   const preset: ModelPruningOptions = qualities.includes(quality) ? presets[quality] : {}
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
@@ -140,7 +141,7 @@ export function withQuality<Options extends ModelPruningOptions>(options: Option
     const [ours, theirs] = [preset[name], result[name]]
     if (typeof ours === 'object' && typeof theirs === 'object') result[name] = { ...ours, ...theirs }
   }
-  return result as Options
+  return result
 }
 
 /** The end of a message that refuses an option, where it is the quality that asks for that. */

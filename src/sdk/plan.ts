@@ -59,7 +59,7 @@ const schema = modelPruningOptions
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */
 export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
-  const o = parseOptions(schema, withQuality(options), 'plan')
+  const o = parseOptions(z.preprocess(withQuality, schema), options, 'plan')
   const allocation = await readAllocation(o.allocation)
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
   return planPruning(name, await readConfig(folder), { ...o, allocation, writes: true })

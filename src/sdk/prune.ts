@@ -164,7 +164,7 @@ const schema = modelPruningOptions
 export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
   const start = performance.now()
   const engine = engineOf(model, 'prune')
-  const o = parseOptions(schema, withQuality(options), 'prune')
+  const o = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
   return engine.job(o.signal, async (signal) =>
     pruneModel(engine, { ...o, signal, allocation: await readAllocation(o.allocation) }, start),
   )
