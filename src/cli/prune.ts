@@ -141,10 +141,22 @@ function summary(result: PruneReport & { perplexity?: number }): string {
       (layer) => `  ${layer.name}: only ${layer.fewTokens ?? 0} tokens came: pruned for all experts' inputs`,
     ),
     ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
+    ...reconstruction(result),
     ...(result.distillation ?? []).map((losses) => `  ${distillationSummary(losses)}`),
     ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
     '',
   ].join('\n')
+}
+
+/** What fitting the blocks has gained; all layers of a block have its record. */
+function reconstruction({ layers }: PruneReport): string[] {
+  const blocks = new Set(layers.flatMap(({ reconstruction }) => reconstruction ?? []))
+  const mean = (when: 'before' | 'after') =>
+    percent([...blocks].reduce((sum, { heldOut }) => sum + heldOut[when], 0) / blocks.size)
+  if (blocks.size === 0) return []
+  return [
+    `  relative error of the blocks' outputs on held-out text: ${mean('before')} before the reconstruction, ${mean('after')} after`,
+  ]
 }
 
 const phases = (seconds: PhaseSeconds, total: number) =>

@@ -288,8 +288,8 @@ export class BlockPruner {
       offload: o.offload,
       step: () => o.meter.step('reconstruct'),
     })
-    const seconds = (performance.now() - watch) / 1000
-    for (const layer of this.reports) layer.reconstruction = { ...result, seconds }
+    const reconstruction = { ...result, seconds: (performance.now() - watch) / 1000 }
+    for (const layer of this.reports) layer.reconstruction = reconstruction
     const made: Tensor[] = []
     try {
       await engine.device.within(made, async () => {
