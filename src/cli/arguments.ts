@@ -160,7 +160,7 @@ export function pruningOptions(command: Command): Command {
     )
     .option(
       '--learning-rate <rate>',
-      "of the reconstruction's optimizer at its highest, as a share of the weights' size (default: 0.03)",
+      "of the reconstruction's optimizer at its highest, as a share of the weights' size (default: 0.015)",
       number,
     )
     .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)

@@ -4,7 +4,7 @@ import * as z from 'zod'
 export interface ReconstructOptions {
   /** How often the calibration windows are gone through. Default 4. */
   epochs?: number
-  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.03. */
+  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.015. */
   learningRate?: number
   /** The number of calibration windows of a step. Default 2. */
   batch?: number
@@ -34,7 +34,7 @@ const holdout = z.number().positive().max(0.5)
 /** Validates ReconstructOptions. */
 export const reconstructOptions = z.strictObject({
   epochs: epochs.default(4),
-  learningRate: learningRate.default(0.03),
+  learningRate: learningRate.default(0.015),
   batch: batch.default(2),
   holdout: holdout.default(0.1),
 })
