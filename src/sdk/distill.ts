@@ -7,6 +7,7 @@ import { OutputFolder } from '../files/output-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import { parseOptions, path } from '../options.js'
+import { meanShare } from '../pruning/allocation/recipe.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
@@ -19,7 +20,7 @@ import {
 } from '../training/distillation.js'
 import { distillationOptions, type DistillationOptions } from '../training/options.js'
 import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
-import { engineOf, openBeside, type Model } from './model.js'
+import { engineOf, openDense, type Model } from './model.js'
 
 /** The text that a pruned model is trained on. */
 export interface DistillationText extends TextSource {
@@ -114,12 +115,8 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
     throw new SparseGptError('INVALID_OPTION', message)
   }
   if (o.out !== undefined) await OutputFolder.check(o.out, o)
-  const teacher = await openBeside(engine, o.dense, {
-    ...(o.onDownload && { onDownload: o.onDownload }),
-    ...(o.signal && { signal: o.signal }),
-  })
+  const teacher = await openDense(engine, o.dense, 'distill', o)
   try {
-    requireAlike(engine, teacher, 'distill')
     const linears = layersOf(engine)
     const trained = linears.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
     const destination =
@@ -149,9 +146,7 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
       const { losses, layers } = await train(engine, teacher, windows, settings, destination, report, saved)
       abortable(o.signal)
       await destination.commit()
-      const count = layers.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
-      const achieved =
-        layers.reduce((sum, { rows, columns, sparsity }) => sum + sparsity * rows * columns, 0) / count
+      const achieved = meanShare(layers, ({ sparsity }) => sparsity)
       return {
         model: source,
         out: destination.folder,
@@ -221,20 +216,6 @@ function identityOf(
 
 /** The linear layers of all blocks under their checkpoint names. */
 export const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
-
-/** Throws INVALID_OPTION unless both models are of one family and shape. */
-export function requireAlike(
-  engine: Engine,
-  dense: Engine,
-  caller: 'prune' | 'distill' | 'perplexity',
-): void {
-  const measures = ({ vocabularySize, weights, architecture: { hiddenSize, blockCount } }: Engine) =>
-    `model_type "${String(weights.config['model_type'])}", a vocabulary of ${vocabularySize} entries, hidden size ${hiddenSize} and ${blockCount} blocks`
-  const [ours, theirs] = [measures(engine), measures(dense)]
-  if (ours === theirs) return
-  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the pruned one ${ours}: give the model that was pruned`
-  throw new SparseGptError('INVALID_OPTION', message)
-}
 
 async function drawWindows(engine: Engine, o: Parsed): Promise<Int32Array[]> {
   const { samples, seed, sequenceLength: wanted, ...source } = o.calibration

@@ -145,6 +145,37 @@ export async function openBeside(
   return openEngine(folder, name, () => engine.device, engine.weights.dtype)
 }
 
+/**
+ * Opens the dense model beside `engine`, that of a model that was or will be pruned; see openBeside. Throws as loadModel does, and
+ * INVALID_OPTION unless both are of one family and shape.
+ */
+export async function openDense(
+  engine: Engine,
+  pathOrHubId: string,
+  caller: 'prune' | 'distill' | 'perplexity',
+  { onDownload, signal }: { [Name in 'onDownload' | 'signal']?: LoadOptions[Name] | undefined },
+): Promise<Engine> {
+  const options = { ...(onDownload && { onDownload }), ...(signal && { signal }) }
+  const dense = await openBeside(engine, pathOrHubId, options)
+  try {
+    requireAlike(engine, dense, caller)
+    return dense
+  } catch (error) {
+    dense.weights.dispose()
+    throw error
+  }
+}
+
+/** Throws INVALID_OPTION unless both models are of one family and shape. */
+function requireAlike(engine: Engine, dense: Engine, caller: 'prune' | 'distill' | 'perplexity'): void {
+  const measures = ({ vocabularySize, weights, architecture: { hiddenSize, blockCount } }: Engine) =>
+    `model_type "${String(weights.config['model_type'])}", a vocabulary of ${vocabularySize} entries, hidden size ${hiddenSize} and ${blockCount} blocks`
+  const [ours, theirs] = [measures(engine), measures(dense)]
+  if (ours === theirs) return
+  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the pruned one ${ours}: give the model that was pruned`
+  throw new SparseGptError('INVALID_OPTION', message)
+}
+
 function modelOf(engine: Engine): Model {
   const model: Model = {
     name: engine.name,

@@ -5,8 +5,7 @@ import { SparseGptError } from '../errors.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
 import { parseOptions } from '../options.js'
-import { requireAlike } from './distill.js'
-import { engineOf, openBeside, type Model } from './model.js'
+import { engineOf, openDense, type Model } from './model.js'
 import { abortable } from '../abort.js'
 
 /** The text, and how much of it is evaluated. */
@@ -76,10 +75,8 @@ export async function preparePerplexity(
       engine.job(o.signal, async (stop) => {
         const options = { ...o, signal: stop }
         if (o.dense === undefined) return measure([engine], windows, tokens.length, options)
-        const { onDownload } = o
-        const dense = await openBeside(engine, o.dense, { signal: stop, ...(onDownload && { onDownload }) })
+        const dense = await openDense(engine, o.dense, 'perplexity', options)
         try {
-          requireAlike(engine, dense, 'perplexity')
           return await measure([engine, dense], windows, tokens.length, options)
         } finally {
           dense.weights.dispose()

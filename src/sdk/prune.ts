@@ -17,8 +17,8 @@ import { meanShare, readAllocation, type Allocation } from '../pruning/allocatio
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path } from '../options.js'
-import { layersOf, requireAlike, train, trainingWindows } from './distill.js'
-import { engineOf, openBeside, type Model } from './model.js'
+import { layersOf, train, trainingWindows } from './distill.js'
+import { engineOf, openBeside, openDense, type Model } from './model.js'
 import {
   checkSelection,
   defaultAlpha,
@@ -189,7 +189,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
   if (o.profile) await engine.device.profile() // starts it
   abortable(o.signal)
-  const dense = await openDense(engine, o)
+  const dense = await openOther(engine, o)
   const beside = dense ? [dense] : []
   let destination: FolderDestination | MemoryDestination | undefined
   try {
@@ -226,9 +226,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     const committing = performance.now()
     await destination.commit()
     const commit = secondsSince(committing)
-    const weights = reports.reduce((sum, { rows, columns }) => sum + rows * columns, 0)
-    const achieved =
-      reports.reduce((sum, layer) => sum + layer.sparsity * layer.rows * layer.columns, 0) / weights
+    const achieved = meanShare(reports, ({ sparsity }) => sparsity)
     const seconds = secondsSince(start)
     return {
       model: source,
@@ -300,23 +298,12 @@ async function runSteps(
 }
 
 /** The dense model, where it is not the one that is pruned; it is the caller's to dispose of. */
-async function openDense(engine: Engine, o: Parsed): Promise<Engine | undefined> {
+async function openOther(engine: Engine, o: Parsed): Promise<Engine | undefined> {
   const isAsked = needsDenseStream(o) || o.distill
   const isOther = o.dense !== undefined || o.distill || stepsOf(o).length > 1 || engine.weights.changed
   if (!isAsked || !isOther) return undefined
-  const signal = o.signal && { signal: o.signal }
   const { onDownload } = o.calibration ?? {}
-  const dense = await openBeside(engine, o.dense ?? engine.folder, {
-    ...signal,
-    ...(onDownload && { onDownload }),
-  })
-  try {
-    requireAlike(engine, dense, 'prune')
-    return dense
-  } catch (error) {
-    dense.weights.dispose()
-    throw error
-  }
+  return openDense(engine, o.dense ?? engine.folder, 'prune', { onDownload, signal: o.signal })
 }
 
 /** The same model once more, with what is in its memory only. */
