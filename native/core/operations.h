@@ -645,11 +645,12 @@ struct RowDots {
   }
 };
 
-// errors[t] = ‖x[t] - target[t]‖² / ‖target[t]‖², f32 [1, rows]; dx, which may be empty: scale times the gradient of their sum.
+// errors[t] = ‖x[t] - target[t]‖² / ‖target[t]‖², f32 [1, rows], where ‖target[t]‖² counts as at most norm_cap when that is > 0; dx,
+// which may be empty: scale times the gradient of their sum.
 struct RelativeErrors {
   Tensor errors, dx, x, target;
-  float scale;
-  SPARSEGPT_FIELDS(errors, dx, x, target, scale)
+  float scale, norm_cap;
+  SPARSEGPT_FIELDS(errors, dx, x, target, scale, norm_cap)
   SPARSEGPT_WRITES(errors)
   void check() const {
     require_pair(x, target);

@@ -98,8 +98,8 @@ TEST("cuda gradients: norms, activations, gates, columns, dot products and error
         const Twin plain = both.output(DType::f32, 1, rows), dx = both.output(type, rows, columns);
         both.run([&](Backend& b, const auto& at) {
           b.run(RowDots{at(dots), at(x), at(y)});
-          b.run(RelativeErrors{at(plain), {}, at(x), at(y), 1});
-          b.run(RelativeErrors{at(errors), at(dx), at(x), at(y), 0.5f});
+          b.run(RelativeErrors{at(plain), {}, at(x), at(y), 1, 5});
+          b.run(RelativeErrors{at(errors), at(dx), at(x), at(y), 0.5f, 5});
         });
         CHECK_TWIN(dots, 2e-6);
         CHECK_TWIN(errors, 2e-6);

@@ -521,16 +521,24 @@ export const operations = {
   })),
 
   /**
-   * The errors ‖x[t] - target[t]‖² / ‖target[t]‖², float32 [rows]; `dx`, of the shape of x, takes `scale` times the gradient of their
-   * sum.
+   * The errors ‖x[t] - target[t]‖² / ‖target[t]‖², float32 [rows], where ‖target[t]‖² counts as at most `normCap`, if there is one;
+   * `dx`, of the shape of x, takes `scale` times the gradient of their sum.
    */
   relativeErrors: operation(
     'gradient',
-    (x: Tensor, target: Tensor, { dx, scale = 1 }: { dx?: Tensor | undefined; scale?: number } = {}) => ({
+    (
+      x: Tensor,
+      target: Tensor,
+      {
+        dx,
+        scale = 1,
+        normCap = 0,
+      }: { dx?: Tensor | undefined; scale?: number; normCap?: number | undefined } = {},
+    ) => ({
       make: { errors: float32(x.rows) },
       ...(dx && { change: { dx } }),
       read: { x, target },
-      settings: { scale },
+      settings: { scale, normCap },
     }),
   ),
 

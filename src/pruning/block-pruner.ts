@@ -24,7 +24,7 @@ import type { LayerReport } from './report.js'
 import { reconstructBlock, type ReconstructionSettings } from '../training/reconstruction.js'
 import { gramMatrix } from './statistic.js'
 import { Statistics, type GroupStatistics } from './statistics.js'
-import type { BatchPair, Streams } from './streams.js'
+import { sharing, type BatchPair, type Streams } from './streams.js'
 
 export interface BlockPrunerOptions {
   method: Method
@@ -277,18 +277,27 @@ export class BlockPruner {
   private async reconstruct(streams: Streams, settings: ReconstructionSettings): Promise<void> {
     const { engine, index, weights, o } = this
     const watch = performance.now()
-    const { parameters, ...result } = await reconstructBlock({
-      engine,
-      index,
-      weights,
-      solved: new Map([...this.solved].map(([name, { matrix }]) => [name, matrix])),
-      inputs: streams.pruned,
-      targets: (streams.dense ?? []).map(({ hidden }) => hidden),
-      settings,
-      offload: o.offload,
-      step: () => o.meter.step('reconstruct'),
-    })
-    const reconstruction = { ...result, seconds: (performance.now() - watch) / 1000 }
+    const next = await this.next(streams, settings)
+    let result: Awaited<ReturnType<typeof reconstructBlock>>
+    try {
+      result = await reconstructBlock({
+        engine,
+        index,
+        weights,
+        solved: new Map([...this.solved].map(([name, { matrix }]) => [name, matrix])),
+        inputs: streams.pruned,
+        targets: (streams.dense ?? []).map(({ hidden }) => hidden),
+        next,
+        settings,
+        offload: o.offload,
+        step: () => o.meter.step('reconstruct'),
+      })
+    } finally {
+      for (const tensor of next?.targets ?? []) tensor.dispose()
+      next?.weights.dispose()
+    }
+    const { parameters, ...report } = result
+    const reconstruction = { ...report, seconds: (performance.now() - watch) / 1000 }
     for (const layer of this.reports) layer.reconstruction = reconstruction
     const made: Tensor[] = []
     try {
@@ -303,6 +312,26 @@ export class BlockPruner {
       for (const tensor of made) tensor.dispose()
     }
     this.solved.clear()
+  }
+
+  /** The next block of the dense model and its outputs, if the reconstruction looks behind it. The caller disposes of both. */
+  private async next(
+    streams: Streams,
+    { window }: ReconstructionSettings,
+  ): Promise<{ weights: BlockWeights; targets: Tensor[] } | undefined> {
+    const { engine, o } = this
+    const index = this.index + 1
+    if (window === 1 || index === engine.architecture.blockCount) return undefined
+    const weights = streams.loadDense(index)
+    const outputs = (streams.dense ?? []).map(sharing)
+    try {
+      await engine.passBlock(index, weights, outputs, { step: this.forwarded, offload: o.offload })
+      return { weights, targets: outputs.map(({ hidden }) => hidden) }
+    } catch (error) {
+      for (const { hidden } of outputs) hidden.dispose()
+      weights.dispose()
+      throw error
+    }
   }
 
   /** The mask in the layout of the stored form, if the destination wants it. */

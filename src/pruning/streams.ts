@@ -58,6 +58,11 @@ export class Streams {
     return engine.weights.ofSource(() => engine.loadBlock(index))
   }
 
+  /** A block of the dense model that has not been pruned yet; the caller disposes of it. */
+  loadDense(index: number): BlockWeights {
+    return (this.o.dense ?? this.engine).loadBlock(index)
+  }
+
   /** Passes a block that need not be pruned. `denseWeights`: those of the dense stream. `step` is called after each batch. */
   async pass(
     index: number,

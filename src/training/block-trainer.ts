@@ -31,6 +31,38 @@ export interface Recording {
   dispose(): void
 }
 
+/** Runs `batch` through a block so that it can go backward; `gradients` says which of its parameters get theirs. */
+export async function recordBlock(
+  engine: Engine,
+  index: number,
+  weights: BlockWeights,
+  batch: Batch,
+  gradients: ParameterGradients,
+): Promise<Recording> {
+  let block: RecordedBlock | undefined
+  const run = engine.runBlock(
+    index,
+    weights,
+    batch,
+    (placement) => (block = new RecordedBlock(engine.device, weights, index, placement, gradients)),
+  )
+  try {
+    const output = await run.finish()
+    return {
+      output,
+      backward: (gradient) => block!.backward(output, gradient, batch.hidden).finally(() => output.dispose()),
+      dispose: () => {
+        block!.dispose()
+        output.dispose()
+      },
+    }
+  } catch (error) {
+    run.dispose()
+    block?.dispose()
+    throw error
+  }
+}
+
 /**
  * Trains the parameters of one block with Adam: its pruned matrices, of which zeros stay zero, its biases and its norms. It owns
  * native memory until disposed of: for each parameter two means, a gradient and, between snapshot() and restore(), a copy.
@@ -77,31 +109,8 @@ export class BlockTrainer implements ParameterGradients {
   }
 
   /** Runs `batch` forward so that it can go backward. */
-  async record(batch: Batch): Promise<Recording> {
-    const { device } = this.engine
-    let block: RecordedBlock | undefined
-    const run = this.engine.runBlock(
-      this.index,
-      this.weights,
-      batch,
-      (placement) => (block = new RecordedBlock(device, this.weights, this.index, placement, this)),
-    )
-    try {
-      const output = await run.finish()
-      return {
-        output,
-        backward: (gradient) =>
-          block!.backward(output, gradient, batch.hidden).finally(() => output.dispose()),
-        dispose: () => {
-          block!.dispose()
-          output.dispose()
-        },
-      }
-    } catch (error) {
-      run.dispose()
-      block?.dispose()
-      throw error
-    }
+  record(batch: Batch): Promise<Recording> {
+    return recordBlock(this.engine, this.index, this.weights, batch, this)
   }
 
   /** The tensors, float32, that go on changing, by name: for each parameter its value, Adam's two means and the copy of snapshot(). */

@@ -1,9 +1,10 @@
 import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
-import type { Tensor } from '../native/device.js'
+import type { Device, Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
-import { BlockTrainer } from './block-trainer.js'
+import { BlockTrainer, recordBlock, type Recording } from './block-trainer.js'
+
 import type { reconstructOptions } from './options.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
@@ -12,13 +13,19 @@ export type ReconstructionSettings = z.output<typeof reconstructOptions>
 
 /** What became of one block. */
 export interface ReconstructionReport {
-  /** The mean over held-out tokens of ‖output - dense output‖² / ‖dense output‖², before and after. */
+  /**
+   * The mean over held-out tokens of ‖output - dense output‖² / min(‖dense output‖², its median), before and after; with a window of
+   * two blocks the mean of that behind either.
+   */
   heldOut: { before: number; after: number }
   /** The number of optimizer steps. */
   steps: number
   /** The number of epochs whose result was kept; 0 when none was better than what pruning had left. */
   bestEpoch: number
 }
+
+/** Gradients of a block that stays as it is. */
+const untrained = { of: () => undefined }
 
 /** What a block is fitted with. */
 export interface ReconstructionTask {
@@ -32,6 +39,8 @@ export interface ReconstructionTask {
   inputs: readonly Batch[]
   /** The dense block's outputs for the same windows in the dense model, [tokens, hidden] each. */
   targets: readonly Tensor[]
+  /** The next block of the dense model and its outputs there, where the error is measured behind it too. */
+  next?: { weights: BlockWeights; targets: readonly Tensor[] } | undefined
   settings: ReconstructionSettings
   /** Moves what is not needed for the moment out of the device's memory. */
   offload?: Offload | undefined
@@ -42,14 +51,22 @@ export interface ReconstructionTask {
 /** Some windows of a batch, and what the dense model makes of them. */
 interface Part {
   batch: Batch
-  target: Tensor
+  /** The dense outputs of the block and, with a window of two blocks, of the next. */
+  targets: Tensor[]
+}
+
+/** What an error is measured in. */
+interface Measure {
+  /** The median over the tokens of ‖dense output‖², for each block of the window. */
+  normCaps: number[]
 }
 
 /**
  * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
- * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A part of the windows is held out: what
- * is kept is the state after the epoch that was best on them, if any was better than the beginning. Resolves to the report and the
- * names of the biases and norms that were trained.
+ * dense model's outputs: Adam on the error relative to each token's norm, or to the typical norm where that is smaller, with masks
+ * fixed. The few tokens of huge norm that all others attend to count by their absolute error so: a share of it would spoil them. A part
+ * of the windows is held out: what is kept is the state after the epoch that was best on them, if any was better than the beginning.
+ * Resolves to the report and the names of the biases and norms that were trained.
  */
 export async function reconstructBlock(
   task: ReconstructionTask,
@@ -60,7 +77,8 @@ export async function reconstructBlock(
   const trainer = new BlockTrainer(engine, index, weights, task.solved)
   try {
     const { training, heldOut } = split(task, views)
-    const before = await meanError(task, heldOut)
+    const measure = { normCaps: await medianNorms(task, [...training, ...heldOut]) }
+    const before = await meanError(task, heldOut, measure)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
     const total = epochs * training.length
@@ -68,12 +86,12 @@ export async function reconstructBlock(
     let steps = 0
     for (let epoch = 1; epoch <= epochs; epoch++) {
       const pass = async (part: Part) => {
-        await descend(engine, trainer, part)
+        await descend(task, trainer, part, measure)
         await trainer.step(learningRate(steps++, total, settings.learningRate))
         put(task, part)
       }
       await engine.paced(shuffled(training, random), pass, step)
-      const current = await meanError(task, heldOut)
+      const current = await meanError(task, heldOut, measure)
       if (current < best) {
         ;[best, bestEpoch] = [current, epoch]
         trainer.snapshot()
@@ -88,58 +106,106 @@ export async function reconstructBlock(
 }
 
 /** Lets the memory of a part's batch go until it is needed again. */
-function put({ offload }: ReconstructionTask, { batch, target }: Part): void {
-  offload?.(batch.hidden)
-  offload?.(target)
+function put({ offload }: ReconstructionTask, { batch, targets }: Part): void {
+  for (const tensor of [batch.hidden, ...targets]) offload?.(tensor)
 }
 
 /** Adds the gradients of the mean relative error of a part to the trainer's. */
-async function descend(engine: Engine, trainer: BlockTrainer, { batch, target }: Part): Promise<void> {
+async function descend(
+  { engine, index, next }: ReconstructionTask,
+  trainer: BlockTrainer,
+  { batch, targets }: Part,
+  { normCaps }: Measure,
+): Promise<void> {
   const { device } = engine
-  const recording = await trainer.record(batch)
+  const recordings: Recording[] = []
   const made: Tensor[] = []
   try {
-    const { output } = recording
-    const dx = device.within(made, () => {
-      const gradient = device.empty(output.dtype, output.shape)
-      device.relativeErrors(output, target, { dx: gradient, scale: 1 / output.rows })
-      return gradient
-    })
-    ;(await recording.backward(dx)).dispose()
+    const own = await trainer.record(batch)
+    recordings.push(own)
+    if (next) {
+      const onwards = { sequences: batch.sequences, hidden: own.output }
+      recordings.push(await recordBlock(engine, index + 1, next.weights, onwards, untrained))
+    }
+    let behind: Tensor | undefined
+    for (const [i, recording] of [...recordings.entries()].reverse()) {
+      const { output } = recording
+      const gradient = device.within(made, () => {
+        const dx = device.empty(output.dtype, output.shape)
+        const scale = 1 / output.rows / recordings.length
+        device.relativeErrors(output, targets[i]!, { dx, scale, normCap: normCaps[i] })
+        if (behind) device.add(dx, behind)
+        return dx
+      })
+      behind = await recording.backward(gradient)
+      made.push(behind)
+    }
   } finally {
-    recording.dispose()
+    for (const recording of recordings) recording.dispose()
     for (const tensor of made) tensor.dispose()
   }
 }
 
-/** The mean over tokens of the relative error of the block's output. */
-async function meanError(task: ReconstructionTask, parts: readonly Part[]): Promise<number> {
-  const { engine, index, weights, step } = task
+/** The mean over tokens of the relative error of the outputs of the window's blocks. */
+async function meanError(
+  task: ReconstructionTask,
+  parts: readonly Part[],
+  { normCaps }: Measure,
+): Promise<number> {
+  const { engine, index, weights, next, step } = task
   const { device } = engine
   const errors: Tensor[] = []
+  const window = [weights, ...(next ? [next.weights] : [])]
   const pass = async (part: Part) => {
-    const output = await engine.runBlock(index, weights, part.batch).finish()
-    device.within(errors, () => device.relativeErrors(output, part.target))
-    output.dispose()
+    let batch = part.batch
+    for (const [i, block] of window.entries()) {
+      const hidden = await engine.runBlock(index + i, block, batch).finish()
+      if (i > 0) batch.hidden.dispose()
+      batch = { ...batch, hidden }
+      device.within(errors, () => device.relativeErrors(hidden, part.targets[i]!, { normCap: normCaps[i] }))
+    }
+    batch.hidden.dispose()
     put(task, part)
   }
   try {
     await engine.paced(parts, pass, step)
-    let [sum, count] = [0, 0]
-    for (const tensor of errors) {
-      const values = await device.readFloat32(tensor)
-      sum += values.reduce((a, b) => a + b, 0)
-      count += values.length
-    }
-    return sum / count
+    const values = await elements(device, errors)
+    return values.reduce((a, b) => a + b, 0) / values.length
   } finally {
     for (const tensor of errors) tensor.dispose()
   }
 }
 
+/** The median over all tokens of ‖dense output‖², for each block of the window. */
+async function medianNorms(task: ReconstructionTask, parts: readonly Part[]): Promise<number[]> {
+  const { device } = task.engine
+  const medians: number[] = []
+  for (const i of task.next ? [0, 1] : [0]) {
+    const norms: Tensor[] = []
+    try {
+      for (const { targets } of parts) {
+        device.within(norms, () => device.rowDots(targets[i]!, targets[i]!))
+        task.offload?.(targets[i]!)
+      }
+      const sorted = (await elements(device, norms)).sort()
+      medians.push(sorted[sorted.length >> 1] ?? 0)
+    } finally {
+      for (const tensor of norms) tensor.dispose()
+    }
+  }
+  return medians
+}
+
+/** The elements of all the tensors. */
+async function elements(device: Device, tensors: readonly Tensor[]): Promise<Float32Array> {
+  const parts: Float32Array[] = []
+  for (const tensor of tensors) parts.push(await device.readFloat32(tensor))
+  return Float32Array.from(parts.flatMap((part) => [...part]))
+}
+
 /** Cuts the batches into the parts of a step, and holds out the last windows. The views are the caller's to dispose of. */
 function split(
-  { inputs, targets, settings }: ReconstructionTask,
+  { inputs, targets, next, settings }: ReconstructionTask,
   views: Tensor[],
 ): { training: Part[]; heldOut: Part[] } {
   const windows = inputs.reduce((sum, { sequences }) => sum + sequences.count, 0)
@@ -158,7 +224,10 @@ function split(
         return view
       }
       const batch = { hidden: rows(hidden), sequences: { count: taken, length, start } }
-      ;(trains ? training : heldOut).push({ batch, target: rows(targets[i]!) })
+      ;(trains ? training : heldOut).push({
+        batch,
+        targets: [targets, ...(next ? [next.targets] : [])].map((tensors) => rows(tensors[i]!)),
+      })
     }
     first += count
   })

@@ -1,8 +1,11 @@
 import type { PythonRandom } from '../text/python-random.js'
 
-/** The learning rate of a step, counted from 0, of `total`: a twentieth of them warms up to `peak`, the rest falls to zero. */
+/**
+ * The learning rate of a step, counted from 0, of `total`: a twentieth of them, at least 10 but no more than a quarter of all, warms up
+ * to `peak`, the rest falls to zero. Adam's first steps go by means of few gradients and must be short.
+ */
 export function learningRate(step: number, total: number, peak: number): number {
-  const warmUp = Math.ceil(total / 20)
+  const warmUp = Math.max(1, Math.ceil(total / 20), Math.min(10, Math.floor(total / 4)))
   return peak * Math.min((step + 1) / warmUp, (total - step) / (total - warmUp + 1), 1)
 }
 

@@ -100,14 +100,14 @@ void norm_gradient(float* dx, float* dweight, float* dbias, const float* x, cons
   });
 }
 
-float relative_error(float* dx, const float* x, const float* target, int64_t count, float scale) {
+float relative_error(float* dx, const float* x, const float* target, int64_t count, float scale, float norm_cap) {
   vf gaps = {}, norms = {};
   for_vectors(count, [&](auto get, auto) {
     const vf wanted = get(target), gap = get(x) - wanted;
     gaps += gap * gap;
     norms += wanted * wanted;
   });
-  const float norm = horizontal_sum(norms) + 1e-30f;
+  const float whole = horizontal_sum(norms) + 1e-30f, norm = norm_cap > 0 && norm_cap < whole ? norm_cap : whole;
   if (dx != nullptr) {
     const float factor = 2.0f * scale / norm;
     for_vectors(count, [&](auto get, auto put) { put(dx, factor * (get(x) - get(target))); });
