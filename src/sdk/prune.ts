@@ -205,8 +205,8 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
             denseModel: dense?.checkpoint,
           })
     const reading = performance.now()
-    const windows = await drawCalibration(engine, o)
-    const training = o.distill && (await drawTraining(engine, o))
+    const { windows, text } = await drawCalibration(engine, o)
+    const training = o.distill && (await drawTraining(engine, o, text))
     const calibration = secondsSince(reading)
     abortable(o.signal)
     if (o.out !== undefined && resumable)
@@ -356,7 +356,8 @@ async function planMemory(
   if (elsewhere && (await planJob(engine, o, { offload: true })).memory.peak <= limit)
     return { work, offload: move }
   const advice = elsewhere ? '' : 'offload (a folder for activations), '
-  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}dtype "bfloat16", fewer samples or a shorter sequenceLength`
+  const order = o.sequential === 'layer' ? 'sequential "block", ' : ''
+  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}${order}dtype "bfloat16", fewer samples or a shorter sequenceLength`
   throw new SparseGptError('OUT_OF_MEMORY', message)
 }
 
@@ -385,9 +386,13 @@ async function openMasks(file: string, layers: LinearSpec[][]): Promise<MaskFile
   return masks
 }
 
-async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+/** The calibration windows, and the token ids that they were drawn from, where that is one text and has been read. */
+async function drawCalibration(
+  engine: Engine,
+  o: Parsed,
+): Promise<{ windows: Int32Array[]; text?: Int32Array | undefined }> {
   const isNeeded = needsInputs(o)
-  if (!o.calibration || !(isNeeded || o.calibration.saveTokens !== undefined)) return []
+  if (!o.calibration || !(isNeeded || o.calibration.saveTokens !== undefined)) return { windows: [] }
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
   const { samples: count, seed } = o.calibration
   // What is limited of a GPU is its own memory.
@@ -396,14 +401,14 @@ async function drawCalibration(engine: Engine, o: Parsed): Promise<Int32Array[]>
   const { windows, text } = await calibrationWindows(engine, o.calibration, options)
   if (memory !== undefined) await engine.closeTokenizer()
   if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
-  return isNeeded ? windows : []
+  return { windows: isNeeded ? windows : [], text }
 }
 
-/** The windows that the whole model is trained on: all of the calibration text. */
-function drawTraining(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+/** The windows that the whole model is trained on: all of the calibration text, of which `text` are the token ids if they are known. */
+function drawTraining(engine: Engine, o: Parsed, text: Int32Array | undefined): Promise<Int32Array[]> {
   const { seed, ...source } = o.calibration ?? { seed: 0 }
   const sequenceLength = engine.sequenceLength(o.calibration?.sequenceLength)
-  return trainingWindows(engine, source, { seed, sequenceLength, signal: o.signal })
+  return trainingWindows(engine, text ? { tokens: text } : source, { seed, sequenceLength, signal: o.signal })
 }
 
 const targetsOf = (layers: readonly LayerReport[]) =>
