@@ -1,0 +1,34 @@
+import { readFile, symlink, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { sharedPath } from '../shared.js'
+import { temporaryFolder } from '../temporary.js'
+
+/** The models whose context cannot be longer than the table of positions: TABLES of greedy.py. */
+const tables = ['gpt2', 'gpt_neo', 'opt', 'opt-350m']
+const context = 320
+
+/** The prompts of greedy.py, token ids. */
+export const promptOf = (length: number, vocabulary: number) =>
+  Array.from({ length }, (_, i) => 3 + ((i * i + 5 * i + length) % (vocabulary - 3)))
+
+/** A golden model as greedy.py has it: with a longer context, no token that ends a text, and words w0, w1, … for its tokens. */
+export async function longGolden(name: string): Promise<{ folder: string; vocabulary: number }> {
+  const source = sharedPath('golden', 'models', name) ?? ''
+  const config = JSON.parse(await readFile(join(source, 'config.json'), 'utf8')) as Record<string, unknown>
+  if (!tables.includes(name))
+    config[name === 'gptj' ? 'n_positions' : 'max_position_embeddings'] = config['seq_length'] = context
+  config['eos_token_id'] = null
+  const folder = await temporaryFolder()
+  const vocabulary = config['vocab_size'] as number
+  const vocab = Object.fromEntries(Array.from({ length: vocabulary }, (_, i) => [`w${i}`, i]))
+  const tokenizer = {
+    version: '1.0',
+    added_tokens: [],
+    pre_tokenizer: { type: 'Whitespace' },
+    model: { type: 'WordLevel', vocab, unk_token: 'w0' },
+  }
+  await writeFile(join(folder, 'config.json'), JSON.stringify(config))
+  await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
+  await symlink(join(source, 'model.safetensors'), join(folder, 'model.safetensors'))
+  return { folder, vocabulary }
+}
