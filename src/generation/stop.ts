@@ -8,7 +8,10 @@ import type { Engine } from '../models/engine.js'
 
 const maxConfigBytes = 2 ** 24
 
-const id = z.int().min(-(2 ** 31)).max(2 ** 31 - 1)
+const id = z
+  .int()
+  .min(-(2 ** 31))
+  .max(2 ** 31 - 1)
 const schema = z.object({
   bos_token_id: z.union([id, z.array(id).max(1024)]).nullish(),
   eos_token_id: z.union([id, z.array(id).max(1024)]).nullish(),
@@ -43,7 +46,10 @@ function parse(file: string, value: unknown): z.output<typeof schema> {
 /** The contents of generation_config.json; an empty object where there is none. */
 async function readGenerationConfig(file: string): Promise<unknown> {
   try {
-    const bytes = await readRegularFile(file, { maxBytes: maxConfigBytes, advice: 'a readable file is needed' })
+    const bytes = await readRegularFile(file, {
+      maxBytes: maxConfigBytes,
+      advice: 'a readable file is needed',
+    })
     return parseJson(bytes.toString('utf8'))
   } catch (error) {
     if (systemCode((error as Error).cause) === 'ENOENT') return {}

@@ -74,7 +74,13 @@ async function serve() {
     }
     if ('template' in task) return { texts: [await render(task)] }
     const loaded = present(tokenizer)
-    if ('ids' in task) return { texts: await loaded.decodeBatch(task.ids.map((ids) => [...ids]), true) }
+    if ('ids' in task)
+      return {
+        texts: await loaded.decodeBatch(
+          task.ids.map((ids) => [...ids]),
+          true,
+        ),
+      }
     const encodings = await loaded.encodeBatch(task.texts, { addSpecialTokens: task.special })
     return { ids: encodings.map((encoding) => Int32Array.from(encoding.getIds())) }
   }
@@ -83,10 +89,13 @@ async function serve() {
 /** @param {import('./encoder-process.js').RenderTask} task */
 async function render({ template, values }) {
   const { Template } = await import('@huggingface/jinja')
-  const raise = (/** @type {unknown} */ message) => {
+  const program = new Template(template)
+  // The library's own raise_exception() throws what any other fault throws.
+  program.parsed.body.unshift(...new Template('{% set raise_exception = sparsegpt_refuse %}').parsed.body)
+  const refuse = (/** @type {unknown} */ message) => {
     throw new Raised(String(message))
   }
-  const text = new Template(template).render({ ...values, raise_exception: raise })
+  const text = program.render({ ...values, sparsegpt_refuse: refuse })
   if (text.length > longestRendered) throw new Error(`it makes more than ${longestRendered} characters`)
   return text
 }

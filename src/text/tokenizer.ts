@@ -133,7 +133,9 @@ class ProcessTokenizer implements Tokenizer {
       if (!(error instanceof EncoderFault)) throw error
       const code = error.raised ? 'INVALID_OPTION' : 'INVALID_CHECKPOINT'
       const what = error.raised ? 'refuses the messages' : 'cannot be rendered'
-      throw new SparseGptError(code, `the chat template of ${file} ${what}: ${error.message}`, { cause: error })
+      throw new SparseGptError(code, `the chat template of ${file} ${what}: ${error.message}`, {
+        cause: error,
+      })
     })
     // The template writes the special tokens itself.
     return this.encodeText(text, false, options)

@@ -5,14 +5,17 @@ import { temporaryFolder } from '../temporary.js'
 
 /** The models whose context cannot be longer than the table of positions: TABLES of greedy.py. */
 const tables = ['gpt2', 'gpt_neo', 'opt', 'opt-350m']
-const context = 320
 
 /** The prompts of greedy.py, token ids. */
 export const promptOf = (length: number, vocabulary: number) =>
   Array.from({ length }, (_, i) => 3 + ((i * i + 5 * i + length) % (vocabulary - 3)))
 
-/** A golden model as greedy.py has it: with a longer context, no token that ends a text, and words w0, w1, … for its tokens. */
-export async function longGolden(name: string): Promise<{ folder: string; vocabulary: number }> {
+/** A golden model as greedy.py has it: with a longer context, no token that ends a text, and words w0, w1, … for its tokens.
+ * `kvWidth`: the number of elements of a token's keys in a block (of families that name their sizes as LLaMA does). */
+export async function longGolden(
+  name: string,
+  context = 320,
+): Promise<{ folder: string; vocabulary: number; kvWidth: number }> {
   const source = sharedPath('golden', 'models', name) ?? ''
   const config = JSON.parse(await readFile(join(source, 'config.json'), 'utf8')) as Record<string, unknown>
   if (!tables.includes(name))
@@ -30,5 +33,7 @@ export async function longGolden(name: string): Promise<{ folder: string; vocabu
   await writeFile(join(folder, 'config.json'), JSON.stringify(config))
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
   await symlink(join(source, 'model.safetensors'), join(folder, 'model.safetensors'))
-  return { folder, vocabulary }
+  const { hidden_size: hidden, num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim } = config
+  const headDim = (head_dim ?? (hidden as number) / (heads as number)) as number
+  return { folder, vocabulary, kvWidth: ((kvHeads ?? heads) as number) * headDim }
 }

@@ -10,7 +10,10 @@ import { describeWithShared } from '../shared.js'
 import { longGolden, promptOf } from './golden.js'
 
 const file = fileURLToPath(new URL('./greedy.json', import.meta.url))
-const expected = JSON.parse(readFileSync(file, 'utf8')) as Record<string, { prompt: number; tokens: string }[]>
+const expected = JSON.parse(readFileSync(file, 'utf8')) as Record<
+  string,
+  { prompt: number; tokens: string }[]
+>
 
 /** The gap between two logits below which rounding decides which of them is the higher one. */
 const tie = 1e-4
@@ -32,7 +35,8 @@ describeWithShared('greedy text of tiny models', () => {
     for (const { prompt: length, tokens } of rows) {
       const golden = tokens.split(' ').map(Number)
       const prompt = promptOf(length, vocabulary)
-      const { tokenIds, finishReason, text } = await model.generate(prompt, { maxTokens: golden.length }).result
+      const { tokenIds, finishReason, text } = await model.generate(prompt, { maxTokens: golden.length })
+        .result
       expect(finishReason).toBe('length')
       expect(text).toBe(tokenIds.map((id) => ` w${id}`).join(''))
       const parting = golden.findIndex((id, i) => id !== tokenIds[i])
