@@ -4,7 +4,10 @@ import { EagerBlock, type Placement } from '../models/eager-block.js'
 import type { Device, Tensor } from '../native/device.js'
 import type { KeyValueCache } from './key-value-cache.js'
 
-/** A block of a pass of the next tokens only: their queries attend to the keys and values of those before them too, which a cache has. */
+/**
+ * A block of a pass of the next tokens only: their queries attend to the keys and values of those before them too, which a cache
+ * has.
+ */
 export class CachedBlock extends EagerBlock {
   constructor(
     device: Device,

@@ -38,7 +38,10 @@ export class KeyValueCache {
     return this.buffers ? this.buffers.keys.bytes + this.buffers.values.bytes : 0
   }
 
-  /** Adds the next tokens' keys and values, each [sequences · tokens, kvHeads · headDim]; both stay the caller's, the result the cache's. */
+  /**
+   * Adds the next tokens' keys and values, each [sequences · tokens, kvHeads · headDim]; they stay the caller's, what is returned the
+   * cache's.
+   */
   append(keys: Tensor, values: Tensor): Past {
     const added = keys.rows / this.sequences
     const buffers = this.reserve(added, keys, values)

@@ -4,7 +4,10 @@ import type { Head } from '../models/head.js'
 import type { Sequences } from '../models/sequences.js'
 import type { Tensor } from '../native/device.js'
 
-/** All weights of a model on its device, for passes of few tokens, which would take longer to load them. It owns native memory until disposed of. */
+/**
+ * All weights of a model on its device, for passes of few tokens, which would take longer to load them. It owns native memory until
+ * disposed of.
+ */
 export class ResidentModel {
   readonly blocks: BlockWeights[] = []
   readonly head: Head

@@ -119,7 +119,10 @@ export class Weights {
     }
   }
 
-  /** Opens every tensor that `body` gets from stored() once, and keeps it in `held` for the next time; then they are given back with giveBack(). */
+  /**
+   * Opens every tensor that `body` gets from stored() once, and keeps it in `held` for the next time; they are given back with
+   * giveBack().
+   */
   holding<T>(held: Map<string, Tensor>, body: () => T): T {
     this.held = held
     try {

@@ -99,7 +99,7 @@ class PiecesOfText implements TextGeneration, AsyncIterator<string, undefined> {
   readonly result: Promise<GeneratedText>
   private readonly stop = new AbortController()
   private readonly pieces: string[] = []
-  private wake = () => undefined as void
+  private wake: () => void = () => undefined
 
   constructor(start: (stop: AbortSignal, onPiece: (piece: string) => void) => Promise<GeneratedText>) {
     this.result = start(this.stop.signal, (piece) => {

@@ -42,7 +42,7 @@ async function withResident(
 describeWithShared('Decoder', () => {
   // Three kinds: no window, a window in every block, a window in every second one.
   test.each(['llama', 'mistral', 'gemma2'])('%s: a prompt that runs in parts', async (name) => {
-    const { folder, vocabulary, kvWidth } = await longGolden(name, 1400)
+    const { folder, vocabulary, kvWidth } = await longGolden(name, { max_position_embeddings: 1400 })
     await withResident(folder, 'float32', async (model, resident) => {
       const decoder = new Decoder(resident, 1, 1400)
       const ids = promptOf(1100, vocabulary)

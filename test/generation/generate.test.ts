@@ -1,7 +1,7 @@
-import { writeFile } from 'node:fs/promises'
+import { rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
-import { loadModel, SparseGptError, type Model, type TextGeneration } from '../../src/index.js'
+import { loadModel, type ErrorCode, type Model, type TextGeneration } from '../../src/index.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'
 import { specials, writeScriptedModel } from './scripted-model.js'
@@ -51,38 +51,35 @@ describe('a text', () => {
     })
   })
 
-  test.each<[string | string[], string, string]>([
-    ['a', '1', '23'],
-    ['23', '1', ''],
-    [['zz', '34', '31', 'a1'], '1', '23'],
-    ['3a1', 'a', '12'],
-  ])('ends before the stop string %j', async (stop, prompt, expected) => {
+  test('ends before a stop string', async () => {
     await withScript('123a', {}, async (model) => {
-      const stream = model.generate(prompt, { stop, maxTokens: 20 })
-      expect((await piecesOf(stream)).join('')).toBe(expected)
-      expect(await stream.result).toMatchObject({ text: expected, finishReason: 'stop' })
+      const cases: [string | string[], string, string][] = [
+        ['a', '1', '23'],
+        ['23', '1', ''],
+        [['zz', '34', '31', 'a1'], '1', '23'],
+        ['3a1', 'a', '12'],
+      ]
+      for (const [stop, prompt, expected] of cases) {
+        const stream = model.generate(prompt, { stop, maxTokens: 20 })
+        expect((await piecesOf(stream)).join('')).toBe(expected)
+        expect(await stream.result).toMatchObject({ text: expected, finishReason: 'stop' })
+      }
     })
   })
 
-  test.each<[string, Record<string, unknown>, string, number]>([
-    ['config.json', { 'config.json': { eos_token_id: 1 } }, 'abc', 4],
-    ['generation_config.json', { 'generation_config.json': { eos_token_id: [99, 2] } }, 'abcde', 7],
-    [
-      'generation_config.json rather than config.json',
-      { 'config.json': { eos_token_id: 1 }, 'generation_config.json': { eos_token_id: 2 } },
-      'abcde',
-      7,
-    ],
-    [
-      'config.json where generation_config.json is silent',
-      { 'config.json': { eos_token_id: 2 }, 'generation_config.json': { eos_token_id: null } },
-      'abcde',
-      7,
-    ],
-  ])('ends at the token of %s', async (_, files, text, tokens) => {
-    await withScript(`abc${specials[1]}de${specials[2]}`, files, async (model) => {
-      const result = await model.generate('').result
-      expect(result).toMatchObject({ text, tokens, finishReason: 'stop' })
+  test('ends at the tokens of generation_config.json, or where it is silent of config.json', async () => {
+    const files = { 'config.json': { eos_token_id: 1 } }
+    await withScript(`abc${specials[1]}de${specials[2]}`, files, async (model, folder) => {
+      const cases: [unknown, string, number][] = [
+        [undefined, 'abc', 4],
+        [{ eos_token_id: null }, 'abc', 4],
+        [{ eos_token_id: [99, 2] }, 'abcde', 7],
+        [{ eos_token_id: 2 }, 'abcde', 7],
+      ]
+      for (const [contents, text, tokens] of cases) {
+        if (contents) await writeFile(join(folder, 'generation_config.json'), JSON.stringify(contents))
+        expect(await model.generate('').result).toMatchObject({ text, tokens, finishReason: 'stop' })
+      }
     })
   })
 
@@ -144,7 +141,7 @@ describe('is stopped', () => {
     const stream = model.generate('a', long)
     for await (const piece of stream) if (piece === 'c') break
     await expectError(stream.result, 'ABORTED', /read no further/)
-    expect(await piecesOf(stream).catch((error: SparseGptError) => error.code)).toBe('ABORTED')
+    await expectError(piecesOf(stream), 'ABORTED', /read no further/)
     // The model is as it was.
     expect((await model.generate('a', { maxTokens: 2 }).result).text).toBe('bc')
     await model.dispose()
@@ -232,6 +229,22 @@ describe('a conversation', () => {
   const text = 'u|h\na'
   const messages = [{ role: 'u', content: 'h' }]
 
+  let model: Model
+  let folder: string
+  beforeAll(async () => {
+    folder = await temporaryFolder()
+    await writeScriptedModel(folder, text)
+    model = await loadModel(folder, { device: 'cpu' })
+  })
+  afterAll(() => model.dispose())
+  /** Gives the model's folder these files and no other settings. */
+  const use = async (files: Record<string, unknown>) => {
+    for (const name of ['tokenizer_config.json', 'chat_template.jinja'])
+      await rm(join(folder, name), { force: true })
+    for (const [name, contents] of Object.entries(files))
+      await writeFile(join(folder, name), typeof contents === 'string' ? contents : JSON.stringify(contents))
+  }
+
   test.each<[string, Record<string, unknown>]>([
     ['tokenizer_config.json', settings(template)],
     [
@@ -243,17 +256,16 @@ describe('a conversation', () => {
     ],
     ['chat_template.jinja', { ...settings('{{ 1 }}'), 'chat_template.jinja': template }],
   ])('is written out by the template of %s', async (_, files) => {
-    await withScript(text, files, async (model) => {
-      const tokenizer = await model.tokenizer()
-      // <bos> once, as the template has it.
-      const ids = await tokenizer.encodeChat(messages)
-      expect([...ids]).toEqual([0, ...(await tokenizer.encode('u|h\na|')).subarray(1)])
-      const { text: said, promptTokens } = await model.generate({ messages }, { maxTokens: 3 }).result
-      expect([said, promptTokens]).toEqual(['h\na', 7])
-    })
+    await use(files)
+    const tokenizer = await model.tokenizer()
+    // <bos> once, as the template has it.
+    const ids = await tokenizer.encodeChat(messages)
+    expect([...ids]).toEqual([0, ...(await tokenizer.encode('u|h\na|')).subarray(1)])
+    const { text: said, promptTokens } = await model.generate({ messages }, { maxTokens: 3 }).result
+    expect([said, promptTokens]).toEqual(['h\na', 7])
   })
 
-  test.each<[string, Record<string, unknown>, SparseGptError['code'], RegExp]>([
+  test.each<[string, Record<string, unknown>, ErrorCode, RegExp]>([
     [
       'no template',
       {},
@@ -306,10 +318,9 @@ describe('a conversation', () => {
       /cannot be rendered: it takes more than/,
     ],
   ])('%s', async (_, files, code, message) => {
-    await withScript(text, files, async (model) => {
-      await expectError(model.generate({ messages }).result, code, message)
-      // The tokenizer works on.
-      expect((await model.generate('u', { maxTokens: 1 }).result).text).toBe('|')
-    })
+    await use(files)
+    await expectError(model.generate({ messages }).result, code, message)
+    // The tokenizer works on.
+    expect((await model.generate('u', { maxTokens: 1 }).result).text).toBe('|')
   })
 })

@@ -1,26 +1,31 @@
+import { readFileSync } from 'node:fs'
 import { readFile, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { sharedPath } from '../shared.js'
 import { temporaryFolder } from '../temporary.js'
 
-/** The models whose context cannot be longer than the table of positions: TABLES of greedy.py. */
-const tables = ['gpt2', 'gpt_neo', 'opt', 'opt-350m']
+/** What transformers generates: by model the entries of config.json that greedy.py has changed, and what follows each prompt. */
+export const greedy = JSON.parse(
+  readFileSync(fileURLToPath(new URL('./greedy.json', import.meta.url)), 'utf8'),
+) as Record<string, { config: Record<string, number>; texts: { prompt: number; tokens: string }[] }>
 
 /** The prompts of greedy.py, token ids. */
 export const promptOf = (length: number, vocabulary: number) =>
   Array.from({ length }, (_, i) => 3 + ((i * i + 5 * i + length) % (vocabulary - 3)))
 
-/** A golden model as greedy.py has it: with a longer context, no token that ends a text, and words w0, w1, … for its tokens.
- * `kvWidth`: the number of elements of a token's keys in a block (of families that name their sizes as LLaMA does). */
+/**
+ * A golden model as greedy.py has it: with these changes of its config.json, no token that ends a text, and words
+ * w0, w1, … for its tokens. `kvWidth`: the number of elements of a token's keys in a block (of families that name their sizes as
+ * LLaMA does).
+ */
 export async function longGolden(
   name: string,
-  context = 320,
+  changes: Record<string, unknown> = greedy[name]?.config ?? {},
 ): Promise<{ folder: string; vocabulary: number; kvWidth: number }> {
   const source = sharedPath('golden', 'models', name) ?? ''
   const config = JSON.parse(await readFile(join(source, 'config.json'), 'utf8')) as Record<string, unknown>
-  if (!tables.includes(name))
-    config[name === 'gptj' ? 'n_positions' : 'max_position_embeddings'] = config['seq_length'] = context
-  config['eos_token_id'] = null
+  Object.assign(config, changes, { eos_token_id: null })
   const folder = await temporaryFolder()
   const vocabulary = config['vocab_size'] as number
   const vocab = Object.fromEntries(Array.from({ length: vocabulary }, (_, i) => [`w${i}`, i]))

@@ -3,8 +3,8 @@
 
     pip install torch transformers && python test/generation/greedy.py ../shared/golden/models
 
-Models without a table of positions are given a longer context than their config.json has, so that long prompts fit; greedy.test.ts does
-the same. No token ends a text.
+Where that changes nothing else, a model is given a longer context than its config.json has, so that long prompts fit: the entries
+`config` of its result. No token ends a text.
 """
 
 import json
@@ -15,13 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-# As in test/models/golden-models.ts, and one whose frequencies depend on the length of a sequence.
-MODELS = [
-    "bloom", "falcon", "gemma", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "llama3", "mistral", "mixtral", "opt",
-    "opt-350m", "phi", "phi3", "phi3-longrope", "qwen2", "qwen3",
-]
-# The context cannot be longer than the table of positions.
-TABLES = ["gpt2", "gpt_neo", "opt", "opt-350m"]
+# What else the context decides: the size of a table of positions, or the frequencies of rotary ones.
+FIXED = ["gpt2", "gpt_bigcode", "gpt_neo", "opt", "opt-350m", "llama-dynamic", "llama-yarn"]
 CONTEXT = 320
 TOKENS = 64
 
@@ -32,11 +27,12 @@ def prompt(length, vocabulary):
 
 def main(folder):
     result = {}
-    for name in MODELS:
+    for name in sorted(path.parent.name for path in folder.glob("*/config.json")):
         config = json.loads((folder / name / "config.json").read_text())
-        if name not in TABLES:
-            config["n_positions" if name == "gptj" else "max_position_embeddings"] = CONTEXT
-        context = config.get("n_positions", config.get("max_position_embeddings", CONTEXT))
+        entry = next((e for e in ("n_positions", "max_position_embeddings", "max_seq_len") if e in config), "seq_length")
+        changes = {} if name in FIXED else {entry: CONTEXT}
+        config |= changes
+        context = config[entry]
         with tempfile.TemporaryDirectory() as copy:
             (Path(copy) / "config.json").write_text(json.dumps(config))
             (Path(copy) / "model.safetensors").symlink_to((folder / name / "model.safetensors").resolve())
@@ -44,13 +40,13 @@ def main(folder):
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
         rows = []
-        for length in [1, 7, 40 if name in TABLES else 200]:
+        for length in [1, 7, 40 if name in FIXED else 200]:
             ids = torch.tensor([prompt(length, config["vocab_size"])])
             out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
                                  max_new_tokens=min(TOKENS, context - length), use_cache=True)
             rows.append({"prompt": length, "tokens": " ".join(map(str, out[0, length:].tolist()))})
-        result[name] = rows
-        print(name, [len(set(row["tokens"])) for row in rows])
+        result[name] = {"config": changes, "texts": rows}
+        print(name, [len(set(row["tokens"].split())) for row in rows])
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
 
 
