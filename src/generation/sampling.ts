@@ -89,10 +89,14 @@ function draw(
   weight: (id: number) => number,
   random: PythonRandom,
 ): number {
-  const weights = Float64Array.from({ length: ids?.length ?? size }, (_, i) => weight(ids?.[i] ?? i))
-  let left = random.random() * weights.reduce((a, b) => a + b, 0)
+  // Plain loops: a vocabulary has a hundred thousand tokens.
+  const count = ids?.length ?? size
+  const weights = new Float64Array(count)
+  let total = 0
+  for (let i = 0; i < count; i++) total += weights[i] = weight(ids ? ids[i]! : i)
+  let left = random.random() * total
   let last = 0
-  for (let i = 0; i < weights.length; i++) {
+  for (let i = 0; i < count; i++) {
     if (weights[i] === 0) continue
     last = i
     left -= weights[i]!
