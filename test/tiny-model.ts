@@ -97,12 +97,13 @@ const tokenizer = {
 
 /**
  * Writes a random model of two blocks and a few thousand weights, float32, with a tokenizer. `change` may spoil the values of
- * a tensor.
+ * a tensor; `more` are further entries of config.json.
  */
 export async function writeTinyModel(
   folder: string,
   family: 'llama' | 'gpt2' = 'llama',
   change: (name: string, values: Float32Array) => void = () => undefined,
+  more: Record<string, unknown> = {},
 ): Promise<string> {
   const random = new PythonRandom(7)
   const { config, tensors } = family === 'llama' ? llamaLayout() : gpt2Layout()
@@ -116,7 +117,7 @@ export async function writeTinyModel(
   })
   await mkdir(folder, { recursive: true })
   await writeSafetensors(join(folder, 'model.safetensors'), list)
-  await writeFile(join(folder, 'config.json'), JSON.stringify(config))
+  await writeFile(join(folder, 'config.json'), JSON.stringify({ ...config, ...more }))
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer))
   return folder
 }

@@ -26,6 +26,11 @@ struct AttentionGradientHead : AttentionHead {
   int64_t dout_stride, dq_stride, dk_stride, dv_stride;
 };
 
+// The way of few queries, which packs nothing (few_queries.cpp); attend() takes it where this is true. The results differ by rounding.
+inline bool has_few_queries(const AttentionHead& head) { return head.queries < 4 && head.dtype != DType::f16; }
+SPARSEGPT_KERNEL(few_queries_scratch, int64_t, const AttentionHead& head);
+SPARSEGPT_KERNEL(attend_few, void, const AttentionHead& head, float* scratch);
+
 // Floats that attend() needs as scratch. Nothing is read through the head's pointers.
 SPARSEGPT_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
 SPARSEGPT_KERNEL(attend, void, const AttentionHead& head, float* scratch);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/require.h"
+#include "cpu/few_rows.h"
 #include "cpu/sparse.h"
 
 namespace sparsegpt::cpu {
@@ -73,6 +74,7 @@ struct Plan {
 
 size_t gemm_scratch(Level level, int threads, const Gemm& g) {
   if (g.m == 0 || g.n == 0) return 0;
+  if (has_few_rows(g)) return few_rows_scratch(level, g);
   const Plan plan(level, threads, g);
   const size_t dense = Scratch<float>::bytes(plan.b_floats) + Scratch<float>::bytes(threads * plan.own_floats);
   return g.sparse_b ? std::max(dense, sparse_scratch(level, threads, g)) : dense;
@@ -81,6 +83,7 @@ size_t gemm_scratch(Level level, int threads, const Gemm& g) {
 void gemm(ThreadPool& pool, Level level, const Gemm& g) {
   require(!g.accumulate || (g.dtype == DType::f32 && g.bias == nullptr), "a product is added to float32, without a bias");
   if (g.m == 0 || g.n == 0) return;
+  if (has_few_rows(g)) return multiply_few_rows(pool, level, g);
   if (g.sparse_b && multiply_sparse(pool, level, g)) return;
   const Plan plan(level, pool.threads(), g);
   const bool direct = plan.direct, pairs = plan.pairs;

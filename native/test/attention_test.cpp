@@ -14,7 +14,7 @@ namespace {
 struct Group {
   Group(Random& random, DType dtype, int64_t queries, int64_t start, int64_t head_dim)
       : dtype(dtype), queries(queries), keys(start + queries), head_dim(head_dim) {
-    heads = random.integer(1, 4);
+    heads = random.integer(1, 9);
     q_stride = heads * head_dim + random.integer(0, 7);
     k_stride = head_dim + random.integer(0, 7);
     v_stride = head_dim + random.integer(0, 7);
@@ -115,13 +115,30 @@ TEST("attention: random sequences, head sizes, groups of queries, types, windows
   }
 }
 
-// So what is computed again for later tokens only is the same.
+// Few queries are not packed.
+TEST("attention: one to three queries after many keys") {
+  for (cpu::Level level : cpu::available_levels()) {
+    for (uint64_t seed = 1; seed <= 120; ++seed) {
+      Random random(seed);
+      const DType dtype = seed % 2 == 0 ? DType::bf16 : DType::f32;
+      const int64_t queries = random.integer(1, 3), start = random.flip() ? random.integer(0, 20) : random.integer(100, 300);
+      const int64_t head_dim = random.flip() ? random.integer(1, 70) : 32 * random.integer(1, 5);
+      describe_case(cpu::level_name(level), ", seed ", seed, ", ", dtype_name(dtype), ", ", queries, " queries from ", start,
+                    ", head_dim ", head_dim);
+      Group(random, dtype, queries, start, head_dim).check(level);
+    }
+  }
+}
+
+// So what is computed again for later tokens only is the same; of few queries but for rounding.
 TEST("attention: the last queries alone are bit for bit those of the whole sequence") {
   for (cpu::Level level : cpu::available_levels()) {
-    for (uint64_t seed = 1; seed <= 60; ++seed) {
+    for (uint64_t seed = 1; seed <= 90; ++seed) {
       Random random(seed);
       const DType dtype = seed % 3 == 0 ? DType::bf16 : seed % 3 == 1 ? DType::f32 : DType::f16;
-      const int64_t queries = random.integer(2, 150), first = random.integer(1, queries - 1);
+      const bool few = seed > 60;
+      const int64_t queries = random.integer(9, 150);
+      const int64_t first = few ? queries - random.integer(1, 3) : random.integer(1, queries - 4);
       const Group group(random, dtype, queries, 0, random.integer(1, 40));
       describe_case(cpu::level_name(level), ", seed ", seed, ", ", dtype_name(dtype), ", from ", first, " of ", queries,
                     ", window ", group.head.window);
@@ -129,6 +146,10 @@ TEST("attention: the last queries alone are bit for bit those of the whole seque
       int64_t different = 0;
       for (size_t i = 0; i < part.size(); ++i) {
         const float other = whole[static_cast<size_t>(first * group.q_stride) + i];
+        if (few && dtype != DType::f16 && !std::isnan(other)) {
+          CHECK_CLOSE(part[i], other, dtype == DType::f32 ? 1e-5 : 1.2e-2);
+          continue;
+        }
         different += part[i] != other && !(std::isnan(part[i]) && std::isnan(other));
       }
       CHECK_EQUAL(different, int64_t{0});

@@ -115,6 +115,24 @@ TEST("GEMM: two bfloat16 operands in every layout, of even and odd depth") {
   }
 }
 
+TEST("GEMM: one to nine rows with a matrix whose columns lie along the depth") {
+  for (cpu::Level level : cpu::available_levels()) {
+    for (uint64_t seed = 1; seed <= 150; ++seed) {
+      Random random(seed);
+      const auto pick = [&](const auto& choices) { return choices[random.integer(0, 2)]; };
+      Case c{random.integer(1, 9), random.integer(1, 70),
+             random.flip() ? 64 * random.integer(1, 4) : random.integer(0, 300)};
+      c.a_type = pick(types);
+      c.b_type = random.flip() ? DType::bf16 : pick(types);
+      c.c_type = pick(types);
+      c.alpha = random.flip() ? 1.0f : -0.3712345f;
+      c.bias = random.flip();
+      describe_case("seed ", seed, ", ", text(level, c));
+      check_product(level, random, c, {1, 3});
+    }
+  }
+}
+
 // More than one block in each dimension, and than what is packed of B at once: by less depth, or by fewer columns where C is not
 // float32. In blocks that depend on the number of threads, with results that must not.
 TEST("GEMM: large shapes, the same on any number of threads") {

@@ -5,6 +5,7 @@ import { benchCommand } from './bench.js'
 import { distillCommand } from './distill.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
+import { generateCommand } from './generate.js'
 import { inspectCommand } from './inspect.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
@@ -23,6 +24,7 @@ const program = new Command('sparsegpt')
   .addCommand(distillCommand())
   .addCommand(planCommand())
   .addCommand(evalCommand())
+  .addCommand(generateCommand())
   .addCommand(inspectCommand())
   .addCommand(benchCommand())
 

@@ -160,7 +160,7 @@ export class Engine {
   ): BlockRun {
     // The run has handles of its own: other runs may make the engine replace these tensors meanwhile.
     const positions = this.positionsOf(sequences).share()
-    const tables = this.rotaryTables(sequences.start + sequences.length)
+    const tables = this.rotaryTables(sequences.total ?? sequences.start + sequences.length)
     const rotary = tables && { cosine: tables.cosine.share(), sine: tables.sine.share() }
     const block = implement({ sequences, positions, rotary })
     const held = rotary ? [positions, rotary.cosine, rotary.sine] : [positions]
@@ -255,7 +255,8 @@ export class Engine {
     this.weights.reopen(checkpoint)
   }
 
-  private positionsOf(sequences: Sequences): Tensor {
+  /** The positions of the tokens, int32 [count · length]; the engine's own. */
+  positionsOf(sequences: Sequences): Tensor {
     const key = Object.values(sequences).join()
     const known = this.positions.get(key)
     const positions = known ? undefined : positionsOf(sequences)

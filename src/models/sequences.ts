@@ -5,6 +5,8 @@ export interface Sequences {
   length: number
   /** The position of each sequence's first token: how many came before it. */
   start: number
+  /** How long the sequences are that the tokens are a part of; default: start + length. */
+  total?: number
 }
 
 /** The position of every token, int32 [count · length]. */

@@ -15,6 +15,7 @@ export class Weights {
   private pruned: ReadonlyMap<string, StoredTensor> = new Map()
   private readonly parameters = new Map<string, Tensor>()
   private read: Tensor[] | undefined
+  private held: Map<string, Tensor> | undefined
 
   constructor(
     protected readonly device: Device,
@@ -64,9 +65,12 @@ export class Weights {
 
   /** The tensor as stored: float32, bfloat16 or float16. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
   stored(name: string, shape: readonly number[]): Tensor {
+    const held = this.held?.get(name)
+    if (held) return held
     const info = this.require(name, shape)
     const tensor = this.open(name, info, shape)
     this.read?.push(tensor)
+    this.held?.set(name, tensor)
     return tensor
   }
 
@@ -112,6 +116,19 @@ export class Weights {
       return body()
     } finally {
       this.read = undefined
+    }
+  }
+
+  /**
+   * Opens every tensor that `body` gets from stored() once, and keeps it in `held` for the next time; they are given back with
+   * giveBack().
+   */
+  holding<T>(held: Map<string, Tensor>, body: () => T): T {
+    this.held = held
+    try {
+      return body()
+    } finally {
+      this.held = undefined
     }
   }
 

@@ -13,6 +13,7 @@ import { parseOptions } from '../options.js'
 import { checkTensors } from '../planning/required-tensors.js'
 import type { Tokenizer } from '../text/tokenizer.js'
 import { tokenIds } from '../text/vocabulary.js'
+import { generate, type GenerateOptions, type Prompt, type TextGeneration } from './generate.js'
 
 /** Where and how a model computes. */
 export interface LoadOptions {
@@ -63,6 +64,14 @@ export interface Model {
    * `ids`: token ids, sequences of equal length. Throws INVALID_OPTION.
    */
   logits(ids: readonly (readonly number[])[]): Promise<Logits>
+  /**
+   * Continues a prompt: the text comes in pieces as it is made, and its `result` at the end. It ends at a token or a string that ends
+   * texts, after `maxTokens`, or at the end of the model's context.
+   *
+   * Reading it throws INVALID_OPTION (also for an empty prompt, or one that fills the context), FILE_NOT_FOUND (no tokenizer, no chat
+   * template), INVALID_CHECKPOINT, INVALID_TEXT, NON_FINITE, OUT_OF_MEMORY, ABORTED.
+   */
+  generate(prompt: Prompt, options?: GenerateOptions): TextGeneration
   /**
    * Frees native memory and threads. Jobs that use the model stop first and reject with ABORTED. The model cannot be used
    * afterwards.
@@ -188,6 +197,10 @@ function modelOf(engine: Engine): Model {
     logits: async (ids) => {
       requireAlive(engine, 'logits')
       return engine.job(undefined, (signal) => logits(engine, ids, signal))
+    },
+    generate: (prompt, options = {}) => {
+      requireAlive(engine, 'generate')
+      return generate(engine, prompt, options)
     },
     dispose: () => engine.dispose(),
   }

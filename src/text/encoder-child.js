@@ -1,6 +1,7 @@
 // @ts-check
-// The program of the process in which a tokenizer is loaded and encodes: the native library `tokenizers` may abort or take any
-// amount of memory for a hostile tokenizer.json, and this process may die of it. encoder-process.ts is its parent. JavaScript,
+// The program of the process in which a tokenizer is loaded, encodes and decodes, and in which chat templates are rendered: the
+// native library `tokenizers` may abort or take any amount of memory for a hostile tokenizer.json, a template may run for ever,
+// and this process may die of it. encoder-process.ts is its parent. JavaScript,
 // because Node runs it as it lies here, also where the rest is compiled on the fly.
 
 import { writeSync } from 'node:fs'
@@ -8,6 +9,11 @@ import { fileURLToPath } from 'node:url'
 import { Worker, isMainThread, parentPort, workerData } from 'node:worker_threads'
 
 const watchMilliseconds = 20
+/** The length of the longest text that a chat template may make, in characters. */
+const longestRendered = 2 ** 24
+
+/** What a chat template refuses with raise_exception(). */
+class Raised extends Error {}
 
 /** @type {<T>(value: T | null | undefined) => T} */
 const present = (value) => {
@@ -47,22 +53,51 @@ async function serve() {
   process.on('disconnect', die)
   process.on('message', (/** @type {import('./encoder-process.js').Request} */ request) => {
     void answer(request).then(send, (/** @type {unknown} */ error) =>
-      send({ error: error instanceof Error ? error.message : String(error) }),
+      send({
+        error: error instanceof Error ? error.message : String(error),
+        raised: error instanceof Raised,
+      }),
     )
   })
   send({ ready: true })
 
-  /** @param {import('./encoder-process.js').Request} request */
-  async function answer({ memory, json, texts, special }) {
+  /**
+   * @param {import('./encoder-process.js').Request} request
+   * @returns {Promise<import('./encoder-process.js').Answer>}
+   */
+  async function answer({ memory, json, ...task }) {
     limit[0] = memory
     if (json !== undefined) {
       tokenizer = Tokenizer.fromString(json)
       tokenizer.disableTruncation()
       tokenizer.disablePadding()
     }
-    const encodings = await present(tokenizer).encodeBatch(texts, { addSpecialTokens: special })
+    if ('template' in task) return { texts: [await render(task)] }
+    const loaded = present(tokenizer)
+    if ('ids' in task)
+      return {
+        texts: await loaded.decodeBatch(
+          task.ids.map((ids) => [...ids]),
+          true,
+        ),
+      }
+    const encodings = await loaded.encodeBatch(task.texts, { addSpecialTokens: task.special })
     return { ids: encodings.map((encoding) => Int32Array.from(encoding.getIds())) }
   }
+}
+
+/** @param {import('./encoder-process.js').RenderTask} task */
+async function render({ template, values }) {
+  const { Template } = await import('@huggingface/jinja')
+  const program = new Template(template)
+  // The library's own raise_exception() throws what any other fault throws.
+  program.parsed.body.unshift(...new Template('{% set raise_exception = sparsegpt_refuse %}').parsed.body)
+  const refuse = (/** @type {unknown} */ message) => {
+    throw new Raised(String(message))
+  }
+  const text = program.render({ ...values, sparsegpt_refuse: refuse })
+  if (text.length > longestRendered) throw new Error(`it makes more than ${longestRendered} characters`)
+  return text
 }
 
 if (isMainThread) await serve()

@@ -3,24 +3,41 @@ import { fileURLToPath } from 'node:url'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 
-/** What the process is asked to do. */
-export interface Request {
-  /** The memory that the process may take from then on, in bytes. */
-  memory: number
-  /** The contents of the tokenizer.json to load before anything is encoded; absent when it stays the same. */
-  json?: string
-  /** The texts to encode. */
+/** Texts to encode; `special`: whether the post-processor adds its special tokens to each. */
+export interface EncodeTask {
   texts: string[]
-  /** Whether the post-processor adds its special tokens to each. */
   special: boolean
 }
 
+/** Sequences of token ids to decode, without the special ones. */
+export interface DecodeTask {
+  ids: Int32Array[]
+}
+
+/** A chat template (Jinja) to render with these values. */
+export interface RenderTask {
+  template: string
+  values: Record<string, unknown>
+}
+
+/** What the process is asked to do. */
+export type Request = (EncodeTask | DecodeTask | RenderTask) & {
+  /** The memory that the process may take from then on, in bytes. */
+  memory: number
+  /** The contents of the tokenizer.json to load before anything else; absent when it stays the same. */
+  json?: string
+}
+
 /** What the process answers. */
-interface Answer {
+export interface Answer {
   /** The token ids of each text. */
   ids?: Int32Array[]
+  /** The text of each sequence of ids, or the rendered one. */
+  texts?: string[]
   /** The library's message, when it refused. */
   error?: string
+  /** Whether it was the chat template that refused, by its raise_exception(). */
+  raised?: boolean
 }
 
 /** How a request ended otherwise than with an answer. */
@@ -32,6 +49,8 @@ export class EncoderFault extends Error {
     message: string,
     /** What happened to the process; undefined when it lives and the library refused. */
     readonly death?: Death,
+    /** Whether a chat template refused what it was given. */
+    readonly raised = false,
   ) {
     super(message)
   }
@@ -67,14 +86,22 @@ export class EncoderProcess {
     private readonly json: string,
   ) {}
 
-  /**
-   * The token ids of each of `texts`. Throws EncoderFault, ABORTED (the process is ended then), OUT_OF_MEMORY when no process
-   * can be started.
-   */
-  encode(texts: string[], special: boolean, signal?: AbortSignal): Promise<Int32Array[]> {
-    const answer = this.last.then(() => this.ask(texts, special, signal))
-    this.last = answer.catch(() => undefined)
-    return answer
+  /** The token ids of each of `texts`. Throws as ask() does. */
+  async encode(texts: string[], special: boolean, signal?: AbortSignal): Promise<Int32Array[]> {
+    const { ids } = await this.ask({ texts, special }, signal)
+    return ids ?? []
+  }
+
+  /** The text of each sequence of token ids, without special tokens. Throws as ask() does. */
+  async decode(ids: Int32Array[], signal?: AbortSignal): Promise<string[]> {
+    const { texts } = await this.ask({ ids }, signal)
+    return texts ?? []
+  }
+
+  /** The text that a chat template makes of `values`. Throws as ask() does. */
+  async render(template: string, values: Record<string, unknown>, signal?: AbortSignal): Promise<string> {
+    const { texts } = await this.ask({ template, values }, signal)
+    return texts?.[0] ?? ''
   }
 
   /** Ends the process; the next request starts another. */
@@ -86,30 +113,38 @@ export class EncoderProcess {
     this.memory = 0
   }
 
-  private async ask(
-    texts: string[],
-    special: boolean,
+  /**
+   * Hands a task to the process when those before it are done. Throws EncoderFault, ABORTED (the process is ended then),
+   * OUT_OF_MEMORY when no process can be started.
+   */
+  private ask(task: EncodeTask | DecodeTask | RenderTask, signal: AbortSignal | undefined): Promise<Answer> {
+    const answer = this.last.then(() => this.answer(task, signal))
+    this.last = answer.catch(() => undefined)
+    return answer
+  }
+
+  private async answer(
+    task: EncodeTask | DecodeTask | RenderTask,
     signal: AbortSignal | undefined,
-  ): Promise<Int32Array[]> {
+  ): Promise<Answer> {
     abortable(signal)
     clearTimeout(this.idle)
     if (this.child?.connected === false) this.close()
-    const characters = texts.reduce((sum, text) => sum + text.length, 0)
+    const characters = sizeOf(task)
     const needed = memoryBytes + memoryPerByte * this.json.length + memoryPerCharacter * characters
     this.memory = Math.max(this.memory, needed)
     const request: Request = {
       memory: this.memory,
       ...(this.loaded ? {} : { json: this.json }),
-      texts,
-      special,
+      ...task,
     }
     const milliseconds =
       timeMilliseconds + characters / charactersPerMillisecond + this.json.length / bytesPerMillisecond
     try {
-      const { ids, error } = await this.exchange(request, milliseconds, signal)
-      if (!ids) throw new EncoderFault(error ?? 'no answer')
+      const answer = await this.exchange(request, milliseconds, signal)
+      if (answer.error !== undefined) throw new EncoderFault(answer.error, undefined, answer.raised)
       this.loaded = true
-      return ids
+      return answer
     } catch (error) {
       // Without a tokenizer the process is of no use, and after a fault of another kind it is gone.
       if (!this.loaded || !(error instanceof EncoderFault) || error.death) this.close()
@@ -178,6 +213,13 @@ export class EncoderProcess {
       if (readyChildren.has(child)) send()
     })
   }
+}
+
+/** The length of what a task is about, in characters or about as many. */
+function sizeOf(task: EncodeTask | DecodeTask | RenderTask): number {
+  if ('texts' in task) return task.texts.reduce((sum, text) => sum + text.length, 0)
+  if ('ids' in task) return task.ids.reduce((sum, { length }) => sum + length, 0)
+  return task.template.length
 }
 
 const readyChildren = new WeakSet<ChildProcess>()

@@ -46,6 +46,12 @@ export class PythonRandom {
     return a + drawn
   }
 
+  /** A uniform number in [0, 1), a multiple of 2^-53. */
+  random(): number {
+    const high = this.#next() >>> 5
+    return (high * 2 ** 26 + (this.#next() >>> 6)) / 2 ** 53
+  }
+
   /** `getrandbits(count)` for count <= 54; 32 bits at a time, the lowest first. Values from 2^53 on are rounded. */
   #bits(count: number): number {
     if (count <= 32) return this.#next() >>> (32 - count)

@@ -1,7 +1,8 @@
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { readRegularFile } from '../files/regular-file.js'
 import { systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
+import { readChatTemplate } from './chat-template.js'
 import { EncoderFault, EncoderProcess } from './encoder-process.js'
 import { foreignContents } from '../files/foreign-contents.js'
 import { gpt2Tokenizer } from './gpt2-tokenizer.js'
@@ -18,8 +19,26 @@ export interface Tokenizer {
    * whole; INVALID_CHECKPOINT when the tokenizer crashes, or takes too much memory or time; OUT_OF_MEMORY; ABORTED.
    */
   encode(text: string, options?: EncodeOptions): Promise<Int32Array>
+  /**
+   * The token ids of a conversation, up to where the model's answer begins, by the chat template of the folder: chat_template.jinja,
+   * or the `chat_template` of tokenizer_config.json.
+   *
+   * @throws SparseGptError FILE_NOT_FOUND when the folder has no chat template; INVALID_CHECKPOINT when it is damaged or takes too
+   * much memory or time; INVALID_OPTION when it refuses the messages; and as encode() does.
+   */
+  encodeChat(messages: readonly ChatMessage[], options?: EncodeOptions): Promise<Int32Array>
+  /** The text of token ids, without special tokens. Throws as encode() does. */
+  decode(ids: ArrayLike<number>, options?: Pick<EncodeOptions, 'signal'>): Promise<string>
   /** Ends the idle process at once, rather than some seconds after its last text; the next text starts another. */
   close(): void
+}
+
+/** A message of a conversation. */
+export interface ChatMessage {
+  /** Who speaks: 'system', 'user', 'assistant', or what else the model's chat template knows. */
+  role: string
+  /** The text of the message. */
+  content: string
 }
 
 /** How a text is encoded. */
@@ -103,9 +122,37 @@ class ProcessTokenizer implements Tokenizer {
     this.process.close()
   }
 
-  async encode(text: string, options: EncodeOptions = {}): Promise<Int32Array> {
+  encode(text: string, options: EncodeOptions = {}): Promise<Int32Array> {
+    return this.encodeText(text, true, options)
+  }
+
+  async encodeChat(messages: readonly ChatMessage[], options: EncodeOptions = {}): Promise<Int32Array> {
+    const { file, source, values } = await readChatTemplate(dirname(this.file))
+    const conversation = { ...values, messages, add_generation_prompt: true }
+    const text = await this.process.render(source, conversation, options.signal).catch((error: unknown) => {
+      if (!(error instanceof EncoderFault)) throw error
+      const code = error.raised ? 'INVALID_OPTION' : 'INVALID_CHECKPOINT'
+      const what = error.raised ? 'refuses the messages' : 'cannot be rendered'
+      throw new SparseGptError(code, `the chat template of ${file} ${what}: ${error.message}`, {
+        cause: error,
+      })
+    })
+    // The template writes the special tokens itself.
+    return this.encodeText(text, false, options)
+  }
+
+  async decode(ids: ArrayLike<number>, { signal }: Pick<EncodeOptions, 'signal'> = {}): Promise<string> {
+    const [text = ''] = await this.process.decode([Int32Array.from(ids)], signal).catch((error: unknown) => {
+      if (!(error instanceof EncoderFault)) throw error
+      const message = `the tokenizer ${this.file} cannot decode token ids: ${error.message}`
+      throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
+    })
+    return text
+  }
+
+  private async encodeText(text: string, special: boolean, options: EncodeOptions): Promise<Int32Array> {
     try {
-      return joined(await this.encodeParts(text, options))
+      return joined(await this.encodeParts(text, special, options))
     } catch (error) {
       if (!(error instanceof EncoderFault)) throw error
       const refused = error.death === undefined
@@ -114,23 +161,27 @@ class ProcessTokenizer implements Tokenizer {
     }
   }
 
-  private async encodeParts(text: string, { signal, memory }: EncodeOptions): Promise<Int32Array[]> {
+  private async encodeParts(
+    text: string,
+    special: boolean,
+    { signal, memory }: EncodeOptions,
+  ): Promise<Int32Array[]> {
     if (text.length > wholeLength && this.cutting === 'unknown') this.cutting = cuttingOf(this.json)
     const cutting = this.cutting === 'unknown' ? undefined : this.cutting
     const pieces = cutting === undefined ? [text] : [...piecesOf(text, cutting, pieceLength)]
     const longest = pieces.reduce((most, { length }) => Math.max(most, length), 0)
     this.checkLength(text.length, longest, memory)
-    if (cutting === undefined || pieces.length === 1) return this.process.encode(pieces, true, signal)
+    if (cutting === undefined || pieces.length === 1) return this.process.encode(pieces, special, signal)
     const [first, ...others] = pieces
     const last = others.pop()
     // The special tokens that the post-processor puts around a text are those of its two ends.
+    const { before, after } = special ? cutting : { before: 0, after: 0 }
     const parts: Int32Array[] = []
-    for (const ids of await this.process.encode([first!], true, signal))
-      parts.push(ids.subarray(0, ids.length - cutting.after))
+    for (const ids of await this.process.encode([first!], special, signal))
+      parts.push(ids.subarray(0, ids.length - after))
     for (let i = 0; i < others.length; i += piecesAtOnce)
       parts.push(...(await this.process.encode(others.slice(i, i + piecesAtOnce), false, signal)))
-    for (const ids of await this.process.encode([last!], true, signal))
-      parts.push(ids.subarray(cutting.before))
+    for (const ids of await this.process.encode([last!], special, signal)) parts.push(ids.subarray(before))
     return parts
   }
 

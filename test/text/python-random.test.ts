@@ -66,6 +66,15 @@ describe('PythonRandom', () => {
     expect(Array.from({ length: 5 }, () => random.randint(0, 99))).toEqual([49, 97, 53, 5, 33])
   })
 
+  test.each([
+    [0, [0.8444218515250481, 0.7579544029403025, 0.420571580830845]],
+    [7, [0.32383276483316237, 0.15084917392450192, 0.6509344730398537]],
+    [2 ** 40 + 3, [0.21978710637116716, 0.5494687768352203, 0.09461190973523603]],
+  ])('random() is that of CPython with seed %p', (seed, numbers) => {
+    const random = new PythonRandom(seed)
+    expect(numbers.map(() => random.random())).toEqual(numbers)
+  })
+
   test('stays within its range', () => {
     fc.assert(
       fc.property(fc.maxSafeInteger(), fc.nat(2 ** 31 - 1), fc.integer(), (seed, width, a) => {

@@ -322,6 +322,7 @@ void attend_gradient_head(const AttentionGradientHead& h, float* scratch) {
 }  // namespace
 
 int64_t attention_scratch(const AttentionHead& h) {
+  if (has_few_queries(h)) return few_queries_scratch(h);
   const int64_t all_keys = h.start + h.queries - first_key(h), padded = round_up(all_keys, nr);
   const int64_t features = round_up(h.head_dim, nr);
   return padded * h.head_dim + features * all_keys + mr * (h.head_dim + 2 * padded + features);
@@ -337,6 +338,7 @@ void attend_gradient(const AttentionGradientHead& head, float* scratch) {
 }
 
 void attend(const AttentionHead& head, float* scratch) {
+  if (has_few_queries(head)) return attend_few(head, scratch);
 #if defined(__AVX512BF16__)
   if (head.dtype == DType::bf16) return attend_head<Pairs>(head, scratch);
 #endif

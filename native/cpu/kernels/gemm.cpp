@@ -1,23 +1,12 @@
 // Packing and the register tile of the GEMM, after BLIS. The unit of a panel is 32 bits: a float32 element, or two bfloat16
 // elements that follow each other along the depth, whose product with another such pair is the sum of two products
 // (VDPBF16PS). All but that product and the widening of packed elements is the same for both.
+#include "cpu/kernels/elements.h"
 #include "cpu/kernels/tile.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
-
-// The first `count` 16-bit elements, zero behind them.
-vh load_halves(const char* p, int64_t count) {
-  if (count >= width) return *reinterpret_cast<const vh*>(p);
-#if defined(__AVX512F__)
-  return (vh)_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p);
-#else
-  vh v = {};
-  memcpy(&v, p, static_cast<size_t>(count) * 2);
-  return v;
-#endif
-}
 
 // --- packing ------------------------------------------------------------------------------------------------------------
 //
@@ -28,17 +17,14 @@ vh load_halves(const char* p, int64_t count) {
 
 struct Floats {
   static constexpr int64_t bytes = 4, elements = 1;
-  static vf along(const char* p, int64_t left) {
-    const auto* x = reinterpret_cast<const float*>(p);
-    return left >= width ? load(x) : load_part(x, left);
-  }
+  static vf along(const char* p, int64_t left) { return FloatElements::load(p, left); }
   static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
   static float one(const char* p, const char*) { return load_scalar(p, 0, DType::f32); }
 };
 
 struct Bfloats {
   static constexpr int64_t bytes = 2, elements = 1;
-  static vf along(const char* p, int64_t left) { return bf16_to_float(load_halves(p, left)); }
+  static vf along(const char* p, int64_t left) { return BfloatElements::load(p, left); }
   static vf across(const char* p, const char*, int64_t lanes) { return along(p, lanes); }
   static float one(const char* p, const char*) { return load_scalar(p, 0, DType::bf16); }
 };
@@ -57,12 +43,7 @@ struct Halves {
 #if defined(__AVX512BF16__)
 struct Pairs {
   static constexpr int64_t bytes = 2, elements = 2;
-  static vf along(const char* p, int64_t left) {
-    if (left >= 2 * width) return load(reinterpret_cast<const float*>(p));
-    vf v = {};
-    memcpy(&v, p, static_cast<size_t>(left) * 2);
-    return v;
-  }
+  static vf along(const char* p, int64_t left) { return PairElements::load(p, left); }
   static vf across(const char* p, const char* q, int64_t lanes) {
     vu bits = widen(load_halves(p, lanes));
     if (q != nullptr) bits |= widen(load_halves(q, lanes)) << 16;

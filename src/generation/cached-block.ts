@@ -1,0 +1,28 @@
+import type { AttentionHeads } from '../models/block.js'
+import type { BlockWeights } from '../models/block-weights.js'
+import { EagerBlock, type Placement } from '../models/eager-block.js'
+import type { Device, Tensor } from '../native/device.js'
+import type { KeyValueCache } from './key-value-cache.js'
+
+/**
+ * A block of a pass of the next tokens only: their queries attend to the keys and values of those before them too, which a cache
+ * has.
+ */
+export class CachedBlock extends EagerBlock {
+  constructor(
+    device: Device,
+    weights: BlockWeights,
+    index: number,
+    placement: Placement,
+    private readonly cache: KeyValueCache,
+  ) {
+    super(device, weights, index, placement)
+  }
+
+  override attention(q: Tensor, k: Tensor, v: Tensor, heads: AttentionHeads): Tensor {
+    const { keys, values, start } = this.cache.append(k, v)
+    const out = this.device.attention(q, keys, values, { ...this.attentionShape(heads), start })
+    for (const tensor of [q, k, v]) tensor.dispose()
+    return out
+  }
+}

@@ -1,0 +1,133 @@
+import * as z from 'zod'
+import { SparseGptError } from '../errors.js'
+import { generateText, type GeneratedText } from '../generation/text.js'
+import type { Engine } from '../models/engine.js'
+import { parseOptions } from '../options.js'
+import type { ChatMessage } from '../text/tokenizer.js'
+import { tokenIds } from '../text/vocabulary.js'
+
+/** What a text is to follow: a text, token ids, or a conversation that the model's chat template writes out. */
+export type Prompt = string | ArrayLike<number> | { messages: readonly ChatMessage[] }
+
+/** How a text is generated. */
+export interface GenerateOptions {
+  /** The number of tokens to generate at most, less where the model's context ends. Default 128. */
+  maxTokens?: number
+  /**
+   * What the logits are divided by before a token is drawn; 0 (default): always the likeliest token, so that the text depends on the
+   * prompt alone.
+   */
+  temperature?: number
+  /** Draw only from the `topK` likeliest tokens. Default: all. */
+  topK?: number
+  /** Draw only from the fewest of the likeliest tokens whose probabilities sum to `topP`, after topK. Default: all. */
+  topP?: number
+  /** The seed of what is drawn: the same one gives the same text. Default 0. */
+  seed?: number
+  /** The strings that end the text, which are not part of it. Default: none. */
+  stop?: string | readonly string[]
+  /** A signal that stops the generation (ABORTED). */
+  signal?: AbortSignal
+}
+
+/** A text that comes in pieces, each of whole characters; leaving a loop over them stops the generation. */
+export interface TextGeneration extends AsyncIterable<string> {
+  /** The whole text and what it took, when it has ended. Rejects as the iteration does; with ABORTED when that was left. */
+  readonly result: Promise<GeneratedText>
+}
+
+const stopString = z.string().min(1).max(1024)
+const schema = z.strictObject({
+  maxTokens: z
+    .int()
+    .min(1)
+    .max(2 ** 31 - 1)
+    .default(128),
+  temperature: z.number().min(0).max(1000).default(0),
+  topK: z.int().min(1).optional(),
+  topP: z.number().gt(0).max(1).optional(),
+  seed: z.int().default(0),
+  stop: z
+    .union([stopString, z.array(stopString).max(64)])
+    .default([])
+    .transform((stop) => [stop].flat()),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+const messages = z.strictObject({
+  messages: z
+    .array(z.looseObject({ role: z.string(), content: z.string() }), {
+      error: 'must be a list of { role, content }',
+    })
+    .min(1),
+})
+
+/** Starts a generation; what is wrong with the arguments shows where its pieces or its result are awaited. */
+export function generate(engine: Engine, prompt: Prompt, options: GenerateOptions): TextGeneration {
+  return new PiecesOfText((stop, onPiece) => run(engine, prompt, options, stop, onPiece))
+}
+
+async function run(
+  engine: Engine,
+  prompt: Prompt,
+  options: GenerateOptions,
+  stop: AbortSignal,
+  onPiece: (piece: string) => void,
+): Promise<GeneratedText> {
+  const o = parseOptions(schema, options, 'generate')
+  const source = AbortSignal.any(o.signal ? [o.signal, stop] : [stop])
+  return engine.job(source, async (signal) => {
+    const ids = tokenIds(await promptIds(engine, prompt, signal), engine.vocabularySize)
+    return generateText(engine, ids, o, { signal, onPiece })
+  })
+}
+
+/** Throws INVALID_OPTION, and what the tokenizer throws. */
+async function promptIds(engine: Engine, prompt: unknown, signal: AbortSignal): Promise<ArrayLike<number>> {
+  if (typeof prompt === 'string') return (await engine.tokenizer()).encode(prompt, { signal })
+  if (Array.isArray(prompt) || ArrayBuffer.isView(prompt)) return prompt as unknown as ArrayLike<number>
+  if (typeof prompt === 'object' && prompt !== null && 'messages' in prompt) {
+    const conversation = parseOptions(messages, prompt, 'generate')
+    return (await engine.tokenizer()).encodeChat(conversation.messages, { signal })
+  }
+  const message = 'generate: option prompt: must be a text, a list of token ids, or { messages }'
+  throw new SparseGptError('INVALID_OPTION', message)
+}
+
+/** What a generation has handed over and its reader has not yet taken. The generation goes on meanwhile. */
+class PiecesOfText implements TextGeneration, AsyncIterator<string, undefined> {
+  readonly result: Promise<GeneratedText>
+  private readonly stop = new AbortController()
+  private readonly pieces: string[] = []
+  private wake: () => void = () => undefined
+
+  constructor(start: (stop: AbortSignal, onPiece: (piece: string) => void) => Promise<GeneratedText>) {
+    this.result = start(this.stop.signal, (piece) => {
+      this.pieces.push(piece)
+      this.wake()
+    })
+    // Reported to whoever awaits it.
+    this.result.catch(() => undefined)
+  }
+
+  [Symbol.asyncIterator](): AsyncIterator<string, undefined> {
+    return this
+  }
+
+  async next(): Promise<IteratorResult<string, undefined>> {
+    if (this.pieces.length === 0) {
+      const handed = new Promise<void>((resolve) => (this.wake = resolve))
+      await Promise.race([handed, this.result])
+    }
+    const value = this.pieces.shift()
+    return value === undefined ? { done: true, value } : { done: false, value }
+  }
+
+  /** Stops the generation, and waits until it has freed what it holds. */
+  async return(): Promise<IteratorResult<string, undefined>> {
+    this.stop.abort(new SparseGptError('ABORTED', 'generate: its pieces are read no further'))
+    this.pieces.length = 0
+    await this.result.catch(() => undefined)
+    return { done: true, value: undefined }
+  }
+}

@@ -1,0 +1,133 @@
+import { expect, test } from '@jest/globals'
+import { Decoder } from '../../src/generation/decoder.js'
+import { ResidentModel } from '../../src/generation/resident-model.js'
+import { generateWindows } from '../../src/generation/windows.js'
+import { loadModel, type Model } from '../../src/index.js'
+import { engineOf } from '../../src/sdk/model.js'
+import { describeWithShared } from '../shared.js'
+import { expectError, temporaryFolder } from '../temporary.js'
+import { writeTinyModel } from '../tiny-model.js'
+import { longGolden, promptOf } from './golden.js'
+
+/** The largest difference of the logits behind `ids` with a decoder from those without, as a share of their range. */
+async function difference(model: Model, decoder: Decoder, sequences: number[][]): Promise<number> {
+  const cached = await decoder.logits(sequences)
+  const { data, shape } = await model.logits(sequences)
+  const [, length, vocabulary] = shape
+  let [apart, lowest, highest] = [0, Infinity, -Infinity]
+  sequences.forEach((_, s) => {
+    for (let j = 0; j < vocabulary; j++) {
+      const logit = data[((s + 1) * length - 1) * vocabulary + j]!
+      apart = Math.max(apart, Math.abs(logit - cached[s * vocabulary + j]!))
+      lowest = Math.min(lowest, logit)
+      highest = Math.max(highest, logit)
+    }
+  })
+  return apart / (highest - lowest)
+}
+
+/** Runs `body` with a model and its weights on the device. */
+async function withResident(
+  folder: string,
+  dtype: 'float32' | 'bfloat16',
+  body: (model: Model, resident: ResidentModel) => Promise<void>,
+): Promise<void> {
+  const model = await loadModel(folder, { device: 'cpu', dtype })
+  const resident = new ResidentModel(engineOf(model))
+  await body(model, resident)
+  resident.dispose()
+  await model.dispose()
+}
+
+describeWithShared('Decoder', () => {
+  // Three kinds: no window, a window in every block, a window in every second one.
+  test.each(['llama', 'mistral', 'gemma2'])('%s: a prompt that runs in parts', async (name) => {
+    const { folder, vocabulary, kvWidth } = await longGolden(name, { max_position_embeddings: 1400 })
+    await withResident(folder, 'float32', async (model, resident) => {
+      const decoder = new Decoder(resident, 1, 1400)
+      const ids = promptOf(1100, vocabulary)
+      // The part of the pass that runs first is the longest.
+      for (let i = 0; i < 12; i++) {
+        expect(await difference(model, decoder, [ids])).toBeLessThan(1e-5)
+        ids.push(...promptOf(i % 3 === 0 ? 5 : 1, vocabulary))
+      }
+      const bytes = (rows: number) => 2 * 4 * rows * kvWidth // keys and values, float32
+      const windows = resident.blocks.filter(({ spec }) => spec.window !== undefined).length
+      expect(resident.blocks[0]!.spec.window).toBe(name === 'llama' ? undefined : 8)
+      const full = bytes(1400) * (resident.blocks.length - windows)
+      expect(decoder.bytes).toBeLessThanOrEqual(full + windows * bytes(7 + 512))
+      expect(decoder.bytes).toBeGreaterThan(full / 2)
+      decoder.dispose()
+      expect(decoder.bytes).toBe(0)
+    })
+  })
+
+  test('several sequences at once', async () => {
+    for (const name of ['gpt2', 'mistral', 'mixtral']) {
+      const { folder, vocabulary } = await longGolden(name)
+      await withResident(folder, 'float32', async (model, resident) => {
+        const decoder = new Decoder(resident, 3, 64)
+        const sequences = [3, 5, 8].map((length) => promptOf(length, vocabulary).slice(0, 3))
+        for (let i = 0; i < 50; i++) {
+          if (i % 10 === 0) expect(await difference(model, decoder, sequences)).toBeLessThan(1e-5)
+          else await decoder.logits(sequences)
+          sequences.forEach((ids, s) => ids.push((i * i + s * 7) % vocabulary))
+        }
+        decoder.dispose()
+      })
+    }
+  })
+
+  test('bfloat16', async () => {
+    const { folder, vocabulary } = await longGolden('llama')
+    await withResident(folder, 'bfloat16', async (model, resident) => {
+      const decoder = new Decoder(resident, 1, 64)
+      const ids = promptOf(9, vocabulary)
+      for (let i = 0; i < 20; i++) {
+        expect(await difference(model, decoder, [ids])).toBeLessThan(0.02)
+        ids.push((5 * i) % vocabulary)
+      }
+      decoder.dispose()
+    })
+  })
+})
+
+test('windows that a model makes up: the same for any batch, of its own distribution', async () => {
+  const folder = await writeTinyModel(await temporaryFolder(), 'llama', undefined, { bos_token_id: 3 })
+  const model = await loadModel(folder, { device: 'cpu' })
+  const engine = engineOf(model)
+  const shares: number[] = []
+  const options = { count: 200, length: 12, temperature: 1, seed: 5 }
+  const windows = await generateWindows(engine, {
+    ...options,
+    batch: 64,
+    onProgress: (share) => shares.push(share),
+  })
+  expect(windows).toHaveLength(200)
+  expect(windows.every((window) => window.length === 12 && window[0] === 3)).toBe(true)
+  expect(shares).toHaveLength(4 * 11)
+  expect(shares.at(-1)).toBeCloseTo(1, 12)
+  expect(await generateWindows(engine, { ...options, count: 7, batch: 3 })).toEqual(windows.slice(0, 7))
+  expect(await generateWindows(engine, { ...options, count: 7, batch: 3, seed: 6 })).not.toEqual(
+    windows.slice(0, 7),
+  )
+  // The second tokens are drawn with the probabilities that follow the first.
+  const { data } = await model.logits([[3]])
+  const top = Math.max(...data)
+  const weights = [...data].map((logit) => Math.exp(logit - top))
+  const total = weights.reduce((a, b) => a + b)
+  const likeliest = data.indexOf(top)
+  const share = windows.filter((window) => window[1] === likeliest).length / 200
+  expect(Math.abs(share - weights[likeliest]! / total)).toBeLessThan(0.12)
+  const job = generateWindows(engine, { ...options, length: 65, batch: 8 })
+  await expectError(job, 'INVALID_OPTION', /longer than the model's context of 64/)
+  await model.dispose()
+})
+
+test('without a token to begin with there are no windows', async () => {
+  const folder = await writeTinyModel(await temporaryFolder(), 'llama')
+  const model = await loadModel(folder, { device: 'cpu' })
+  const options = { count: 1, length: 8, temperature: 1, seed: 0, batch: 1 }
+  await expectError(generateWindows(engineOf(model), options), 'INVALID_CHECKPOINT', /bos_token_id/)
+  await model.dispose()
+})
