@@ -10,7 +10,6 @@ import {
   type PruningMethod,
 } from '../pruning/methods/methods.js'
 import { qualities, type Quality } from '../pruning/options.js'
-import { tokenWeightings, type TokenWeighting } from '../pruning/token-weights.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
 
 /**
@@ -85,8 +84,6 @@ export interface PruningFlags extends MethodOptions {
   target?: 'own' | 'dense'
   /** The share of the dense model's inputs in a dense target. */
   alpha?: number
-  /** How much the tokens of the calibration text count. */
-  tokenWeights?: TokenWeighting
   /** Whether pruned blocks are fitted to the dense model, or for how many epochs. */
   reconstruct?: true | number
   /** Whether the whole model is trained afterwards, or for how many epochs. */
@@ -95,8 +92,6 @@ export interface PruningFlags extends MethodOptions {
   learningRate?: number
   /** The calibration windows of a step of the reconstruction. */
   batch?: number
-  /** The blocks behind which the reconstruction measures the error. */
-  window?: number
   /** The unit that sees already pruned inputs. */
   sequential?: 'block' | 'layer'
   /** The regular expression that names of layers must match to be pruned. */
@@ -153,12 +148,6 @@ export function pruningOptions(command: Command): Command {
       ).choices(['own', 'dense']),
     )
     .option('--alpha <share>', "share of the dense model's inputs in a dense target (default: 0.5)", number)
-    .addOption(
-      new Option(
-        '--token-weights <how>',
-        'what tokens of the text count by: all the same, or how much a block changes them, which costs a forward pass more (default: even)',
-      ).choices(tokenWeightings),
-    )
     .option(
       '--reconstruct [epochs]',
       "fit every pruned block to the dense model's outputs (4 epochs by default)",
@@ -175,11 +164,6 @@ export function pruningOptions(command: Command): Command {
       number,
     )
     .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)
-    .option(
-      '--window <blocks>',
-      'measure the reconstruction behind the next block too (2; default: 1)',
-      number,
-    )
     .addOption(
       new Option(
         '--sequential <unit>',
@@ -197,13 +181,11 @@ export function pruningSettings<Flags extends Partial<PruningFlags>>({
   reconstruct,
   learningRate,
   batch,
-  window,
   ...flags
 }: Flags) {
   const details = given({
     learningRate,
     batch,
-    window,
     ...(typeof reconstruct === 'number' && { epochs: reconstruct }),
   })
   const [detail] = Object.keys(details)

@@ -25,11 +25,8 @@ export interface Block {
 
   /** The outputs of the named linear layers, which share `input`; consumes it. */
   linears(input: Tensor, ...names: string[]): Steps<Tensor[]>
-  /**
-   * The outputs of one of several groups whose inputs are of one kind, for some of the batch's tokens: see LinearGroup. Consumes the
-   * input.
-   */
-  pooledLinears(pool: string, tokens: Tensor, input: Tensor, ...names: string[]): Steps<Tensor[]>
+  /** The outputs of one of several groups whose inputs are of one kind: see LinearGroup.pool. Consumes the input. */
+  pooledLinears(pool: string, input: Tensor, ...names: string[]): Steps<Tensor[]>
   /** The output of one linear layer; consumes `input`. */
   linear(input: Tensor, name: string): Steps<Tensor>
   /** The product of x with a parameter that is a matrix [out, in], in float32 if not said otherwise. */

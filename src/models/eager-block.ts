@@ -68,8 +68,8 @@ export class EagerBlock implements Block {
     return outputs
   }
 
-  *pooledLinears(pool: string, tokens: Tensor, input: Tensor, ...names: string[]): Steps<Tensor[]> {
-    const outputs = (yield { names, input, pool, tokens }) as Tensor[]
+  *pooledLinears(pool: string, input: Tensor, ...names: string[]): Steps<Tensor[]> {
+    const outputs = (yield { names, input, pool }) as Tensor[]
     input.dispose()
     return outputs
   }

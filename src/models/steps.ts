@@ -13,8 +13,6 @@ export interface LinearGroup {
    * stand in for those of a group that saw too few tokens.
    */
   pool?: string
-  /** The tokens of the batch that the rows of the input are of, int32 [rows of input]; default: all, in order. */
-  tokens?: Tensor
 }
 
 /** A place where a pass depends on data: the elements of a float32 tensor are wanted on the host. */

@@ -25,7 +25,6 @@ import { reconstructBlock, type ReconstructionSettings } from '../training/recon
 import { gramMatrix } from './statistic.js'
 import { Statistics, type GroupStatistics } from './statistics.js'
 import { sharing, type BatchPair, type Streams } from './streams.js'
-import { blockChanges, type TokenWeighting } from './token-weights.js'
 
 export interface BlockPrunerOptions {
   method: Method
@@ -38,7 +37,6 @@ export interface BlockPrunerOptions {
   samples: number
   sequential: 'block' | 'layer'
   target: 'own' | 'dense'
-  tokenWeights: TokenWeighting
   alpha: number
   refit: boolean
   reconstruct?: ReconstructionSettings | undefined
@@ -51,8 +49,6 @@ export interface BlockPrunerOptions {
 export class BlockPruner {
   private readonly statistics: Statistics | undefined
   private readonly reports: LayerReport[] = []
-  /** What the block adds to the tokens of each batch, if tokens count by that. */
-  private changes: Float32Array[] = []
   /** The matrices, float32 [out, in], that wait for the block's reconstruction, with their masks. */
   private readonly solved = new Map<string, { matrix: Tensor; mask: Tensor }>()
 
@@ -81,7 +77,6 @@ export class BlockPruner {
     // What is fitted gets the block's inputs, and is what makes its outputs.
     const wanted = reconstruct ? { outputs: false, denseOutputs: true } : { outputs, denseOutputs: outputs }
     try {
-      if (this.statistics && this.o.tokenWeights === 'change') await this.measureChanges(streams)
       if (!this.statistics) {
         if (wanted.denseOutputs) await streams.passDense(this.index, this.denseWeights, this.collected)
         for (const name of this.selected) await this.solveGroup([name], undefined)
@@ -107,13 +102,6 @@ export class BlockPruner {
   private readonly collected = () => this.o.meter.step('collect')
   private readonly forwarded = () => this.o.meter.step('forward')
 
-  private async measureChanges(streams: Streams): Promise<void> {
-    const { engine, index, weights } = this
-    const { offload } = this.o
-    const passing = { step: this.collected, offload }
-    this.changes = await blockChanges(engine, index, weights, streams.pruned, passing)
-  }
-
   /** The paper's way: all layers from the dense block's activations; then the block runs again. */
   private async pruneBlockwise(
     statistics: Statistics,
@@ -121,14 +109,14 @@ export class BlockPruner {
     { outputs, denseOutputs }: { outputs: boolean; denseOutputs: boolean },
   ): Promise<void> {
     const { engine, index, weights } = this
-    const collect = async ({ pruned, dense, changes }: BatchPair & { changes: Float32Array | undefined }) => {
+    const collect = async ({ pruned, dense }: BatchPair) => {
       const run = engine.runBlock(index, weights, pruned)
       const beside = dense && engine.runBlock(index, this.denseWeights, dense)
       const left = new Set(this.selected)
       const next = async () => {
         const reference = await beside?.advance()
         const group = await run.advance()
-        if (group) await statistics.add(group, this.o.target === 'dense' ? reference : undefined, changes)
+        if (group) statistics.add(group, this.o.target === 'dense' ? reference : undefined)
         return group
       }
       try {
@@ -143,8 +131,7 @@ export class BlockPruner {
       }
       this.o.offload?.(pruned.hidden)
     }
-    const pairs = streams.pairs.map((pair, i) => ({ ...pair, changes: this.changes[i] }))
-    await engine.paced(pairs, collect, this.collected)
+    await engine.paced(streams.pairs, collect, this.collected)
     for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
     if (outputs) await streams.passPruned(index, weights, this.forwarded)
   }
@@ -161,10 +148,9 @@ export class BlockPruner {
     const { engine, index, weights } = this
     const { offload } = this.o
     const left = new Set(this.selected)
-    const passes = streams.pairs.map(({ pruned, dense }, i) => ({
+    const passes = streams.pairs.map(({ pruned, dense }) => ({
       batch: pruned,
       dense,
-      changes: this.changes[i],
       run: engine.runBlock(index, weights, pruned),
       beside: dense && engine.runBlock(index, this.denseWeights, dense),
       group: undefined as LinearGroup | undefined,
@@ -178,8 +164,7 @@ export class BlockPruner {
     }
     const advance = async (pass: Pass) => {
       pass.group = await pass.run.advance()
-      const reference = this.o.target === 'dense' ? pass.reference : undefined
-      if (pass.group) await statistics.add(pass.group, reference, pass.changes)
+      if (pass.group) statistics.add(pass.group, this.o.target === 'dense' ? pass.reference : undefined)
       if (!offload) return
       pass.run.offload(offload)
       pass.beside?.offload(offload)

@@ -3,7 +3,6 @@ import { allocationNames, type AllocationName } from './allocation/names.js'
 import { allocation, type Recipe } from './allocation/recipe.js'
 import {
   defaultMethod,
-  fitsWeights,
   methodNamed,
   methodNames,
   methodOptions,
@@ -12,7 +11,6 @@ import {
   type PruningMethod,
 } from './methods/methods.js'
 import { pattern, type Pattern } from './pattern.js'
-import { tokenWeightings, type TokenWeighting } from './token-weights.js'
 import {
   distillationOptions,
   orEpochs,
@@ -79,12 +77,6 @@ export interface ModelPruningOptions extends MethodOptions {
   target?: 'own' | 'dense'
   /** The share of the dense model's inputs in a dense target, 0 … 1; with target 'dense' only. Default 0.5. */
   alpha?: number
-  /**
-   * How much the tokens of the calibration text count for a layer: all the same ('even', default, the paper's), or by how much the block
-   * changes their hidden states ('change'), which keeps the few tokens right that all others attend to, at the cost of another forward
-   * pass. In many models that is worth more than any other option.
-   */
-  tokenWeights?: TokenWeighting
   /**
    * Whether every block is fitted to the dense model's outputs once it is pruned: the kept weights, biases and norms are trained with
    * gradients. `true` and a number of epochs stand for an object with the defaults. Default false.
@@ -162,7 +154,6 @@ export const ofQuality = (
 export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
   alpha: z.number().min(0).max(1).optional(),
-  tokenWeights: z.enum(tokenWeightings).default('even'),
   reconstruct: orEpochs(reconstructOptions),
   distill: orEpochs(distillationOptions),
   schedule: z
@@ -220,7 +211,6 @@ export function checkSelection(
     refit: boolean
     target?: 'own' | 'dense' | undefined
     alpha?: number | undefined
-    tokenWeights?: TokenWeighting | undefined
     reconstruct?: unknown
     distill?: unknown
     schedule?: unknown
@@ -256,11 +246,6 @@ export function checkSelection(
   if (options.alpha !== undefined && options.target !== 'dense') {
     const message = 'needs target "dense": it is the share of the dense model in that target'
     context.addIssue({ code: 'custom', path: ['alpha'], message })
-  }
-  const method = methodNamed(options.method)
-  if (options.tokenWeights === 'change' && !method.statistic && !fitsWeights(options, method)) {
-    const message = `has no use with method "${options.method}", which does not look at the text: give refit or target "dense" too, or another method`
-    context.addIssue({ code: 'custom', path: ['tokenWeights'], message })
   }
   const fits = (['refit', 'reconstruct', 'distill'] as const).find((name) => options[name])
   if (options.bits !== undefined && fits) {

@@ -14,7 +14,6 @@ import { defaultAlpha, type MethodSettings, type Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
 import { Streams } from './streams.js'
-import type { TokenWeighting } from './token-weights.js'
 
 /** Which layers of a model are to be pruned. */
 export interface LayerSelection {
@@ -71,7 +70,6 @@ export interface PipelineOptions extends MethodSettings {
   target: 'own' | 'dense'
   /** The share of the dense stream in a dense target; default 0.5. */
   alpha?: number | undefined
-  tokenWeights: TokenWeighting
   /** The dense model on the same device; default: the model itself as it is before it is pruned. */
   dense?: Engine | undefined
   /** Whether the kept weights are fitted after the method has pruned. */

@@ -1,7 +1,6 @@
 import type { Device, Tensor } from '../native/device.js'
 import type { LinearGroup } from '../models/steps.js'
 import type { Statistic } from './statistic.js'
-import { scaledRows, tokenFactors } from './token-weights.js'
 
 /** What calibration has seen of the input that a group of linears shares. */
 export interface GroupStatistics {
@@ -46,33 +45,11 @@ export class Statistics {
 
   /**
    * Adds the group's input, and its shift from that of `reference`, the same group of the dense stream; ignores groups of which no
-   * layer is to be pruned. `changes`: how the block changes the batch's tokens, if they are to count by that: see tokenFactors().
+   * layer is to be pruned.
    */
-  async add(group: LinearGroup, reference?: LinearGroup, changes?: Float32Array): Promise<void> {
-    const pruned = group.names.filter(this.selected)
+  add({ names, input, pool }: LinearGroup, reference?: LinearGroup): void {
+    const pruned = names.filter(this.selected)
     if (pruned.length === 0) return
-    if (!changes) {
-      this.sum(pruned, group, reference?.input)
-      return
-    }
-    const { device } = this
-    const factors = await tokenFactors(device, group, changes)
-    const made: Tensor[] = []
-    const scaled = (x: Tensor) => {
-      const copy = device.within([], () => scaledRows(device, x, factors))
-      made.push(copy)
-      return copy
-    }
-    try {
-      // Routed experts have no shift: other tokens come to them in the dense stream.
-      const other = reference && group.pool === undefined ? scaled(reference.input) : undefined
-      this.sum(pruned, { ...group, input: scaled(group.input) }, other)
-    } finally {
-      for (const tensor of made) tensor.dispose()
-    }
-  }
-
-  private sum(pruned: string[], { names, input, pool }: LinearGroup, reference: Tensor | undefined): void {
     const key = names.join()
     let group = this.groups.get(key)
     if (!group) {
@@ -85,7 +62,7 @@ export class Statistics {
     }
     group.tokens += input.rows
     this.statistic.add(this.device, group.sum, input, this.scale)
-    if (group.shift && reference) this.addShift(group.shift, input, reference)
+    if (group.shift && reference) this.addShift(group.shift, input, reference.input)
   }
 
   private addShift(shift: Tensor, input: Tensor, reference: Tensor): void {

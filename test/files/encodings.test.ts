@@ -232,7 +232,6 @@ test('what a solver found reaches the encoding: the mask is that of the zeros', 
       sequential: 'layer',
       minBlock: 0,
       target: 'own',
-      tokenWeights: 'even',
       alpha: 0,
       refit: false,
     } as const

@@ -16,7 +16,7 @@ const tiers = {
   plain: {},
   refit: { refit: true },
   'dense target': { refit: true, target: 'dense' },
-  reconstruction: { refit: true, target: 'dense', tokenWeights: 'change', reconstruct: 1 },
+  reconstruction: { refit: true, target: 'dense', reconstruct: 1 },
 } as const
 const tierNames = Object.keys(tiers) as (keyof typeof tiers)[]
 

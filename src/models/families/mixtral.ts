@@ -50,13 +50,12 @@ function experts(c: z.output<typeof schema>): FeedForward {
         const inputs = b.rows(x, tokens)
         const [gate, up] = yield* b.pooledLinears(
           `${moe}.experts.w1/w3`,
-          tokens,
           inputs,
           name(e, 'w1'),
           name(e, 'w3'),
         )
         const gated = b.gated(gate!, up!, c.hidden_act)
-        const [output] = yield* b.pooledLinears(`${moe}.experts.w2`, tokens, gated, name(e, 'w2'))
+        const [output] = yield* b.pooledLinears(`${moe}.experts.w2`, gated, name(e, 'w2'))
         b.addRows(sums, output!, tokens, shares)
       }
       const { dtype } = x

@@ -14,7 +14,7 @@ export async function passCollecting(
   const pass = async (batch: Batch) => {
     const run = engine.runBlock(index, weights, batch)
     try {
-      for (let group = await run.advance(); group; group = await run.advance()) await statistics.add(group)
+      for (let group = await run.advance(); group; group = await run.advance()) statistics.add(group)
       const output = await run.finish()
       batch.hidden.dispose()
       batch.hidden = output
