@@ -92,6 +92,8 @@ export interface PruningFlags extends MethodOptions {
   learningRate?: number
   /** The calibration windows of a step of the reconstruction. */
   batch?: number
+  /** The blocks behind which the reconstruction measures the error. */
+  window?: number
   /** The unit that sees already pruned inputs. */
   sequential?: 'block' | 'layer'
   /** The regular expression that names of layers must match to be pruned. */
@@ -164,6 +166,7 @@ export function pruningOptions(command: Command): Command {
       number,
     )
     .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)
+    .option('--window <blocks>', 'measure the reconstruction behind the next block too (2; default: 1)', number)
     .addOption(
       new Option(
         '--sequential <unit>',
@@ -181,11 +184,13 @@ export function pruningSettings<Flags extends Partial<PruningFlags>>({
   reconstruct,
   learningRate,
   batch,
+  window,
   ...flags
 }: Flags) {
   const details = given({
     learningRate,
     batch,
+    window,
     ...(typeof reconstruct === 'number' && { epochs: reconstruct }),
   })
   const [detail] = Object.keys(details)

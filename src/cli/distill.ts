@@ -20,7 +20,7 @@ import { duration, withProgress } from './progress.js'
 interface Flags extends DeviceFlags {
   dense: string
   out: string
-  calibration: string
+  calibration?: string
   textField?: string
   samples?: number
   seqlen?: number
@@ -43,12 +43,16 @@ export function distillCommand(): Command {
     .argument('<pruned>', modelArgument)
     .requiredOption('--dense <model>', 'the dense model: its folder, or a hub id')
     .requiredOption('--out <dir>', 'folder for the trained model')
-    .requiredOption(`--calibration ${textArgument}`, 'text to train on')
+    .option(`--calibration ${textArgument}`, 'text to train on (default: what the dense model generates)')
     .option(
       '--text-field <name>',
       'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
     )
-    .option('--samples <n>', 'windows drawn from the text (default: all of it)', number)
+    .option(
+      '--samples <n>',
+      'windows drawn from the text (default: all of it; 128 of generated text)',
+      number,
+    )
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--seed <n>', 'of the choice and order of windows (default: 0)', number)
     .option('--epochs <n>', 'how often the windows are gone through (default: 1)', number)
@@ -83,12 +87,13 @@ async function run(model: string, flags: Flags): Promise<void> {
             ...given(options),
             dense: options.dense,
             calibration: {
-              ...textSource(calibration),
+              ...(calibration !== undefined && textSource(calibration)),
               ...given({ textField, samples, seed, sequenceLength: seqlen }),
               onDownload: showDownload(progress),
             },
             onDownload: showDownload(progress),
             signal,
+            onGenerate: (share) => progress.update(0, `generating the text: ${Math.floor(100 * share)} %`),
             onProgress: (at) => progress.update(at.step / at.steps, distillationPlace(at)),
           })
         }),

@@ -27,6 +27,7 @@ const flags: Record<string, string> = {
   'reconstruct.epochs': '--reconstruct',
   'reconstruct.learningRate': '--learning-rate',
   'reconstruct.batch': '--batch',
+  'reconstruct.window': '--window',
 }
 
 /**

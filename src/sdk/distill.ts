@@ -2,6 +2,7 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { dense } from '../files/encodings/dense.js'
+import { generateWindows } from '../generation/windows.js'
 import type { JobIdentity } from '../files/journal.js'
 import { OutputFolder } from '../files/output-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
@@ -22,9 +23,12 @@ import { distillationOptions, type DistillationOptions } from '../training/optio
 import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
 import { engineOf, openDense, type Model } from './model.js'
 
-/** The text that a pruned model is trained on. */
+/** The text that a pruned model is trained on: at most one of `dataset`, `file` and `tokens`; without them the dense model generates it. */
 export interface DistillationText extends TextSource {
-  /** The number of windows that are drawn. Default: all of the text, one after the other (of the data set c4 256). */
+  /**
+   * The number of windows that are drawn. Default: all of the text, one after the other (of the data set c4 256), and 128 of what the
+   * dense model generates.
+   */
   samples?: number
   /** The number of tokens of a window. Default: the model's context, at most 2048. */
   sequenceLength?: number
@@ -35,8 +39,8 @@ export interface DistillationText extends TextSource {
 export interface DistillOptions extends DistillationOptions {
   /** The dense model: its folder, or its id on the hub. */
   dense: string
-  /** The text to train on. */
-  calibration: DistillationText
+  /** The text to train on. Default: what the dense model generates, at temperature 1, from the token on that texts begin with. */
+  calibration?: DistillationText
   /** The folder for the trained model, which must not exist; without it the weights change in memory only. */
   out?: string
   /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
@@ -49,6 +53,8 @@ export interface DistillOptions extends DistillationOptions {
   resume?: boolean
   /** A function that is called while the dense model is downloaded. */
   onDownload?: (progress: DownloadProgress) => void
+  /** A function that is told the share of the text, in (0, 1], that the dense model has generated. */
+  onGenerate?: (fraction: number) => void
   /** A function that is told of every step. */
   onProgress?: (progress: DistillationProgress) => void
   /** A signal that stops the work (ABORTED). */
@@ -73,11 +79,13 @@ const schema = distillationOptions
         sequenceLength: z.int().min(1).optional(),
         seed: z.int().default(0),
       })
-      .strict(),
+      .strict()
+      .prefault({}),
     out: path.optional(),
     force: z.boolean().default(false),
     resume: z.boolean().default(false),
     onDownload: callback<DownloadProgress>(),
+    onGenerate: callback<number>(),
     onProgress: callback<DistillationProgress>(),
     signal: z.instanceof(AbortSignal).optional(),
   })
@@ -132,7 +140,7 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
             denseModel: teacher.checkpoint,
           })
     try {
-      const windows = await drawWindows(engine, o)
+      const windows = await drawWindows(engine, teacher, o)
       let saved: SavedTraining | undefined
       if (destination instanceof FolderDestination && resumable) {
         await destination.begin(await identityOf(engine, teacher, o, windows))
@@ -209,7 +217,8 @@ function identityOf(
   windows: readonly Int32Array[],
 ): Promise<JobIdentity> {
   // The dense model and the text are known by their contents, but for the seed, which the order of the windows depends on too.
-  const { dense, calibration, out, force, resume, onDownload, onProgress, signal, ...deciding } = o
+  const { dense, calibration, out, force, resume, ...other } = o
+  const { onDownload, onGenerate, onProgress, signal, ...deciding } = other
   const options = { method: 'distill', ...deciding, seed: calibration.seed }
   return jobIdentity(engine, options, windows, undefined, teacher)
 }
@@ -217,12 +226,35 @@ function identityOf(
 /** The linear layers of all blocks under their checkpoint names. */
 export const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
 
-async function drawWindows(engine: Engine, o: Parsed): Promise<Int32Array[]> {
+async function drawWindows(engine: Engine, teacher: Engine, o: Parsed): Promise<Int32Array[]> {
   const { samples, seed, sequenceLength: wanted, ...source } = o.calibration
   const options = { seed, sequenceLength: engine.sequenceLength(wanted), signal: o.signal }
+  const { dataset, file, tokens, textField } = source
+  if (dataset === undefined && file === undefined && tokens === undefined) {
+    if (textField !== undefined) {
+      const message = 'distill: option textField: is of a file with rows: give file too'
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
+    return generateText(teacher, samples ?? 128, options, o.onGenerate)
+  }
   return samples === undefined
     ? trainingWindows(engine, source, options)
     : trainable((await calibrationWindows(engine, source, { ...options, samples })).windows, options)
+}
+
+/** Windows of text that the dense model makes up. Throws as generateWindows does. */
+function generateText(
+  teacher: Engine,
+  count: number,
+  { seed, sequenceLength, signal }: { seed: number; sequenceLength: number; signal: AbortSignal | undefined },
+  onProgress: ((fraction: number) => void) | undefined,
+): Promise<Int32Array[]> {
+  const { blockCount, hiddenSize } = teacher.architecture
+  // The more at once the faster, as far as their keys and values stay within 1 GiB.
+  const most = Math.floor(2 ** 30 / (2 * 4 * blockCount * hiddenSize * sequenceLength))
+  const batch = Math.max(1, Math.min(64, most))
+  const sampling = { temperature: 1, seed, batch }
+  return generateWindows(teacher, { count, length: sequenceLength, ...sampling, signal, onProgress })
 }
 
 /** All windows of a text to train on. Throws as allWindows does, INVALID_TEXT too where there is one only. */

@@ -14,7 +14,7 @@ export interface ReconstructOptions {
    * The number of blocks behind which the error is measured: with 2 also behind the next block, taken as it is in the dense model,
    * which takes about twice the time. Default 1.
    */
-  window?: 1 | 2
+  window?: number
 }
 
 /** How a pruned model is trained to be like the dense one. */
@@ -42,7 +42,7 @@ export const reconstructOptions = z.strictObject({
   learningRate: learningRate.default(0.015),
   batch: batch.default(2),
   holdout: holdout.default(0.1),
-  window: z.union([z.literal(1), z.literal(2)], { error: 'must be 1 or 2' }).default(1),
+  window: z.int().min(1).max(2).default(1),
 })
 
 /** Validates DistillationOptions. */

@@ -58,6 +58,34 @@ describe('distillation', () => {
     student = await prunedCopy(dense)
   })
 
+  test('trains on what the dense model generates where no text is given', async () => {
+    const speaker = await writeTinyModel(await temporaryFolder(), 'gpt2', undefined, { bos_token_id: 1 })
+    const seen: number[] = []
+    const options = { dense: speaker, epochs: 3, learningRate: 2e-2 }
+    const calibration = { samples: 12, sequenceLength: 32 }
+    const onGenerate = (fraction: number) => seen.push(fraction)
+    const report = await distilled(student, { ...options, calibration, onGenerate })
+    const [before, after] = heldOut(report)
+    expect(after).toBeLessThan(before)
+    // Eleven windows to train on, four a step.
+    expect(report.losses.training).toHaveLength(9)
+    expect(seen.at(-1)).toBe(1)
+    expect(seen).toHaveLength(31)
+    expect((await distilled(student, { ...options, calibration })).losses).toEqual(report.losses)
+    const others = await distilled(student, { ...options, calibration: { ...calibration, seed: 1 } })
+    expect(others.losses).not.toEqual(report.losses)
+    // The context is 64 tokens long.
+    const all = await distilled(student, { dense: speaker, batch: 64 })
+    expect(all.losses.training).toHaveLength(2)
+    await expectError(
+      distilled(student, { dense, calibration }),
+      'INVALID_CHECKPOINT',
+      /neither .* has a bos_token_id or an eos_token_id/,
+    )
+    const withField = { dense: speaker, calibration: { textField: 'text' } }
+    await expectError(distilled(student, withField), 'INVALID_OPTION', /option textField: .* give file too/)
+  })
+
   test('brings the distributions nearer, keeps zeros, embeddings and the head, and trains the rest', async () => {
     const out = join(await temporaryFolder(), 'out')
     const progress: number[] = []

@@ -117,6 +117,24 @@ describe('reconstruction', () => {
       expect(await readFile(join(out, name))).toEqual(await readFile(join(whole, name)))
   })
 
+  test('a window of two blocks looks behind the next block, but for the last', async () => {
+    const seen: number[] = []
+    const onProgress: PruneOptions['onProgress'] = ({ fraction }) => void seen.push(fraction)
+    const options = { pattern: '2:4', reconstruct: { epochs: 3, learningRate: 2e-2, window: 2 } }
+    const [one, two] = [
+      await pruned(folder, { ...options, reconstruct: { ...options.reconstruct, window: 1 } }),
+      await pruned(folder, { ...options, onProgress }),
+    ]
+    const heldOut = ({ report }: Result, block: number) =>
+      report.layers.find(({ name }) => name.startsWith(`model.layers.${block}.`))!.reconstruction!.heldOut
+    expect(heldOut(two, 0).after).toBeLessThan(0.97 * heldOut(two, 0).before)
+    expect(heldOut(two, 0).before).not.toBeCloseTo(heldOut(one, 0).before, 4)
+    expect(heldOut(two, 1).after).toBeLessThanOrEqual(heldOut(two, 1).before)
+    expect(seen.at(-1)).toBeGreaterThan(0.99)
+    const offloaded = await pruned(folder, { ...options, offload: await temporaryFolder() })
+    expect(offloaded.tensors).toEqual(two.tensors)
+  })
+
   test('is in the plan', async () => {
     const job = { samples: 10, sequenceLength: 32, pattern: '2:4', dtype: 'float32' } as const
     const [without, one, two] = await Promise.all([
@@ -130,12 +148,16 @@ describe('reconstruction', () => {
     expect(epoch / (without.flop.linear / 2)).toBeGreaterThan(2.5)
     expect(one.memory.parts.hiddenStates).toBe(2 * without.memory.parts.hiddenStates)
     expect(one.memory.peak).toBeGreaterThan(without.memory.peak)
+    const further = await plan(folder, { ...job, reconstruct: { epochs: 1, window: 2 } })
+    expect(further.flop.linear).toBeGreaterThan(one.flop.linear)
+    expect(further.memory.peak).toBeGreaterThan(one.memory.peak)
   })
 
   test.each([
     [{ reconstruct: 0 }, /option reconstruct/],
     [{ reconstruct: { epochs: 1, rate: 2 } }, /unknown option rate/],
     [{ reconstruct: { learningRate: 2 } }, /option reconstruct/],
+    [{ reconstruct: { window: 3 } }, /option reconstruct/],
     [{ reconstruct: true, method: 'magnitude', calibration: undefined }, /option calibration/],
   ])('refuses %j', async (options, message) => {
     await expectError(pruned(folder, options as PruneOptions), 'INVALID_OPTION', message)
