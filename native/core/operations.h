@@ -645,12 +645,12 @@ struct RowDots {
   }
 };
 
-// errors[t] = ‖x[t] - target[t]‖² / ‖target[t]‖², f32 [1, rows], where ‖target[t]‖² counts as at most norm_cap when that is > 0; dx,
-// which may be empty: scale times the gradient of their sum.
+// errors[t] = ‖x[t] - target[t]‖² / ‖target[t]‖², f32 [1, rows]; when typical_norm > 0, a larger ‖target[t]‖² counts as the geometric
+// mean of both. dx, which may be empty: scale times the gradient of their sum.
 struct RelativeErrors {
   Tensor errors, dx, x, target;
-  float scale, norm_cap;
-  SPARSEGPT_FIELDS(errors, dx, x, target, scale, norm_cap)
+  float scale, typical_norm;
+  SPARSEGPT_FIELDS(errors, dx, x, target, scale, typical_norm)
   SPARSEGPT_WRITES(errors)
   void check() const {
     require_pair(x, target);

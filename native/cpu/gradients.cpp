@@ -21,7 +21,7 @@ SPARSEGPT_KERNEL(norm_gradient, void, float* dx, float* dweight, float* dbias, c
                  const float* weight, int64_t count, float epsilon);
 // Returns the error; dx may be null.
 SPARSEGPT_KERNEL(relative_error, float, float* dx, const float* x, const float* target, int64_t count, float scale,
-                 float norm_cap);
+                 float typical_norm);
 
 namespace {
 
@@ -157,7 +157,7 @@ void CpuBackend::compute(const RelativeErrors& o) {
     // A converted x may be overwritten.
     std::vector<float> buffer(o.dx && !floats && o.x.dtype == DType::f32 ? static_cast<size_t>(o.x.columns) : 0);
     float* dx = !o.dx ? nullptr : floats ? reinterpret_cast<float*>(row_of(o.dx, i)) : buffer.empty() ? x : buffer.data();
-    o.errors.data<float>()[i] = relative_error[level_](dx, x, target, o.x.columns, o.scale, o.norm_cap);
+    o.errors.data<float>()[i] = relative_error[level_](dx, x, target, o.x.columns, o.scale, o.typical_norm);
     if (o.dx && !floats) from_float[level_](row_of(o.dx, i), o.dx.dtype, dx, o.x.columns);
   });
 }

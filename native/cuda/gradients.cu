@@ -173,7 +173,7 @@ __global__ void dot_rows(float* dots, View x, View y) {
 }
 
 // dx.data may be null.
-__global__ void relative_errors(float* errors, View dx, View x, View target, float scale, float norm_cap) {
+__global__ void relative_errors(float* errors, View dx, View x, View target, float scale, float typical_norm) {
   for (int64_t i = blockIdx.x; i < x.rows; i += gridDim.x) {
     float gaps = 0, norms = 0;
     for (int64_t j = threadIdx.x; j < x.columns; j += blockDim.x) {
@@ -183,7 +183,7 @@ __global__ void relative_errors(float* errors, View dx, View x, View target, flo
     }
     gaps = combine_block(gaps, Sum());
     const float whole = combine_block(norms, Sum()) + 1e-30f;
-    const float norm = norm_cap > 0.0f ? fminf(norm_cap, whole) : whole;
+    const float norm = typical_norm > 0.0f && typical_norm < whole ? sqrtf(typical_norm) * sqrtf(whole) : whole;
     if (threadIdx.x == 0) errors[i] = gaps / norm;
     if (dx.data == nullptr) continue;
     const float factor = 2.0f * scale / norm;
@@ -256,7 +256,7 @@ void CudaBackend::enqueue(const RowDots& o) {
 void CudaBackend::enqueue(const RelativeErrors& o) {
   const Tensor x = local(o.x), target = local(o.target);
   launch("relative_errors", relative_errors, grid_of_rows(x.rows), dim3(block_threads), 0, stream_, o.errors.data<float>(),
-         o.dx ? view(o.dx) : View{}, view(x), view(target), o.scale, o.norm_cap);
+         o.dx ? view(o.dx) : View{}, view(x), view(target), o.scale, o.typical_norm);
 }
 
 void CudaBackend::enqueue(const Adam& o) {

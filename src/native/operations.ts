@@ -521,8 +521,8 @@ export const operations = {
   })),
 
   /**
-   * The errors ‖x[t] - target[t]‖² / ‖target[t]‖², float32 [rows], where ‖target[t]‖² counts as at most `normCap`, if there is one;
-   * `dx`, of the shape of x, takes `scale` times the gradient of their sum.
+   * The errors ‖x[t] - target[t]‖² / ‖target[t]‖², float32 [rows]; a ‖target[t]‖² larger than `typicalNorm`, if there is one, counts as
+   * the geometric mean of both. `dx`, of the shape of x, takes `scale` times the gradient of their sum.
    */
   relativeErrors: operation(
     'gradient',
@@ -532,13 +532,13 @@ export const operations = {
       {
         dx,
         scale = 1,
-        normCap = 0,
-      }: { dx?: Tensor | undefined; scale?: number; normCap?: number | undefined } = {},
+        typicalNorm = 0,
+      }: { dx?: Tensor | undefined; scale?: number; typicalNorm?: number | undefined } = {},
     ) => ({
       make: { errors: float32(x.rows) },
       ...(dx && { change: { dx } }),
       read: { x, target },
-      settings: { scale, normCap },
+      settings: { scale, typicalNorm },
     }),
   ),
 

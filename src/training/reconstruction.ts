@@ -14,8 +14,8 @@ export type ReconstructionSettings = z.output<typeof reconstructOptions>
 /** What became of one block. */
 export interface ReconstructionReport {
   /**
-   * The mean over held-out tokens of ‖output - dense output‖² / min(‖dense output‖², its median), before and after; with a window of
-   * two blocks the mean of that behind either.
+   * The mean over held-out tokens of ‖output - dense output‖² / n, before and after: n is ‖dense output‖², or, where that is larger than
+   * its median, the geometric mean of both. With a window of two blocks the mean of that behind either.
    */
   heldOut: { before: number; after: number }
   /** The number of optimizer steps. */
@@ -58,15 +58,15 @@ interface Part {
 /** What an error is measured in. */
 interface Measure {
   /** The median over the tokens of ‖dense output‖², for each block of the window. */
-  normCaps: number[]
+  typicalNorms: number[]
 }
 
 /**
  * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
- * dense model's outputs: Adam on the error relative to each token's norm, or to the typical norm where that is smaller, with masks
- * fixed. The few tokens of huge norm that all others attend to count by their absolute error so: a share of it would spoil them. A part
- * of the windows is held out: what is kept is the state after the epoch that was best on them, if any was better than the beginning.
- * Resolves to the report and the names of the biases and norms that were trained.
+ * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A norm larger than is typical counts for
+ * less: the few tokens of huge norm that all others attend to would be spoilt else. A part of the windows is held out: what is kept is the
+ * state after the epoch that was best on them, if any was better than the beginning. Resolves to the report and the names of the biases
+ * and norms that were trained.
  */
 export async function reconstructBlock(
   task: ReconstructionTask,
@@ -77,7 +77,7 @@ export async function reconstructBlock(
   const trainer = new BlockTrainer(engine, index, weights, task.solved)
   try {
     const { training, heldOut } = split(task, views)
-    const measure = { normCaps: await medianNorms(task, [...training, ...heldOut]) }
+    const measure = { typicalNorms: await medianNorms(task, [...training, ...heldOut]) }
     const before = await meanError(task, heldOut, measure)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
@@ -115,7 +115,7 @@ async function descend(
   { engine, index, next }: ReconstructionTask,
   trainer: BlockTrainer,
   { batch, targets }: Part,
-  { normCaps }: Measure,
+  { typicalNorms }: Measure,
 ): Promise<void> {
   const { device } = engine
   const recordings: Recording[] = []
@@ -133,7 +133,7 @@ async function descend(
       const gradient = device.within(made, () => {
         const dx = device.empty(output.dtype, output.shape)
         const scale = 1 / output.rows / recordings.length
-        device.relativeErrors(output, targets[i]!, { dx, scale, normCap: normCaps[i] })
+        device.relativeErrors(output, targets[i]!, { dx, scale, typicalNorm: typicalNorms[i] })
         if (behind) device.add(dx, behind)
         return dx
       })
@@ -150,7 +150,7 @@ async function descend(
 async function meanError(
   task: ReconstructionTask,
   parts: readonly Part[],
-  { normCaps }: Measure,
+  { typicalNorms }: Measure,
 ): Promise<number> {
   const { engine, index, weights, next, step } = task
   const { device } = engine
@@ -162,7 +162,9 @@ async function meanError(
       const hidden = await engine.runBlock(index + i, block, batch).finish()
       if (i > 0) batch.hidden.dispose()
       batch = { ...batch, hidden }
-      device.within(errors, () => device.relativeErrors(hidden, part.targets[i]!, { normCap: normCaps[i] }))
+      device.within(errors, () =>
+        device.relativeErrors(hidden, part.targets[i]!, { typicalNorm: typicalNorms[i] }),
+      )
     }
     batch.hidden.dispose()
     put(task, part)

@@ -100,14 +100,16 @@ void norm_gradient(float* dx, float* dweight, float* dbias, const float* x, cons
   });
 }
 
-float relative_error(float* dx, const float* x, const float* target, int64_t count, float scale, float norm_cap) {
+float relative_error(float* dx, const float* x, const float* target, int64_t count, float scale, float typical_norm) {
   vf gaps = {}, norms = {};
   for_vectors(count, [&](auto get, auto) {
     const vf wanted = get(target), gap = get(x) - wanted;
     gaps += gap * gap;
     norms += wanted * wanted;
   });
-  const float whole = horizontal_sum(norms) + 1e-30f, norm = norm_cap > 0 && norm_cap < whole ? norm_cap : whole;
+  const float whole = horizontal_sum(norms) + 1e-30f;
+  const bool large = typical_norm > 0 && typical_norm < whole;
+  const float norm = large ? __builtin_sqrtf(typical_norm) * __builtin_sqrtf(whole) : whole;
   if (dx != nullptr) {
     const float factor = 2.0f * scale / norm;
     for_vectors(count, [&](auto get, auto put) { put(dx, factor * (get(x) - get(target))); });
