@@ -6,6 +6,7 @@ import { distillCommand } from './distill.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { inspectCommand } from './inspect.js'
+import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
 import { surviveClosedStreams } from './streams.js'
@@ -24,6 +25,8 @@ const program = new Command('sparsegpt')
   .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(inspectCommand())
+  .addCommand(packCommand())
+  .addCommand(unpackCommand())
   .addCommand(benchCommand())
 
 for (const command of [program, ...program.commands]) {
