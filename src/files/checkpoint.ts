@@ -113,11 +113,11 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const config = await readConfig(path, names)
   const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
   if (!format) throw names.includes(adapterConfig) ? await adapter(path) : noWeights(path, names)
-  const { single, index, read, join: joined = (_, tensors) => Promise.resolve(tensors) } = format
+  const { single, index, read, join: joined } = format
   if (names.includes(single)) {
     const file = join(path, single)
     const { tensors: stored, metadata } = await read(file)
-    const shard = { file: single, tensors: await joined(file, stored), metadata }
+    const shard = { file: single, tensors: joined ? await joined(file, stored) : stored, metadata }
     const tensors = new Map(shard.tensors.map((tensor) => [tensor.name, tensor]))
     return { folder: path, config, format, shards: [shard], tensors }
   }
@@ -136,7 +136,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     // The index decides: what it does not list, or lists elsewhere, is no part of the checkpoint.
     const listed = shard.tensors.filter(({ name }) => mapped.get(name) === file)
     for (const { name } of listed) stored.add(name)
-    const own = await joined(join(path, file), listed)
+    const own = joined ? await joined(join(path, file), listed) : listed
     for (const tensor of own) tensors.set(tensor.name, tensor)
     shards.push({ file, ...shard, tensors: own })
   }

@@ -9,6 +9,9 @@ import { missingTensor } from './missing-tensor.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
 
+/** The size from which on the CPU's memory pool keeps buffers (native/cpu/memory_pool.h), in bytes: smaller ones cost page faults. */
+const smallestPooled = 2 ** 21
+
 /** The weights of a checkpoint as device tensors: mapped from the files, unpacked, or replaced by pruned ones. */
 export class Weights {
   private readonly files = new Map<string, FileHandle>()
@@ -85,8 +88,22 @@ export class Weights {
     const bitmask = this.map(packed.bitmask, packed.bitmask.shape, 'uint8')
     const offsets = this.map(packed.rowOffsets, [packed.rowOffsets.shape[0]!, 8], 'uint8')
     const subject = `${file}: the packed tensor ${JSON.stringify(name)}`
-    const matrix = device.within([], () => device.unpackValues({ values, bitmask, offsets }, shape, subject))
+    const matrix = this.room(dtypes[dtype]!, shape)
+    device.unpackValues({ values, bitmask, offsets }, matrix, subject)
     for (const part of [values, bitmask, offsets]) this.giveBack([part])
+    return matrix
+  }
+
+  /** Memory for a matrix, which comes and goes with every pass: at least as large as what the CPU's pool keeps for reuse. */
+  private room(dtype: DType, shape: readonly number[]): Tensor {
+    const { device } = this
+    const [rows, columns] = shape as [number, number]
+    const rowBytes = columns * elementBytes[dtype]
+    const isSmall = device.traits.inHostMemory && rows * rowBytes >= smallestPooled / 8
+    const least = isSmall ? Math.ceil(smallestPooled / rowBytes) : 0
+    const room = device.within([], () => device.empty(dtype, [Math.max(rows, least), columns]))
+    const matrix = room.rowRange(0, rows)
+    room.dispose()
     return matrix
   }
 

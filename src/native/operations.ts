@@ -609,17 +609,17 @@ export const operations = {
   })),
 
   /**
-   * The way back, [rows, columns] in the type of the values, zero where no bit is set. Parts that contradict each other show at the next
+   * The way back: `out` [rows, columns] in the type of the values, zero where no bit is set. Parts that contradict each other show at the next
    * synchronisation: INVALID_CHECKPOINT with a message that begins with `subject`.
    */
   unpackValues: operation(
     'convert',
     (
       { values, bitmask, offsets }: { values: Tensor; bitmask: Tensor; offsets: Tensor },
-      shape: readonly number[],
+      out: Tensor,
       subject: string,
     ) => ({
-      make: { out: { dtype: values.dtype, shape } },
+      make: { out },
       read: { values, bitmask, offsets },
       settings: { subject },
     }),
