@@ -57,4 +57,4 @@ function summary({ out, packed, bytes }: PackReport): string {
   return `${out}: ${megabytes(bytes.before)} before, ${megabytes(bytes.after)} after (${change.toFixed(3)} of it), ${Math.max(packed.before, packed.after)} matrices ${packed.after > 0 ? 'packed' : 'unpacked'}\n`
 }
 
-const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`
+const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 3 : 1)} MB`
