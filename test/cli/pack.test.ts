@@ -34,18 +34,21 @@ test('pack and unpack print the sizes, or one object with --json', async () => {
   const text = await sparsegpt(['unpack', packed, '--out', unpacked])
   expect(text).toMatchObject({
     code: 0,
-    stdout: expect.stringMatching(/unpacked: 0\.0\d\d MB before, 0\.0\d\d MB after \(\d\.\d{3} of it\), 14 matrices/),
+    stdout: expect.stringMatching(
+      /unpacked: 0\.0\d\d MB before, 0\.0\d\d MB after \(\d\.\d{3} of it\), 14 matrices/,
+    ),
   })
   expect(bytes(unpacked, 'model.safetensors').equals(before)).toBe(true)
 })
 
 test('what cannot be packed, or unpacked, is told with the reason', async () => {
   const out = join(work, 'none')
+  const other = await writeTinyModel(join(work, 'other'))
   for (const [args, code, reason] of [
     [['pack', model, '--out', out], 2, /no linear layer that would become smaller/],
     [['unpack', model, '--out', out], 2, /is not packed/],
     [['pack', model], 2, /--out/],
-    [['pack', model, '--out', work], 1, /exists: give another folder, or --force/],
+    [['pack', model, '--out', other], 1, /exists: give another folder, or force \(--force\)/],
   ] as const) {
     expect(await sparsegpt([...args])).toMatchObject({ code, stderr: expect.stringMatching(reason) })
   }
