@@ -12,7 +12,7 @@ import { calibrationTokens, type Stopped } from './inputs.js'
 /** `npm run fuzz` sets these. */
 const number = (name: string, otherwise: number) => Number(process.env[`SPARSEGPT_FUZZ_${name}`] ?? otherwise)
 const byHand = process.env['SPARSEGPT_FUZZ_SECONDS'] !== undefined
-const seconds = number('SECONDS', 40)
+const seconds = number('SECONDS', 20)
 const [seed, inputs] = [number('SEED', 1), number('INPUTS', Infinity)]
 
 /** All files below a folder. */

@@ -94,7 +94,8 @@ describe('a resumed distillation has the result of an uninterrupted one, to the 
     if (dtype === 'float32') expect(expected.losses.bestStep).toBeLessThan(steps)
     const every = Math.ceil(steps / 4)
     // From the beginning, behind a saved state, just at one, and at the end.
-    for (const step of [every - 1, every + 1, 2 * every, steps]) {
+    const stops = [every - 1, every + 1, 2 * every, steps]
+    for (const step of dtype === 'float32' ? stops : stops.slice(1, 3)) {
       const { message } = await stopped(student, step, { ...options, out }, dtype)
       const saved = step < steps ? step - (step % every) : steps
       expect(message).toMatch(
