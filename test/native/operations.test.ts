@@ -66,7 +66,15 @@ describe('the operation table', () => {
     spy.triangularProduct(x, t(8, 8))
     spy.conjugateGradients(x, t(4, 8), { mask: x, factor: t(8, 8) }, { tolerance: 0, iterations: 1 })
     const factor = { factor: t(8, 8), dead: vector(8) }
-    spy.pruneSparsegpt(x, factor, { given: x }, { blockSize: 128, bits: 0 })
+    spy.pruneSparsegpt(
+      x,
+      factor,
+      { given: x },
+      {
+        blockSize: 128,
+        rounding: { bits: 4, groupSize: 4, symmetric: true, clip: true, stepType: 'bfloat16' },
+      },
+    )
     spy.countZeros(x, t(1, 2))
     spy.multiply(x, t(8, 2))
     spy.accumulateRows(vector(8), x)
