@@ -15,6 +15,7 @@ export type { LayerReport, PruneProgress, PruneReport } from './pruning/report.j
 export type { PhaseSeconds } from './pruning/phases.js'
 export { plan, type Plan, type PlanOptions } from './sdk/plan.js'
 export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './sdk/prune-layer.js'
+export { pack, unpack, type PackOptions, type PackProgress, type PackReport } from './sdk/pack.js'
 export { inspect, type Inspection, type TensorReport } from './sdk/inspect.js'
 export { benchmark, type BenchOptions, type BenchReport } from './sdk/benchmark/benchmark.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'

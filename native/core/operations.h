@@ -723,6 +723,53 @@ struct Adam {
   }
 };
 
+// --- packed matrices: a bit for every element, and the elements whose bit is set -----------------------------------------------
+
+// The parts of a packed matrix [rows, columns] but for its values: bitmask u8 [rows, columns / 8 rounded up], the lowest bit first, 1
+// where there is a value; offsets u8 [rows, 8], little-endian integers, where each row's values begin.
+inline int64_t bitmask_columns(int64_t columns) { return (columns + 7) / 8; }
+inline void require_packed(const Tensor& matrix, const Tensor& values, const Tensor& bitmask, const Tensor& offsets) {
+  require_float(matrix, "matrix");
+  require_plain(values, 1, values.columns, matrix.dtype, "values");
+  require_plain(bitmask, matrix.rows, bitmask_columns(matrix.columns), DType::u8, "bitmask");
+  require_plain(offsets, matrix.rows, 8, DType::u8, "offsets");
+}
+
+// Marks the elements that are to be kept, all but those whose bits are zero (-0 and NaN are kept), and counts them in each row,
+// i32 [1, rows].
+struct MarkValues {
+  Tensor bitmask, counts, x;
+  SPARSEGPT_FIELDS(bitmask, counts, x)
+  SPARSEGPT_WRITES(bitmask, counts)
+  void check() const {
+    require_float(x, "x");
+    require_plain(bitmask, x.rows, bitmask_columns(x.columns), DType::u8, "bitmask");
+    require_plain(counts, 1, x.rows, DType::i32, "counts");
+  }
+};
+
+// values [1, count] = the marked elements of x, row by row. The bitmask and the offsets are those of MarkValues.
+struct PackValues {
+  Tensor values, x, bitmask, offsets;
+  SPARSEGPT_FIELDS(values, x, bitmask, offsets)
+  SPARSEGPT_WRITES(values)
+  void check() const { require_packed(x, values, bitmask, offsets); }
+};
+
+// The way back: out = the values where the bitmask has a bit, zero elsewhere. The parts may be damaged: where the offsets are not
+// those of the bits, or a bit is set behind the last column, INVALID_CHECKPOINT "<subject> is damaged in row <row>: …".
+struct UnpackValues {
+  Tensor out, values, bitmask, offsets;
+  std::string subject;
+  SPARSEGPT_FIELDS(out, values, bitmask, offsets, subject)
+  SPARSEGPT_WRITES(out)
+  static std::string message(const std::string& subject, int64_t row) {
+    return subject + " is damaged in row " + std::to_string(row) +
+           ": its bitmask, its row_offsets and the number of its values contradict each other";
+  }
+  void check() const { require_packed(out, values, bitmask, offsets); }
+};
+
 // --- inspection -----------------------------------------------------------------------------------------------------------
 
 // stats f64 [1, 1 + patterns]: the number of zeros, then for each pattern (n, m) of `patterns`, i32 [patterns, 2] (may be empty),
@@ -751,6 +798,7 @@ struct CountZeros {
   X(ConjugateGradients) X(PruneSparsegpt)                                                                              \
   X(Multiply) X(AccumulateRows) X(NormGradient) X(AttentionGradient) X(ActivateGradient) X(GateGradient) X(PutColumns)  \
   X(RowDots) X(RelativeErrors) X(KlDivergence) X(Adam)                                                                 \
+  X(MarkValues) X(PackValues) X(UnpackValues)                                                                          \
   X(CountZeros)
 // clang-format on
 

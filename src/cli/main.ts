@@ -7,6 +7,7 @@ import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { generateCommand } from './generate.js'
 import { inspectCommand } from './inspect.js'
+import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
 import { surviveClosedStreams } from './streams.js'
@@ -26,6 +27,8 @@ const program = new Command('sparsegpt')
   .addCommand(evalCommand())
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
+  .addCommand(packCommand())
+  .addCommand(unpackCommand())
   .addCommand(benchCommand())
 
 for (const command of [program, ...program.commands]) {

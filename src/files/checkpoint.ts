@@ -4,6 +4,7 @@ import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { foreignContents } from './foreign-contents.js'
 import { duplicateKey } from './json-keys.js'
+import { joinPacked } from './packed.js'
 import { isPlainName } from './plain-name.js'
 import { parseJson } from './python-json.js'
 import { readError, reason } from './read-error.js'
@@ -16,7 +17,7 @@ export type { StoredTensor }
 /**
  * How the weight files of a format are called and read. The first format that a folder has is used, as in transformers.
  */
-interface WeightFormat {
+export interface WeightFormat {
   /** The name of the file where all weights are in one. */
   single: string
   /** The name of the file that says which of several weight files has which tensor. */
@@ -25,9 +26,11 @@ interface WeightFormat {
   extension: string
   /** Reads where the tensors of a weight file lie. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
   read: (file: string) => Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }>
+  /** Puts what they stand for in the place of some of the tensors of a weight file. Throws INVALID_CHECKPOINT, FILE_NOT_FOUND. */
+  join?: (file: string, tensors: StoredTensor[]) => Promise<StoredTensor[]>
 }
 
-/** The format of safetensors, the only one that is written. */
+/** The format of safetensors. */
 export const safetensors: WeightFormat = {
   single: 'model.safetensors',
   index: 'model.safetensors.index.json',
@@ -43,7 +46,18 @@ export const torch: WeightFormat = {
   read: readTorchFile,
 }
 
-const formats = [safetensors, torch]
+/** The format of safetensors in which matrices may be packed; its files have names of their own, since few programs know it. */
+export const packed: WeightFormat = {
+  single: 'packed.safetensors',
+  index: 'packed.safetensors.index.json',
+  extension: '.safetensors',
+  // What is packed lies in the order in which it was written, but is listed in its source's.
+  read: (file) => readSafetensorsHeader(file, 'listed'),
+  join: joinPacked,
+}
+
+/** The formats that are read, in the order of preference. */
+export const formats: readonly WeightFormat[] = [safetensors, torch, packed]
 
 /** One weight file of a checkpoint. */
 export interface Shard {
@@ -51,7 +65,7 @@ export interface Shard {
   file: string
   /**
    * The tensors of the file, in the order in which it lists them: by offset in a safetensors file. Where there is an index,
-   * those that it lists in this file.
+   * those that it lists in this file. A packed matrix is one tensor.
    */
   tensors: StoredTensor[]
   /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
@@ -64,6 +78,8 @@ export interface Checkpoint {
   folder: string
   /** The contents of config.json, unchecked but for being an object. */
   config: Record<string, unknown>
+  /** How the weight files are called and read. */
+  format: WeightFormat
   /** The file name of the index that lists the shards, if there is one. */
   index?: string
   /** The weight files, ordered by name. */
@@ -72,10 +88,20 @@ export interface Checkpoint {
   tensors: Map<string, StoredTensor>
 }
 
+/** A checkpoint of nothing but a config.json, for weights that need no files. */
+export const emptyCheckpoint = (config: Record<string, unknown>): Checkpoint => ({
+  folder: '',
+  config,
+  format: safetensors,
+  shards: [],
+  tensors: new Map(),
+})
+
 /**
  * Opens a local model folder: config.json and, in this order of preference, model.safetensors, the shards that
- * model.safetensors.index.json names, pytorch_model.bin, or the shards that pytorch_model.bin.index.json names. Reads
- * headers only; nothing in a .bin file is run.
+ * model.safetensors.index.json names, pytorch_model.bin, the shards that pytorch_model.bin.index.json names, packed.safetensors, or
+ * the shards that packed.safetensors.index.json names. Reads headers only, and the sizes of packed matrices; nothing in a .bin file is
+ * run.
  *
  * @throws SparseGptError FILE_NOT_FOUND when the folder, config.json or the weights are missing; UNSUPPORTED_MODEL when
  * the weights are in another format; INVALID_CHECKPOINT when a file is damaged or a shard lacks a tensor that the index
@@ -87,14 +113,17 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const config = await readConfig(path, names)
   const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
   if (!format) throw names.includes(adapterConfig) ? await adapter(path) : noWeights(path, names)
-  const { single, index, read } = format
+  const { single, index, read, join: joined } = format
   if (names.includes(single)) {
-    const shard = { file: single, ...(await read(join(path, single))) }
+    const file = join(path, single)
+    const { tensors: stored, metadata } = await read(file)
+    const shard = { file: single, tensors: joined ? await joined(file, stored) : stored, metadata }
     const tensors = new Map(shard.tensors.map((tensor) => [tensor.name, tensor]))
-    return { folder: path, config, shards: [shard], tensors }
+    return { folder: path, config, format, shards: [shard], tensors }
   }
   const mapped = await readWeightMap(join(path, index), format)
   const shards: Shard[] = []
+  const stored = new Set<string>()
   const tensors = new Map<string, StoredTensor>()
   for (const file of [...new Set(mapped.values())].sort()) {
     if (!names.includes(file)) {
@@ -106,11 +135,13 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     const shard = await read(join(path, file))
     // The index decides: what it does not list, or lists elsewhere, is no part of the checkpoint.
     const listed = shard.tensors.filter(({ name }) => mapped.get(name) === file)
-    for (const tensor of listed) tensors.set(tensor.name, tensor)
-    shards.push({ file, ...shard, tensors: listed })
+    for (const { name } of listed) stored.add(name)
+    const own = joined ? await joined(join(path, file), listed) : listed
+    for (const tensor of own) tensors.set(tensor.name, tensor)
+    shards.push({ file, ...shard, tensors: own })
   }
-  checkWeightMap(join(path, index), mapped, tensors)
-  return { folder: path, config, index, shards, tensors }
+  checkWeightMap(join(path, index), mapped, stored)
+  return { folder: path, config, format, index, shards, tensors }
 }
 
 /**
@@ -168,8 +199,12 @@ async function cacheRoot(path: string, names: string[]): Promise<string | undefi
 }
 
 function noWeights(path: string, names: string[]): SparseGptError {
-  const shard = names.find((name) => /^(pytorch_)?model-\d+-of-\d+\.(safetensors|bin)$/.test(name))
-  const format = formats.find(({ extension }) => shard?.endsWith(extension))
+  const shard = names.find((name) =>
+    /^(pytorch_model|model|packed)-\d+-of-\d+\.(safetensors|bin)$/.test(name),
+  )
+  const format = formats.find(
+    (each) => shard?.startsWith(stemOf(each)) === true && shard.endsWith(each.extension),
+  )
   if (shard !== undefined && format) {
     return new SparseGptError(
       'FILE_NOT_FOUND',
@@ -187,6 +222,9 @@ function noWeights(path: string, names: string[]): SparseGptError {
   }
   return new SparseGptError('FILE_NOT_FOUND', `${path} has no weights: none of ${weightFiles()} is there`)
 }
+
+/** How the names of a format's weight files begin. */
+export const stemOf = ({ single, extension }: WeightFormat) => single.slice(0, -extension.length)
 
 const weightFiles = () => formats.flatMap(({ single, index }) => [single, index]).join(', ')
 
@@ -238,9 +276,15 @@ export async function readWeightMap(file: string, { extension }: WeightFormat): 
   )
 }
 
-function checkWeightMap(file: string, mapped: Map<string, string>, tensors: Map<string, StoredTensor>): void {
+/** What an index says besides the places of tensors; nothing where it does not. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+export async function readIndexMetadata(file: string): Promise<Record<string, unknown>> {
+  const { metadata } = (await readJsonObject(file)).value
+  return isMap(metadata) ? metadata : {}
+}
+
+function checkWeightMap(file: string, mapped: Map<string, string>, stored: ReadonlySet<string>): void {
   for (const [name, shard] of mapped) {
-    if (!tensors.has(name)) {
+    if (!stored.has(name)) {
       throw new SparseGptError(
         'INVALID_CHECKPOINT',
         `${file} says that tensor ${JSON.stringify(name)} is in ${shard}, but it is not`,

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { open } from 'node:fs/promises'
 import { readError } from './read-error.js'
-import type { StoredTensor } from './safetensors.js'
+import { storedParts, type StoredTensor } from './safetensors.js'
 
 const sampleBytes = 4096
 
@@ -11,7 +11,7 @@ const sampleBytes = 4096
  */
 export async function fingerprint(tensors: Iterable<StoredTensor>): Promise<string> {
   const files = new Map<string, StoredTensor[]>()
-  for (const tensor of tensors) {
+  for (const tensor of [...tensors].flatMap(storedParts)) {
     const list = files.get(tensor.file)
     if (list) list.push(tensor)
     else files.set(tensor.file, [tensor])

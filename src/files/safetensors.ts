@@ -64,7 +64,25 @@ export interface StoredTensor extends TensorLayout {
    * without gaps, as a transposed one in a .bin file.
    */
   strides?: number[]
+  /** The tensors that the file has in the place of a packed one, which itself lies nowhere: its offset means nothing. */
+  packed?: PackedParts
 }
+
+/** What is stored of a packed matrix P.weight [rows, columns]. */
+export interface PackedParts {
+  /** P.shape, I64 [2]: rows and columns. */
+  shape: StoredTensor
+  /** P.compressed, of the matrix's dtype, [values]: the values row by row. */
+  compressed: StoredTensor
+  /** P.bitmask, U8 [rows, columns / 8 rounded up]: the lowest bit first, 1 where there is a value. */
+  bitmask: StoredTensor
+  /** P.row_offsets, I64 [rows]: where each row begins in P.compressed. */
+  rowOffsets: StoredTensor
+}
+
+/** The tensors that lie in the file of one of a checkpoint: its parts if it is packed, else itself. */
+export const storedParts = (tensor: StoredTensor): StoredTensor[] =>
+  tensor.packed ? Object.values(tensor.packed as unknown as Record<string, StoredTensor>) : [tensor]
 
 const lengthBytes = 8
 const maxHeaderBytes = 100_000_000
@@ -76,31 +94,32 @@ const maxOddHeader = 2 ** 22
 
 /**
  * Reads the header of a safetensors file and checks all that the format prescribes, so that every tensor returned lies
- * inside the file and none overlap. Tensors come ordered by offset.
+ * inside the file and none overlap. Tensors come ordered by offset, or as the header lists them.
  *
  * @throws SparseGptError FILE_NOT_FOUND, or INVALID_CHECKPOINT for a damaged file.
  */
 export async function readSafetensorsHeader(
   file: string,
+  order: 'offset' | 'listed' = 'offset',
 ): Promise<{ tensors: StoredTensor[]; metadata: Record<string, string> }> {
   const path = resolve(file)
   const { json, fileBytes } = await readHeaderText(path)
   const entries = parseHeader(path, json)
   const metadata = readMetadata(path, entries['__metadata__'])
   const dataStart = lengthBytes + Buffer.byteLength(json)
-  const tensors = Object.entries(entries)
+  const listed = Object.entries(entries)
     .filter(([name]) => name !== '__metadata__')
     .map(([name, entry]) => readEntry(path, name, entry, dataStart))
-    // An empty tensor begins where its successor does.
-    .sort((a, b) => a.offset - b.offset || a.bytes - b.bytes)
+  // An empty tensor begins where its successor does.
+  const tensors = [...listed].sort((a, b) => a.offset - b.offset || a.bytes - b.bytes)
   checkLayout(path, tensors, dataStart, fileBytes)
-  return { tensors, metadata }
+  return { tensors: order === 'listed' ? listed : tensors, metadata }
 }
 
 /**
  * The first bytes of a safetensors file that holds `tensors` one after the other in the given order: 8 length bytes and
  * the JSON, padded with spaces to a multiple of 8, or to `headerBytes` in all if that is more. `offsets` are absolute
- * (bytes from the start of the file).
+ * (bytes from the start of the file). `listed`: the names in the order in which the header lists them; default: as they lie.
  *
  * @throws SparseGptError INTERNAL when a name occurs twice.
  */
@@ -108,11 +127,11 @@ export function serializeHeader(
   tensors: readonly TensorLayout[],
   metadata: Record<string, string>,
   headerBytes = 0,
+  listed?: readonly string[],
 ): { header: Uint8Array; offsets: Map<string, number>; fileBytes: number } {
   // Joined by hand: as properties of an object, names such as "__proto__" or "7" would vanish or change places.
-  const members: string[] = []
+  const entries = new Map<string, string>()
   const begins = new Map<string, number>()
-  if (Object.keys(metadata).length > 0) members.push(`"__metadata__":${JSON.stringify(metadata)}`)
   let end = 0
   for (const { name, dtype, shape } of tensors) {
     if (begins.has(name) || name === '__metadata__') {
@@ -121,8 +140,13 @@ export function serializeHeader(
     const begin = end
     begins.set(name, begin)
     end += tensorBytes({ dtype, shape })
-    members.push(`${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [begin, end] })}`)
+    entries.set(
+      name,
+      `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [begin, end] })}`,
+    )
   }
+  const first = Object.keys(metadata).length > 0 ? [`"__metadata__":${JSON.stringify(metadata)}`] : []
+  const members = [...first, ...(listed ?? [...entries.keys()]).map((name) => entries.get(name)!)]
   const json = Buffer.from(`{${members.join(',')}}`)
   const dataStart = Math.max(lengthBytes + Math.ceil(json.length / 8) * 8, headerBytes)
   const header = new Uint8Array(dataStart).fill(0x20)

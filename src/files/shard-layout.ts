@@ -8,7 +8,7 @@ const offsetDigits = 2 * 16
 /**
  * The places of the tensors of an output file, which may be filled before all sizes are known: those of known size lie in
  * the source's order, those whose values decide it behind them in the order in which they come, and room is kept for the
- * header.
+ * header, which lists all in the source's order.
  */
 export class ShardLayout {
   /** The tensors that the file will have, varying ones in their largest shape. */
@@ -21,6 +21,8 @@ export class ShardLayout {
   /** The tensors that have a place, in the order of their places. */
   readonly #tensors: TensorLayout[]
   readonly #offsets: Map<string, number>
+  /** What is stored for each weight of the source that has its place. */
+  readonly #placed = new Map<string, readonly TensorLayout[]>()
   #end: number
 
   /**
@@ -54,16 +56,18 @@ export class ShardLayout {
 
   /**
    * The places of the tensors that are stored for one of the source, in bytes from the start of the file. Throws INTERNAL
-   * unless they are those that were announced.
+   * unless they are those that were announced, or, where all of those vary and are larger, the source's own.
    */
   place(weight: string, tensors: readonly TensorLayout[]): number[] {
     const parts = this.#parts.get(weight) ?? []
-    if (tensors.length !== parts.length || !tensors.every((tensor, i) => fits(tensor, parts[i]!))) {
+    const announced = tensors.length === parts.length && tensors.every((tensor, i) => fits(tensor, parts[i]!))
+    if (!announced && !isInstead(weight, tensors, parts)) {
       throw new SparseGptError(
         'INTERNAL',
         `tensor ${JSON.stringify(weight)} was encoded in another form than was announced`,
       )
     }
+    this.#placed.set(weight, tensors)
     return tensors.map((tensor) => {
       const known = this.#offsets.get(tensor.name)
       if (known !== undefined) return known
@@ -77,8 +81,16 @@ export class ShardLayout {
 
   /** The first bytes of the file, and its size in bytes; to be asked for when every tensor has its place. */
   header(): { header: Uint8Array; fileBytes: number } {
-    return serializeHeader(this.#tensors, this.#metadata, this.#headerBytes)
+    const listed = [...this.#parts].flatMap(([weight, parts]) => this.#placed.get(weight) ?? parts)
+    const names = listed.map(({ name }) => name)
+    return serializeHeader(this.#tensors, this.#metadata, this.#headerBytes, names)
   }
+}
+
+/** Whether `tensors` are the weight itself, for which room was kept by parts that all vary. */
+function isInstead(weight: string, tensors: readonly TensorLayout[], parts: readonly PartLayout[]): boolean {
+  const room = parts.reduce((sum, part) => (part.varies ? sum + tensorBytes(part) : -Infinity), 0)
+  return tensors.length === 1 && tensors[0]!.name === weight && tensorBytes(tensors[0]!) <= room
 }
 
 function fits({ name, dtype, shape }: TensorLayout, part: PartLayout): boolean {

@@ -1,13 +1,21 @@
 import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { SparseGptError } from '../errors.js'
-import { safetensors, torch, type Checkpoint, type Shard } from './checkpoint.js'
+import {
+  readIndexMetadata,
+  safetensors,
+  stemOf,
+  type Checkpoint,
+  type Shard,
+  type WeightFormat,
+} from './checkpoint.js'
 import { listCompanions, type Companion } from './companions.js'
 import { copyRange, writeFully } from './copy-range.js'
 import { dense } from './encodings/dense.js'
 import type { Encoding } from './encodings/encoding.js'
 import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
 import { OutputFolder, type KeptPath } from './output-folder.js'
+import { joinPacked } from './packed.js'
 import { reason, systemCode } from './read-error.js'
 import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
@@ -51,7 +59,7 @@ interface Entry {
 
 /**
  * Writes a changed copy of a checkpoint: the same files with the same tensors, but for the weights that an encoding
- * stores in another form. A .bin checkpoint becomes a safetensors one with as many shards; weights tied there by sharing
+ * stores in another form, which may call for other names of files. A .bin checkpoint becomes a safetensors one with as many shards; weights tied there by sharing
  * memory are stored under each of their names, which transformers takes whether it ties them again or not. Weights are
  * written in any order, and at the same time, as they become ready; what was not written is copied from the source at
  * `commit`, which makes the folder appear at `out`. Until then everything is in a temporary folder beside it, which
@@ -64,8 +72,10 @@ export class CheckpointWriter<Block = unknown> {
   readonly #source: Checkpoint
   readonly #folder: OutputFolder
   readonly #companions: Companion[]
-  /** Whether the index of the shards is made anew; else it is copied like any companion. */
-  readonly #newIndex: boolean
+  /** How the weight files are called. */
+  readonly #format: WeightFormat
+  /** What the index of the shards says besides, if it is made anew; else it is copied like any companion. */
+  readonly #newIndex: Record<string, unknown> | undefined
   readonly #shards: OutputShard[] = []
   readonly #entries = new Map<string, Entry>()
   /** Work that uses the file descriptors: they must not be closed, and so reused, under a native thread. */
@@ -81,16 +91,23 @@ export class CheckpointWriter<Block = unknown> {
   #discarded: Promise<void> | undefined
   #state: 'open' | 'committing' | 'done' | 'aborted' = 'open'
 
-  private constructor(source: Checkpoint, folder: OutputFolder, companions: Companion[], newIndex: boolean) {
+  private constructor(
+    source: Checkpoint,
+    folder: OutputFolder,
+    companions: Companion[],
+    format: WeightFormat,
+    newIndex: Record<string, unknown> | undefined,
+  ) {
     this.#source = source
     this.#folder = folder
     this.#companions = companions
+    this.#format = format
     this.#newIndex = newIndex
   }
 
   /**
    * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
-   * written in the form of `encoding` (default: dense), all of which must be written. With `resume` the folder that an
+   * written in the form of `encoding` (default: dense), all of which must be written; the packed ones of the source are to be among them. With `resume` the folder that an
    * earlier process has left is taken over, if there is one; `begin` must be called then. `stateBytes`: what the job itself will
    * write to `partialFolder`, in bytes; `denseModel`: what it reads beside the source.
    *
@@ -116,9 +133,18 @@ export class CheckpointWriter<Block = unknown> {
       const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
       return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
     })
-    const newIndex = source.index !== undefined && (source.index !== safetensors.index || encoding !== dense)
+    const { format = safetensors } = encoding
+    const copiesIndex = source.index === format.index && encoding === dense
+    const newIndex =
+      source.index === undefined || copiesIndex
+        ? undefined
+        : await readIndexMetadata(join(source.folder, source.index))
     const companions = (await listCompanions(source)).filter(({ name }) => !newIndex || name !== source.index)
-    const index = weightIndex(source.shards.map(({ file }, i) => [file, layouts[i]!.announced]))
+    const named = (file: string) => outputName(file, source.format, format)
+    const index = weightIndex(
+      source.shards.map(({ file }, i) => [named(file), layouts[i]!.announced]),
+      newIndex,
+    )
     const sizes = [
       ...layouts.map(({ largestBytes }) => largestBytes),
       ...companions.map(({ bytes }) => bytes),
@@ -131,10 +157,10 @@ export class CheckpointWriter<Block = unknown> {
       keep: [...pathsOf(source, 'source'), ...(denseModel ? pathsOf(denseModel, 'dense') : [])],
       bytes: sizes.reduce((sum, size) => sum + size, 0),
     })
-    const writer = new CheckpointWriter<Block>(source, folder, companions, newIndex)
+    const writer = new CheckpointWriter<Block>(source, folder, companions, format, newIndex)
     try {
       for (const [i, shard] of source.shards.entries()) {
-        const path = join(folder.temporary, outputName(shard.file))
+        const path = join(folder.temporary, named(shard.file))
         const handle = await open(path, folder.resumed ? 'r+' : 'wx+')
         const output = { source: shard, layout: layouts[i]!, path, handle }
         writer.#shards.push(output)
@@ -193,7 +219,7 @@ export class CheckpointWriter<Block = unknown> {
       entry.shard.layout.place(name, parts)
       entry.state = 'written'
     }
-    for (const { file, offset, bytes, name } of this.finishedTensors) {
+    for (const { file, offset, bytes, name } of this.#finishedParts.flat()) {
       if ((await stat(file)).size >= offset + bytes) continue
       throw damaged(`${file} ends before the finished tensor ${JSON.stringify(name)}`)
     }
@@ -209,10 +235,19 @@ export class CheckpointWriter<Block = unknown> {
     return this.#finished.map(({ block }) => block)
   }
 
-  /** What is stored of the weights of finishedBlocks, as it lies in the temporary folder. */
-  get finishedTensors(): StoredTensor[] {
+  /** The weights of finishedBlocks, as they lie in the temporary folder. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
+  async finishedTensors(): Promise<StoredTensor[]> {
+    const tensors: StoredTensor[] = []
+    for (const parts of this.#finishedParts) {
+      if (parts.length > 0) tensors.push(...(await joinPacked(parts[0]!.file, parts)))
+    }
+    return tensors
+  }
+
+  /** What is stored of each weight of finishedBlocks. */
+  get #finishedParts(): StoredTensor[][] {
     return this.#finished.flatMap(({ weights }) =>
-      weights.flatMap(({ name: weight, parts }) => {
+      weights.map(({ name: weight, parts }) => {
         const { path, layout } = this.#entries.get(weight)!.shard
         return parts.map((part) => {
           return { ...part, file: path, offset: layout.offset(part.name)!, bytes: tensorBytes(part) }
@@ -371,7 +406,10 @@ export class CheckpointWriter<Block = unknown> {
       await shard.handle.truncate(fileBytes)
       await shard.handle.sync()
     }
-    const index = weightIndex(this.#shards.map(({ source, layout }) => [source.file, layout.tensors]))
+    const index = weightIndex(
+      this.#shards.map(({ path, layout }) => [basename(path), layout.tensors]),
+      this.#newIndex,
+    )
     await this.#closeShards()
     for (const { name } of this.#companions) {
       this.#requireNotAborted()
@@ -382,7 +420,7 @@ export class CheckpointWriter<Block = unknown> {
       await syncFile(target)
     }
     if (this.#newIndex) {
-      const target = join(this.#folder.temporary, safetensors.index)
+      const target = join(this.#folder.temporary, this.#format.index)
       await writeFile(target, index)
       await syncFile(target)
     }
@@ -477,20 +515,24 @@ function contiguousRuns(tensors: readonly StoredTensor[], layout: ShardLayout): 
   return runs
 }
 
-/** The name of a weight file in the output; the names of .bin shards are changed as transformers would. */
-function outputName(file: string): string {
-  if (!file.endsWith(torch.extension)) return file
-  return `${file.slice(0, -torch.extension.length).replace(/^pytorch_model/, 'model')}${safetensors.extension}`
+/** The name of a weight file of one format in another; the names of .bin shards are changed as transformers would. */
+function outputName(file: string, from: WeightFormat, to: WeightFormat): string {
+  const name = file.slice(0, -from.extension.length)
+  const [old, stem] = [stemOf(from), stemOf(to)]
+  return `${name.startsWith(old) ? stem + name.slice(old.length) : name}${to.extension}`
 }
 
-/** The index, as transformers writes it, of the tensors of each of the source's files. */
-function weightIndex(shards: readonly (readonly [file: string, tensors: readonly TensorLayout[]])[]): string {
+/** The index, as transformers writes it, of the tensors of each file; `metadata`: what it says besides. */
+function weightIndex(
+  shards: readonly (readonly [file: string, tensors: readonly TensorLayout[]])[],
+  metadata: Record<string, unknown> = {},
+): string {
   const tensors = shards.flatMap(([, list]) => list)
-  const files = shards.flatMap(([file, list]) =>
-    list.map(({ name }): [string, string] => [name, outputName(file)]),
-  )
+  const files = shards
+    .flatMap(([file, list]) => list.map(({ name }): [string, string] => [name, file]))
+    .sort(([a], [b]) => (a < b ? -1 : 1))
   const index = {
-    metadata: { total_size: tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0) },
+    metadata: { ...metadata, total_size: tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0) },
     weight_map: Object.fromEntries(files),
   }
   return `${JSON.stringify(index, null, 2)}\n`

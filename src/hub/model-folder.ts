@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
-import { readWeightMap, safetensors, torch } from '../files/checkpoint.js'
+import { formats, readWeightMap } from '../files/checkpoint.js'
 import { SparseGptError } from '../errors.js'
 import { Snapshot, type DownloadOptions } from './snapshot.js'
 
@@ -20,7 +20,7 @@ const companions =
  * The folder of a model that is given as a local folder or as a hub id, `org/name`, `org/name@revision`, or
  * `gpt2` without an organization. Of a model on
  * the hub only what is needed is downloaded, and only what the cache lacks: config, tokenizer, and the weights as
- * safetensors or else as .bin; with `configOnly` nothing but config.json. A local folder wins over a hub id.
+ * safetensors, else as .bin, else packed; with `configOnly` nothing but config.json. A local folder wins over a hub id.
  *
  * Throws FILE_NOT_FOUND for what is neither; DOWNLOAD_FAILED, WRITE_FAILED, ABORTED; INVALID_CHECKPOINT for an index
  * that names files elsewhere; INVALID_OPTION (environment variables).
@@ -65,7 +65,7 @@ export async function resolveModel(
     return { folder: snapshot.folder, name: pathOrHubId }
   }
   const wanted = files.filter((file) => companions.test(file))
-  for (const format of [safetensors, torch]) {
+  for (const format of formats) {
     if (files.includes(format.single)) {
       await snapshot.fetch([...wanted, format.single])
       break

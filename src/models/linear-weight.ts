@@ -22,8 +22,8 @@ export class LinearWeight {
   ) {
     this.storedType = stored.dtype
     this.current = this.forwardForm(stored)
-    // A mapped matrix of which a converted copy was made need not stay in memory beside it.
-    if (!this.shares(stored)) device.releasePages(stored)
+    // A matrix of which a converted copy was made need not stay in memory beside it.
+    if (!this.shares) weights.drop(stored)
   }
 
   /** Loads the matrix of a linear layer; the caller disposes of it. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
@@ -39,16 +39,16 @@ export class LinearWeight {
   /** The matrix in float32 [out, in], to be changed in place by a solver, which hands it to settle() and then disposes of it. */
   solving(): Tensor {
     const { device, current, weights, spec } = this
+    // The forward pass's matrix may have lost bits of what is stored.
+    if (weights.dtype === 'float32' || weights.dtype === this.storedType) {
+      const own = current.dtype === 'float32' && !this.shares
+      return own ? current.share() : device.cast(current, 'float32')
+    }
     const stored = weights.stored(this.name, storedShape(spec))
     try {
-      // The forward pass's matrix may have lost bits of what is stored.
-      const exact = weights.dtype === 'float32' || weights.dtype === stored.dtype
-      if (!exact) return this.convert(stored, 'float32')
-      const own = current.dtype === 'float32' && !this.shares(stored)
-      return own ? current.share() : device.cast(current, 'float32')
+      return this.convert(stored, 'float32')
     } finally {
-      device.releasePages(stored)
-      stored.dispose()
+      weights.drop(stored)
     }
   }
 
@@ -107,13 +107,13 @@ export class LinearWeight {
   }
 
   /** Whether the forward pass's matrix shares the memory of the stored form. */
-  private shares(stored: Tensor): boolean {
-    const { device, weights, spec } = this
-    return device.traits.inHostMemory && stored.dtype === weights.dtype && spec.layout !== 'in-out'
+  private get shares(): boolean {
+    const { device, weights, spec, storedType } = this
+    return device.traits.inHostMemory && storedType === weights.dtype && spec.layout !== 'in-out'
   }
 
   private forwardForm(stored: Tensor): Tensor {
-    return this.shares(stored) ? stored.share() : this.convert(stored, this.weights.dtype)
+    return this.shares ? stored.share() : this.convert(stored, this.weights.dtype)
   }
 
   private convert(stored: Tensor, dtype: DType, out?: Tensor): Tensor {

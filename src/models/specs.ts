@@ -24,6 +24,7 @@ export interface ParameterSpec {
 export interface BlockSpec {
   /** The beginning of all its checkpoint names: 'model.layers.3.'. */
   prefix: string
+  /** In the order in which the forward pass reads their inputs. */
   linears: LinearSpec[]
   /** What is never pruned: norms, an expert router. */
   parameters: ParameterSpec[]

@@ -1,14 +1,18 @@
 import type { Checkpoint } from '../files/checkpoint.js'
-import { storedBytes, type StoredTensor } from '../files/safetensors.js'
+import type { PackedParts, StoredTensor } from '../files/safetensors.js'
 import { gather } from '../files/strided.js'
 import { SparseGptError } from '../errors.js'
 import type { DType, FileHandle } from '../native/addon.js'
 import type { Device, Tensor } from '../native/device.js'
+import { elementBytes } from '../native/tensor.js'
 import { missingTensor } from './missing-tensor.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
 
-/** The weights of a checkpoint as device tensors: mapped from the files, or replaced by pruned ones. */
+/** The size from which on the CPU's memory pool keeps buffers (native/cpu/memory_pool.h), in bytes: smaller ones cost page faults. */
+const smallestPooled = 2 ** 21
+
+/** The weights of a checkpoint as device tensors: mapped from the files, unpacked, or replaced by pruned ones. */
 export class Weights {
   private readonly files = new Map<string, FileHandle>()
   private readonly replaced = new Map<string, Tensor>()
@@ -78,9 +82,39 @@ export class Weights {
     const replaced = this.pruned.has(name) ? undefined : this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
-    const dtype = dtypes[info.dtype]!
+    return info.packed ? this.unpack(info, info.packed) : this.map(info, shape, dtypes[info.dtype]!)
+  }
+
+  /** A packed matrix in the device's memory. */
+  private unpack({ file, name, shape, dtype }: StoredTensor, packed: PackedParts): Tensor {
+    const { device } = this
+    const values = this.map(packed.compressed, packed.compressed.shape, dtypes[dtype]!)
+    const bitmask = this.map(packed.bitmask, packed.bitmask.shape, 'uint8')
+    const offsets = this.map(packed.rowOffsets, [packed.rowOffsets.shape[0]!, 8], 'uint8')
+    const subject = `${file}: the packed tensor ${JSON.stringify(name)}`
+    const matrix = this.room(dtypes[dtype]!, shape)
+    device.unpackValues({ values, bitmask, offsets }, matrix, subject)
+    for (const part of [values, bitmask, offsets]) this.giveBack([part])
+    return matrix
+  }
+
+  /** Memory for a matrix, which comes and goes with every pass: at least as large as what the CPU's pool keeps for reuse. */
+  private room(dtype: DType, shape: readonly number[]): Tensor {
+    const { device } = this
+    const [rows, columns] = shape as [number, number]
+    const rowBytes = columns * elementBytes[dtype]
+    const isSmall = device.traits.inHostMemory && rows * rowBytes >= smallestPooled / 8
+    const least = isSmall ? Math.ceil(smallestPooled / rowBytes) : 0
+    const room = device.within([], () => device.empty(dtype, [Math.max(rows, least), columns]))
+    const matrix = room.rowRange(0, rows)
+    room.dispose()
+    return matrix
+  }
+
+  /** A tensor that lies in a file, in a shape of as many bytes. */
+  private map(info: StoredTensor, shape: readonly number[], dtype: DType): Tensor {
     // What cannot be mapped is read: elements that lie apart, or across the borders that the processor expects.
-    if (info.strides || info.offset % storedBytes[info.dtype] !== 0) {
+    if (info.strides || info.offset % elementBytes[dtype] !== 0) {
       return this.device.within([], () => this.device.upload(gather(info), shape, dtype))
     }
     let file = this.files.get(info.file)
@@ -89,6 +123,13 @@ export class Weights {
       this.files.set(info.file, file)
     }
     return this.device.mapTensor(file, info.offset, dtype, shape)
+  }
+
+  /** Lets go of a tensor from stored(), of which what is enqueued so far makes all the use that there is. */
+  drop(tensor: Tensor): void {
+    const at = this.read?.indexOf(tensor) ?? -1
+    if (at >= 0) this.read?.splice(at, 1)
+    this.giveBack([tensor])
   }
 
   /** Gives the pages of all tensors that `body` gets from stored() back once what it enqueues has run. */

@@ -620,6 +620,43 @@ export const operations = {
     { parts: { weight: 'weights', first: 'solver', second: 'solver', gradient: 'solver' } },
   ),
 
+  // --- packed matrices ---
+
+  /**
+   * Marks the elements of a float matrix [rows, columns] that are to be kept, all but those whose bits are zero: a bitmask, uint8
+   * [rows, columns / 8 rounded up], the lowest bit first, and how many there are in each row, int32 [rows].
+   */
+  markValues: operation('convert', (x: Tensor) => ({
+    make: {
+      bitmask: uint8(x.rows, Math.ceil(x.width / 8)),
+      counts: { dtype: 'int32' as const, shape: [x.rows] },
+    },
+    read: { x },
+  })),
+
+  /** The `count` marked elements of `x`, row by row, [count]; `offsets`, uint8 [rows, 8]: where each row begins, as 64-bit integers. */
+  packValues: operation('convert', (x: Tensor, bitmask: Tensor, offsets: Tensor, count: number) => ({
+    make: { values: { dtype: x.dtype, shape: [count] } },
+    read: { x, bitmask, offsets },
+  })),
+
+  /**
+   * The way back: `out` [rows, columns] in the type of the values, zero where no bit is set. Parts that contradict each other show at the next
+   * synchronisation: INVALID_CHECKPOINT with a message that begins with `subject`.
+   */
+  unpackValues: operation(
+    'convert',
+    (
+      { values, bitmask, offsets }: { values: Tensor; bitmask: Tensor; offsets: Tensor },
+      out: Tensor,
+      subject: string,
+    ) => ({
+      make: { out },
+      read: { values, bitmask, offsets },
+      settings: { subject },
+    }),
+  ),
+
   // --- inspection ---
 
   /** The number of zeros, then 1 for each pattern (n, m; int32 [patterns, 2]) that every group of m neighbours keeps; float64. */

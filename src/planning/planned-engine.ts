@@ -1,6 +1,7 @@
 import type { Architecture } from '../models/architecture.js'
 import type { BlockWeights } from '../models/block-weights.js'
 import { Engine } from '../models/engine.js'
+import { emptyCheckpoint } from '../files/checkpoint.js'
 import type { Weights } from '../models/weights.js'
 import type { Device } from '../native/device.js'
 import type { ShapeExecutor } from './shape-executor.js'
@@ -21,13 +22,7 @@ export class PlannedEngine extends Engine {
     /** What is done with a block; two of the same role and spec take the same. */
     private readonly role: (index: number) => string,
   ) {
-    super(
-      device,
-      architecture,
-      weights,
-      { folder: '', config: weights.config, shards: [], tensors: new Map() },
-      '',
-    )
+    super(device, architecture, weights, emptyCheckpoint(weights.config), '')
   }
 
   override *blocks(

@@ -1,6 +1,6 @@
 import type * as z from 'zod'
 import { storedBytes, type StoredTensor } from '../files/safetensors.js'
-import type { Checkpoint } from '../files/checkpoint.js'
+import { emptyCheckpoint, type Checkpoint } from '../files/checkpoint.js'
 import { Engine } from '../models/engine.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
@@ -263,7 +263,7 @@ class PlannedWeights extends Weights {
   readonly planned: Checkpoint
 
   constructor(device: Device, config: Record<string, unknown>, dtype: 'float32' | 'bfloat16') {
-    const planned: Checkpoint = { folder: '', config, shards: [], tensors: new Map() }
+    const planned = emptyCheckpoint(config)
     super(device, planned, dtype)
     this.planned = planned
   }

@@ -54,12 +54,18 @@ const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
 /** A new folder, which appears at `commit`; the model reads it from then on, so its encoding must be one that can be read. */
 export class FolderDestination<Finished = FinishedBlock> implements Destination<Finished> {
+  /** The number of matrices that lie in the folder in another form than as they are. */
+  encodedCount = 0
   private readonly stored = new Set<string>()
 
   private constructor(
     private readonly engine: Engine,
     private readonly writer: CheckpointWriter<Finished>,
     private readonly encoding: Encoding,
+    /** The names of the weights that will be stored by the caller. */
+    private readonly awaited: ReadonlySet<string>,
+    /** The names of all weights that the encoding is applied to and that come without a mask, in the order of writing. */
+    private readonly order: readonly string[],
   ) {}
 
   /**
@@ -82,9 +88,10 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       denseModel?: Checkpoint | undefined
     },
   ): Promise<FolderDestination<Finished>> {
-    const all = { ...options, encoded: weights }
+    const order = writingOrder(engine, options.encoding)
+    const all = { ...options, encoded: [...new Set([...weights, ...order])] }
     const writer = await CheckpointWriter.create<Finished>(engine.checkpoint, out, all)
-    return new FolderDestination(engine, writer, options.encoding)
+    return new FolderDestination(engine, writer, options.encoding, new Set(weights), order)
   }
 
   get folder(): string {
@@ -100,9 +107,31 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     return this.encoding.usesMask ?? false
   }
 
-  store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+  async store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+    await this.storeOthers()
     this.stored.add(weightName)
-    return this.write(weightName, matrix, this.encoding, mask)
+    await this.write(weightName, matrix, this.encoding, mask)
+  }
+
+  /**
+   * Stores the weights that nobody else will and that the encoding is applied to, up to the first that is still awaited, so that the
+   * order of writing does not depend on which are. `step` is called after each, with the share of all that is done, and may throw.
+   */
+  async storeOthers(step: (weightName: string, fraction: number) => void = () => undefined): Promise<void> {
+    const { device, weights, checkpoint } = this.engine
+    for (const [i, name] of this.order.entries()) {
+      if (this.stored.has(name)) continue
+      if (this.awaited.has(name)) return
+      const { shape } = checkpoint.tensors.get(name) as StoredTensor
+      const matrix = device.within([], () => weights.stored(name, shape))
+      try {
+        this.stored.add(name)
+        await this.write(name, matrix, this.encoding)
+      } finally {
+        weights.drop(matrix)
+      }
+      step(name, (i + 1) / this.order.length)
+    }
   }
 
   storeParameter(name: string, parameter: Tensor): Promise<void> {
@@ -114,6 +143,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     const { device, checkpoint } = this.engine
     const { name, dtype, shape } = checkpoint.tensors.get(weightName) as StoredTensor
     const encoded = await encoding.encode(device, { name, dtype, shape, matrix, mask })
+    if (encoded.some((part) => part.name !== weightName)) this.encodedCount++
     try {
       const parts = encoded.map(({ tensor, ...layout }) => {
         const store = async (fd: number, position: number) => {
@@ -130,7 +160,9 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
 
   async begin(job: JobIdentity): Promise<void> {
     await this.writer.begin(job)
-    this.engine.weights.readInstead(this.writer.finishedTensors)
+    const finished = await this.writer.finishedTensors()
+    for (const { name } of finished) this.stored.add(name)
+    this.engine.weights.readInstead(finished)
   }
 
   get finished(): Finished[] {
@@ -142,6 +174,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
   }
 
   async commit(): Promise<void> {
+    await this.storeOthers()
     // What was pruned in memory before, and not again, is part of the model too; its masks are gone, so it is written plainly.
     for (const [name, matrix] of this.engine.weights.replacements) {
       if (!this.stored.has(name)) await this.write(name, matrix, dense)
@@ -159,6 +192,20 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     if (!known || kept === undefined || error.code === 'INVALID_CHECKPOINT') return error
     return new SparseGptError(error.code, `${error.message}; ${kept}`, { cause: error })
   }
+}
+
+/**
+ * The names of the weights that an encoding is applied to though nobody has pruned them, in the order of writing: the matrices of all
+ * linear layers, and whatever is packed in the source.
+ */
+function writingOrder({ architecture, checkpoint }: Engine, encoding: Encoding): string[] {
+  const packed = [...checkpoint.tensors.values()].flatMap((tensor) => (tensor.packed ? [tensor.name] : []))
+  if (encoding === dense || encoding.usesMask) return packed
+  const linears = Array.from({ length: architecture.blockCount }, (_, index) => {
+    const { prefix, linears } = architecture.block(index)
+    return linears.map(({ name }) => `${prefix}${name}.weight`)
+  })
+  return [...new Set([...linears.flat(), ...packed])]
 }
 
 /** The model's own memory. */

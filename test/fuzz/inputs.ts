@@ -116,6 +116,53 @@ function spoilValues(random: PythonRandom, tensor: TestTensor): TestTensor {
   return { ...tensor, dtype: 'BF16', data: data.filter((_, i) => i % 4 >= 2) }
 }
 
+/** The tensors with matrices packed of which every second element is zero. */
+function packed(tensors: readonly TestTensor[]): TestTensor[] {
+  return tensors.flatMap((tensor) => {
+    if (!pruned(tensor) || !tensor.name.endsWith('.weight')) return [tensor]
+    const [rows, columns] = tensor.shape as [number, number]
+    const width = Math.ceil(columns / 8)
+    const bits = new Uint8Array(rows * width)
+    const kept: number[] = []
+    const offsets: number[] = []
+    for (let i = 0; i < rows * columns; i++) {
+      const column = i % columns
+      if (column === 0) offsets.push(kept.length)
+      if (column % 2 > 0) continue
+      bits[Math.floor(i / columns) * width + (column >> 3)]! |= 1 << (column & 7)
+      kept.push(i)
+    }
+    const data = Buffer.concat(kept.map((i) => tensor.data.subarray(4 * i, 4 * i + 4)))
+    const prefix = tensor.name.slice(0, -'.weight'.length)
+    return [
+      { name: `${prefix}.shape`, dtype: 'I64', shape: [2], data: integers([rows, columns], 'I64') },
+      { name: `${prefix}.compressed`, dtype: 'F32', shape: [kept.length], data },
+      { name: `${prefix}.bitmask`, dtype: 'U8', shape: [rows, width], data: bits },
+      { name: `${prefix}.row_offsets`, dtype: 'I64', shape: [rows], data: integers(offsets, 'I64') },
+    ]
+  })
+}
+
+/** Packed parts of which one is gone, or does not fit the others any more. */
+function spoilParts(random: PythonRandom, tensors: TestTensor[]): TestTensor[] {
+  const parts = tensors.filter(({ name }) => /\.(shape|compressed|bitmask|row_offsets)$/.test(name))
+  const victim = pick(random, parts)
+  if (chance(random, 10)) return tensors.filter((tensor) => tensor !== victim)
+  if (chance(random, 10))
+    return tensors.map((tensor) =>
+      tensor === victim ? { ...pick(random, parts), name: victim.name } : tensor,
+    )
+  const data = Buffer.from(victim.data)
+  const spoiled =
+    victim.dtype === 'I64'
+      ? data.writeBigInt64LE(
+          pick(random, [-1n, 0n, 1n, 2n ** 31n, 2n ** 53n, 2n ** 63n - 1n]),
+          8 * random.randint(0, data.length / 8 - 1),
+        )
+      : data.writeUInt8(random.randint(0, 255), random.randint(0, data.length - 1))
+  return spoiled > 0 ? tensors.map((tensor) => (tensor === victim ? { ...tensor, data } : tensor)) : tensors
+}
+
 const indexFile = 'model/model.safetensors.index.json'
 
 function shards(random: PythonRandom, model: Base): Files {
@@ -313,6 +360,21 @@ const makers = {
     return { files: whole({ ...model, tensors }) }
   },
   'shard index': (random, model) => ({ files: shards(random, model) }),
+  packed: (random, model) => {
+    const tensors = packed(model.tensors)
+    const change = pick(random, ['header', 'bytes', 'parts', 'nothing'])
+    const file =
+      change === 'header'
+        ? withHeader(random, tensors, (json) =>
+            fewTimes(random, json, (header) => spoilHeader(random, header)),
+          )
+        : change === 'bytes'
+          ? spoilFile(random, safetensors(tensors))
+          : safetensors(
+              change === 'parts' ? fewTimes(random, tensors, (list) => spoilParts(random, list)) : tensors,
+            )
+    return { files: { ...configOf(model), 'model/packed.safetensors': file } }
+  },
   'torch archive': (random, model) => ({
     files: { ...configOf(model), 'model/pytorch_model.bin': torchArchive(random, model) },
   }),
@@ -405,6 +467,7 @@ const methods: readonly Job['prune'][] = [
   {},
   { method: 'wanda' },
   { method: 'magnitude' },
+  { encoding: 'bitmask' },
   { pattern: '2:4' },
   { bits: 4 },
   { sequential: 'layer' },

@@ -146,6 +146,20 @@ describe('a model on the hub', () => {
     expect((await readdir(folder)).sort()).toEqual(Object.keys(files).sort())
     expect(await readFile(join(folder, weight_map.b), 'utf8')).toBe('two')
   })
+
+  test('that is packed is downloaded where there is nothing else', async () => {
+    const shard = 'packed-00001-of-00001.safetensors'
+    const index = 'packed.safetensors.index.json'
+    const files = { 'config.json': '{}', [index]: JSON.stringify({ weight_map: { a: shard } }), [shard]: 'a' }
+    at.hub.add('org/packed', { ...files, 'packed-00002-of-00002.safetensors': 'of another save' })
+    const { folder } = await resolveModel('org/packed')
+    expect((await readdir(folder)).sort()).toEqual(Object.keys(files).sort())
+    const whole = { 'config.json': '{}', 'packed.safetensors': 'a' }
+    at.hub.add('org/packed-whole', whole)
+    expect((await readdir((await resolveModel('org/packed-whole')).folder)).sort()).toEqual(
+      Object.keys(whole),
+    )
+  })
 })
 
 describe('a download', () => {

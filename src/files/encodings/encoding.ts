@@ -1,4 +1,5 @@
 import type { Device, Tensor } from '../../native/device.js'
+import type { WeightFormat } from '../checkpoint.js'
 import type { TensorLayout } from '../safetensors.js'
 
 /**
@@ -6,8 +7,14 @@ import type { TensorLayout } from '../safetensors.js'
  * which may give it other names, dtypes and sizes.
  */
 export interface Encoding {
-  /** Whether the encoder looks at the solver's mask, which then stays in memory until the weight is written. Default: false. */
+  /**
+   * Whether the encoder looks at the solver's mask, which then stays in memory until the weight is written. Default: false. One that does
+   * not is applied to every linear layer of the blocks, pruned or not.
+   */
   usesMask?: boolean
+
+  /** How the weight files are called. Default: those of dense weights. */
+  format?: WeightFormat
 
   /**
    * The tensors that take the place of a weight, as far as they are known before it is pruned: space on the disk is
@@ -16,8 +23,8 @@ export interface Encoding {
   layout(weight: TensorLayout): PartLayout[]
 
   /**
-   * The tensors to write in the place of a weight: those of `layout`, in its order. The caller disposes of them, which
-   * must leave the weight as it is. Throws SparseGptError.
+   * The tensors to write in the place of a weight: those of `layout`, in its order, or, where all of those vary, the weight as it is.
+   * The caller disposes of them, which must leave the weight as it is. Throws SparseGptError.
    */
   encode(device: Device, weight: PrunedWeight): Promise<EncodedTensor[]>
 }

@@ -63,6 +63,8 @@ export const falcon: Family = {
     const scale = headDim ** -0.5
     const parallel = c.new_decoder_architecture || c.parallel_attn
     const separateNorms = c.new_decoder_architecture && (c.num_ln_in_parallel_attn ?? 2) === 2
+    // Whether attention and MLP read the same input.
+    const shared = parallel && !separateNorms
     const norms = separateNorms ? ['ln_attn', 'ln_mlp'] : ['input_layernorm']
     // The slopes are scaled like the scores.
     const slopes = c.alibi ? alibiSlopes(heads).map((slope) => slope * scale) : undefined
@@ -83,8 +85,9 @@ export const falcon: Family = {
         prefix: `${prefix}h.${index}.`,
         linears: [
           { name: fusedName, rows: (heads + 2 * kvHeads) * headDim, columns: hidden, bias },
+          ...(shared ? [{ name: 'mlp.dense_h_to_4h', rows: inner, columns: hidden, bias }] : []),
           { name: 'self_attention.dense', rows: hidden, columns: hidden, bias },
-          { name: 'mlp.dense_h_to_4h', rows: inner, columns: hidden, bias },
+          ...(shared ? [] : [{ name: 'mlp.dense_h_to_4h', rows: inner, columns: hidden, bias }]),
           { name: 'mlp.dense_4h_to_h', rows: hidden, columns: inner, bias },
         ],
         parameters: layerNorms(hidden, ...norms, ...(parallel ? [] : ['post_attention_layernorm'])),
@@ -94,7 +97,6 @@ export const falcon: Family = {
 
       *forward(b, x) {
         const normed = b.layerNorm(x, norms[0]!, c.layer_norm_epsilon)
-        const shared = parallel && !separateNorms
         const [qkv, sharedInner] = yield* b.linears(
           normed,
           fusedName,

@@ -1,3 +1,4 @@
+import { emptyCheckpoint } from '../../files/checkpoint.js'
 import { BlockWeights } from '../../models/block-weights.js'
 import { Engine } from '../../models/engine.js'
 import { familyOf } from '../../models/registry.js'
@@ -85,16 +86,10 @@ function forward(
   device: Device,
   { model, config, tokens, dtype }: BenchCase & { operation: 'forward' },
 ): Runner {
-  const weights = new RandomWeights(device, { folder: '', config, shards: [], tensors: new Map() }, dtype)
+  const weights = new RandomWeights(device, emptyCheckpoint(config), dtype)
   const architecture = familyOf(config).build(config, weights)
   const block = new BlockWeights(device, weights, architecture.block(0))
-  const engine = new Engine(
-    device,
-    architecture,
-    weights,
-    { folder: '', config, shards: [], tensors: new Map() },
-    model,
-  )
+  const engine = new Engine(device, architecture, weights, emptyCheckpoint(config), model)
   const hidden = random(device, dtype, [tokens, architecture.hiddenSize])
   const batch = { sequences: { count: 1, length: tokens, start: 0 }, hidden }
   return () =>

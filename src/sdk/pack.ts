@@ -1,0 +1,152 @@
+import { stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import * as z from 'zod'
+import { abortable } from '../abort.js'
+import { SparseGptError } from '../errors.js'
+import { packed, type Checkpoint } from '../files/checkpoint.js'
+import { encodings, type EncodingName } from '../files/encodings/registry.js'
+import type { DownloadProgress } from '../hub/snapshot.js'
+import type { Engine } from '../models/engine.js'
+import { parseOptions, path } from '../options.js'
+import { FolderDestination } from '../pruning/destination.js'
+import { engineOf, loadModel, type Model } from './model.js'
+
+/** Where a packed or unpacked model goes. */
+export interface PackOptions {
+  /** The folder for the result. */
+  out: string
+  /** Whether `out` is replaced if it is a model folder or empty. Default false. */
+  force?: boolean
+  /** A function that is called while a model is downloaded from the hub. */
+  onDownload?: (progress: DownloadProgress) => void
+  /** A function that is told how far the work has come. */
+  onProgress?: (progress: PackProgress) => void
+  /** A signal that stops the work (ABORTED). */
+  signal?: AbortSignal
+}
+
+/** How far packing or unpacking has come. */
+export interface PackProgress {
+  /** The share of the matrices that are done. */
+  fraction: number
+  /** The name of the matrix that was done last. */
+  weight: string
+}
+
+/** What packing or unpacking has done. */
+export interface PackReport {
+  /** The absolute path of the source's folder. */
+  model: string
+  /** The absolute path of the new folder. */
+  out: string
+  /** The number of matrices that are packed in the source and in the result. */
+  packed: { before: number; after: number }
+  /** The sizes of the weight files of the source and of the result. */
+  bytes: { before: number; after: number }
+  seconds: number
+}
+
+const schema = z.strictObject({
+  out: path,
+  force: z.boolean().default(false),
+  onDownload: z
+    .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function')
+    .optional(),
+  onProgress: z.custom<(progress: PackProgress) => void>((value) => typeof value === 'function').optional(),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+/**
+ * Writes a model that was pruned with its zeros left out: of every linear layer's matrix that becomes smaller by it the other values and a
+ * bit for each element, all else as it is. Nothing is lost: `unpack` gives every tensor back as it was, negative zeros included. The files
+ * are called packed.safetensors, since only this package reads them. `model`: a loaded model, which uses the new folder from then on, or a
+ * folder or hub id as for loadModel.
+ *
+ * Throws INVALID_OPTION (a model that is packed already, or of which nothing would become smaller), OUTPUT_EXISTS, WRITE_FAILED, ABORTED,
+ * and what loadModel throws.
+ */
+export function pack(model: Model | string, options: PackOptions): Promise<PackReport> {
+  return convert('pack', model, options)
+}
+
+/**
+ * Writes a packed model with every value, as other programs read it: the reverse of `pack`, with the same arguments.
+ *
+ * Throws INVALID_OPTION (a model that is not packed), OUTPUT_EXISTS, WRITE_FAILED, ABORTED, INVALID_CHECKPOINT (parts of a packed tensor
+ * that contradict each other), and what loadModel throws.
+ */
+export function unpack(model: Model | string, options: PackOptions): Promise<PackReport> {
+  return convert('unpack', model, options)
+}
+
+type Direction = 'pack' | 'unpack'
+type Parsed = z.output<typeof schema>
+
+async function convert(direction: Direction, model: Model | string, options: PackOptions) {
+  const o = parseOptions(schema, options, direction)
+  if (typeof model !== 'string') return convertModel(direction, model, o)
+  const { signal, onDownload } = o
+  const opened = await loadModel(model, {
+    device: 'cpu',
+    ...(onDownload && { onDownload }),
+    ...(signal && { signal }),
+  })
+  try {
+    return await convertModel(direction, opened, o)
+  } finally {
+    await opened.dispose()
+  }
+}
+
+async function convertModel(direction: Direction, model: Model, o: Parsed): Promise<PackReport> {
+  const engine = engineOf(model, direction)
+  checkSource(direction, engine)
+  return engine.job(o.signal, (signal) =>
+    write(engine, direction === 'pack' ? 'bitmask' : 'dense', { ...o, signal }),
+  )
+}
+
+function checkSource(direction: Direction, { checkpoint, folder }: Engine): void {
+  const isPacked = checkpoint.format === packed
+  if (isPacked === (direction === 'unpack')) return
+  const state = isPacked
+    ? `packed already (${checkpoint.index ?? packed.single})`
+    : `not packed: it has no ${packed.single}`
+  throw new SparseGptError('INVALID_OPTION', `${direction}: ${folder} is ${state}`)
+}
+
+async function write(engine: Engine, encoding: EncodingName, o: Parsed): Promise<PackReport> {
+  const start = performance.now()
+  const source = engine.checkpoint
+  const { out, force, signal, onProgress } = o
+  const settings = { force, encoding: encodings[encoding], weights: [] }
+  const destination = await FolderDestination.create(engine, out, settings)
+  try {
+    await destination.storeOthers((weight, fraction) => {
+      abortable(signal)
+      onProgress?.({ fraction, weight })
+    })
+    if (encoding === 'bitmask' && destination.encodedCount === 0) {
+      const message = `pack: ${source.folder} has no linear layer that would become smaller: a bit for every element takes 1/16 of bfloat16 and 1/32 of float32, so there must be more zeros than that: prune the model first`
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
+    await destination.commit()
+  } catch (error) {
+    throw await destination.abort(error)
+  }
+  return {
+    model: source.folder,
+    out: destination.folder,
+    packed: { before: packedCount(source), after: packedCount(engine.checkpoint) },
+    bytes: { before: await fileBytes(source), after: await fileBytes(engine.checkpoint) },
+    seconds: (performance.now() - start) / 1000,
+  }
+}
+
+const packedCount = ({ tensors }: Checkpoint) =>
+  [...tensors.values()].filter((tensor) => tensor.packed !== undefined).length
+
+async function fileBytes({ folder, shards }: Checkpoint): Promise<number> {
+  const sizes = await Promise.all(shards.map(async ({ file }) => (await stat(join(folder, file))).size))
+  return sizes.reduce((a, b) => a + b, 0)
+}

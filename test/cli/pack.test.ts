@@ -1,0 +1,55 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { beforeAll, expect, test } from '@jest/globals'
+import { temporaryFolder } from '../temporary.js'
+import { writeTinyModel } from '../tiny-model.js'
+import { sparsegpt } from './run.js'
+
+let work: string
+let model: string
+beforeAll(async () => {
+  work = await temporaryFolder()
+  model = await writeTinyModel(join(work, 'model'))
+})
+
+test('pack and unpack print the sizes, or one object with --json', async () => {
+  const [dense, packed, direct, unpacked] = ['dense', 'packed', 'direct', 'unpacked'].map((name) =>
+    join(work, name),
+  ) as [string, string, string, string]
+  const prune = ['prune', model, '--method', 'magnitude', '--pattern', '2:4', '--threads', '1']
+  expect(await sparsegpt([...prune, '--out', dense])).toMatchObject({ code: 0 })
+  expect(await sparsegpt([...prune, '--out', direct, '--encoding', 'bitmask'])).toMatchObject({ code: 0 })
+  const json = await sparsegpt(['pack', dense, '--out', packed, '--json'])
+  expect(json).toMatchObject({ code: 0, stdout: expect.stringMatching(/^\{.*\}\n$/) })
+  const bytes = (folder: string, file: string) => readFileSync(join(folder, file))
+  const [before, after] = [bytes(dense, 'model.safetensors'), bytes(packed, 'packed.safetensors')]
+  expect(JSON.parse(json.stdout)).toEqual({
+    model: dense,
+    out: packed,
+    packed: { before: 0, after: 14 },
+    bytes: { before: before.length, after: after.length },
+    seconds: expect.any(Number),
+  })
+  expect(bytes(direct, 'packed.safetensors').equals(after)).toBe(true)
+  const text = await sparsegpt(['unpack', packed, '--out', unpacked])
+  expect(text).toMatchObject({
+    code: 0,
+    stdout: expect.stringMatching(
+      /unpacked: 0\.0\d\d MB before, 0\.0\d\d MB after \(\d\.\d{3} of it\), 14 matrices/,
+    ),
+  })
+  expect(bytes(unpacked, 'model.safetensors').equals(before)).toBe(true)
+})
+
+test('what cannot be packed, or unpacked, is told with the reason', async () => {
+  const out = join(work, 'none')
+  const other = await writeTinyModel(join(work, 'other'))
+  for (const [args, code, reason] of [
+    [['pack', model, '--out', out], 2, /no linear layer that would become smaller/],
+    [['unpack', model, '--out', out], 2, /is not packed/],
+    [['pack', model], 2, /--out/],
+    [['pack', model, '--out', other], 1, /exists: give another folder, or force \(--force\)/],
+  ] as const) {
+    expect(await sparsegpt([...args])).toMatchObject({ code, stderr: expect.stringMatching(reason) })
+  }
+})
