@@ -76,6 +76,10 @@ describe('the operation table', () => {
       },
     )
     spy.countZeros(x, t(1, 2))
+    const [bitmask, offsets] = [spy.empty('uint8', [4, 1]), spy.empty('uint8', [4, 8])]
+    spy.markValues(x)
+    spy.packValues(x, bitmask, offsets, 3)
+    spy.unpackValues({ values: vector(3), bitmask, offsets }, x, 'a file')
     spy.multiply(x, t(8, 2))
     spy.accumulateRows(vector(8), x)
     spy.normGradient(x, x, vector(8), 1e-5, { dweight: vector(8), dbias: vector(8) })

@@ -155,10 +155,9 @@ describe('grids of groups', () => {
     })
   })
 
-  test('clip changes the steps', async () => {
-    const whole = await pruneLayer({ ...grouped, groupSize: 64 })
-    const searched = await pruneLayer({ ...grouped, groupSize: 64, clip: true })
-    expect(searched.weight).not.toEqual(whole.weight)
+  test('clip finds steps of a smaller loss', async () => {
+    const dense = { ...grouped, sparsity: 0, groupSize: 64 }
+    const [whole, searched] = [await pruneLayer(dense), await pruneLayer({ ...dense, clip: true })]
     expect(searched.loss).toBeLessThan(whole.loss!)
   })
 
