@@ -505,16 +505,24 @@ struct ConjugateGradients {
 
 // SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774) with the factor R. Zeros stay zero: they go first. What goes is `given` (u8, may be empty), else with
 // m > 0 the n smallest scores of every m neighbours in a row, else trunc(count · sparsity) smallest of every block_size columns.
-// bits > 0 also rounds the kept weights to each row's grid. `loss`: f64 [1, 1], ½ Σ (w - q)² / U_jj². Throws NON_FINITE,
-// INVALID_OPTION as SelectMask does.
+// `loss`: f64 [1, 1], ½ Σ (w - q)² / U_jj². Throws NON_FINITE, INVALID_OPTION as SelectMask does.
+//
+// bits > 0 also rounds the kept weights to step · (code - zero), code = 0 … 2^bits - 1, with a grid of each row or, where `steps` says
+// so, of each group of a row's columns, from the weights as they come in: from the smallest to the largest and zero (zero is on the
+// grid), or, if symmetric, as far below zero as above it. `clip`: the range is the share of that, 0.5 to 1, that has the least squared
+// error. `steps`, of f32, bf16 or f16, [rows, groups], to which steps are rounded, and `zeros`, f32, take the grids; both may be empty.
 struct PruneSparsegpt {
   Tensor weight, mask, loss, factor, dead, given;
   double sparsity;
   int n, m;
   int64_t block_size;
   int bits;
-  SPARSEGPT_FIELDS(weight, mask, loss, factor, dead, given, sparsity, n, m, block_size, bits)
+  Tensor steps = {}, zeros = {};
+  bool symmetric = false, clip = false;
+  SPARSEGPT_FIELDS(weight, mask, loss, factor, dead, given, sparsity, n, m, block_size, bits, steps, zeros, symmetric, clip)
   SPARSEGPT_WRITES(weight, mask, loss)
+  int64_t groups() const { return steps ? steps.columns : 1; }
+  int64_t group_size() const { return weight.columns / groups(); }
   // By sparsity the weights of all rows are compared.
   bool couples_rows() const { return !given && m == 0; }
   void check() const {
@@ -524,11 +532,32 @@ struct PruneSparsegpt {
     require_plain(factor, weight.columns, weight.columns, DType::f32, "factor");
     require_plain(dead, 1, weight.columns, DType::u8, "dead");
     require(block_size > 0 && bits >= 0 && bits <= 16, "the block size or the bits are out of range");
+    require(!steps == !zeros, "steps and zeros of the grids go together");
+    if (steps) {
+      require_float(steps, "steps");
+      require_plain(steps, weight.rows, steps.columns, steps.dtype, "steps");
+      require_plain(zeros, weight.rows, steps.columns, DType::f32, "zeros");
+      require(bits > 0 && steps.columns > 0 && weight.columns % steps.columns == 0, "the groups do not fit the weight");
+      if (groups() > 1) check_groups();
+    }
     if (given) {
       require_plain(given, weight.rows, weight.columns, DType::u8, "given mask");
     } else if (m > 0) {
       require_groups(weight.columns, n, m);
     }
+  }
+
+ private:
+  // What is chosen and swept together never has columns of two grids in part.
+  void check_groups() const {
+    const int64_t size = group_size();
+    if (m > 0 && !given && size % m != 0)
+      throw Error("INVALID_OPTION", "groups of " + std::to_string(size) +
+                                        " columns with a grid of their own are not whole groups of " + std::to_string(m));
+    if (size % 8 != 0) throw Error("INVALID_OPTION", "a group with a grid of its own must be a multiple of 8 columns");
+    if (couples_rows() && size % block_size != 0 && block_size % size != 0)
+      throw Error("INVALID_OPTION", "the block size " + std::to_string(block_size) + " and groups of " +
+                                        std::to_string(size) + " columns do not fit each other: one must divide the other");
   }
 };
 

@@ -23,6 +23,9 @@ namespace sparsegpt::cpu {
 
 namespace {
 
+// The ranges that are tried for the least squared error: from all of the weights' to half of it.
+constexpr int clip_steps = 21;
+
 void require_finite(ThreadPool& pool, Level level, const WeightMatrix& w) {
   std::atomic<int64_t> bad{-1};
   pool.parallel_for(w.rows, [&](int64_t r, int) {
@@ -31,30 +34,73 @@ void require_finite(ThreadPool& pool, Level level, const WeightMatrix& w) {
   if (bad >= 0) throw Error("NON_FINITE", "the weight has a NaN or infinite entry in row " + std::to_string(bad));
 }
 
-// Each row's asymmetric grid from its smallest and largest weight, with zero on the grid.
+// A grid of codes 0 … max: step · (code - zero).
 struct Grid {
-  const Scratch<float> scale, zero;
-  float max = 0;
-
-  Grid(ThreadPool& pool, const WeightMatrix& w, int bits, int64_t size)
-      : scale(pool.scratch<float>(size)), zero(pool.scratch<float>(size)) {
-    if (bits == 0) return;
-    max = static_cast<float>((1 << bits) - 1);
-    pool.parallel_for(w.rows, [&](int64_t r, int) {
-      float low = 0, high = 0;
-      for (int64_t i = r * w.columns; i < (r + 1) * w.columns; ++i) {
-        low = std::min(low, w.weight[i]);
-        high = std::max(high, w.weight[i]);
-      }
-      if (low == 0 && high == 0) low = -1, high = 1;
-      float step = (high - low) / max;
-      if (std::isinf(step)) step = high / max - low / max;
-      step = std::max(step, std::numeric_limits<float>::denorm_min());
-      scale[r] = step;
-      zero[r] = std::nearbyint(-low / step);
-    });
-  }
+  float step, zero;
 };
+
+// x as a number of the type, and not zero.
+float rounded_step(Level level, float x, DType type) {
+  const float largest = type == DType::f16 ? 65504.0f : std::numeric_limits<float>::max();
+  const float smallest = type == DType::f16 ? 0x1p-24f : type == DType::bf16 ? 0x1p-133f : 0x1p-149f;
+  float step = std::clamp(x, smallest, largest);
+  if (type == DType::f32) return step;
+  uint16_t stored;
+  from_float[level](&stored, type, &step, 1);
+  to_float[level](&step, &stored, type, 1);
+  return step;
+}
+
+// The grid that spans `share` of the range of the weights, low <= 0 <= high.
+Grid grid_of(Level level, float low, float high, float share, const Rounding& rounding) {
+  const float max = static_cast<float>((1 << rounding.bits) - 1);
+  if (low == 0 && high == 0) low = -1, high = 1;
+  low *= share;
+  high *= share;
+  if (rounding.symmetric) {
+    const float step = rounded_step(level, std::max(-low, high) / max * 2, rounding.type);
+    return {step, static_cast<float>(1 << (rounding.bits - 1))};
+  }
+  float step = (high - low) / max;
+  if (std::isinf(step)) step = high / max - low / max;
+  step = rounded_step(level, step, rounding.type);
+  return {step, std::nearbyint(-low / step)};
+}
+
+double squared_error(const float* w, int64_t count, const Grid& grid, float max) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float code = std::clamp(std::nearbyint(w[i] / grid.step) + grid.zero, 0.0f, max);
+    const double gap = static_cast<double>(w[i]) - grid.step * (code - grid.zero);
+    sum += gap * gap;
+  }
+  return sum;
+}
+
+void make_grids(ThreadPool& pool, Level level, const WeightMatrix& w, const Rounding& rounding) {
+  if (rounding.bits == 0) return;
+  const float max = static_cast<float>((1 << rounding.bits) - 1);
+  const int64_t size = w.columns / rounding.groups;
+  pool.parallel_for(w.rows * rounding.groups, [&](int64_t g, int) {
+    const float* group = w.weight + g * size;
+    float low = 0, high = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      low = std::min(low, group[i]);
+      high = std::max(high, group[i]);
+    }
+    Grid best = grid_of(level, low, high, 1, rounding);
+    if (rounding.clip) {
+      double least = squared_error(group, size, best, max);
+      for (int share = 1; share < clip_steps; ++share) {
+        const Grid grid = grid_of(level, low, high, 1 - static_cast<float>(share) / (2 * clip_steps - 2), rounding);
+        const double error = squared_error(group, size, grid, max);
+        if (error < least) least = error, best = grid;
+      }
+    }
+    rounding.steps[g] = best.step;
+    rounding.zeros[g] = best.zero;
+  });
+}
 
 void zero_dead_columns(ThreadPool& pool, const WeightMatrix& w, const uint8_t* dead) {
   std::vector<int64_t> columns;
@@ -118,14 +164,14 @@ Gemm carried(int64_t columns, int64_t rows, int64_t depth, int64_t factor_stride
 class RowSolver {
  public:
   RowSolver(ThreadPool& pool, Level level, const WeightMatrix& w, const float* factor, const Choice& choice,
-            const SolverSizes& sizes, const Grid& grid, float loss_scale)
+            const SolverSizes& sizes, const Rounding& rounding, float loss_scale)
       : pool_(pool),
         level_(level),
         w_(w),
         factor_(factor),
         choice_(choice),
         block_columns_(sizes.block_columns),
-        grid_(grid),
+        rounding_(rounding),
         loss_scale_(loss_scale),
         stride_(sizes.stride),
         thread_scratch_(sizes.tile_scratch),
@@ -224,10 +270,13 @@ class RowSolver {
       tile.n = choice_.n;
       tile.m = choice_.m;
     }
-    if (grid_.scale.size() > 0) {
-      tile.grid_scale = grid_.scale.data() + row;
-      tile.grid_zero = grid_.zero.data() + row;
-      tile.grid_max = grid_.max;
+    if (rounding_.bits > 0) {
+      tile.steps = rounding_.steps + row * rounding_.groups;
+      tile.zeros = rounding_.zeros + row * rounding_.groups;
+      tile.groups = rounding_.groups;
+      tile.group_size = w_.columns / rounding_.groups;
+      tile.first_column = begin;
+      tile.largest_code = static_cast<float>((1 << rounding_.bits) - 1);
     }
     tile.loss_scale = loss_scale_;
     tile.scratch = tile_scratch_.data() + thread * thread_scratch_;
@@ -242,7 +291,7 @@ class RowSolver {
   const float* factor_;
   const Choice& choice_;
   const int64_t block_columns_;
-  const Grid& grid_;
+  const Rounding& rounding_;
   const float loss_scale_;
 
   const int64_t stride_, thread_scratch_;
@@ -257,7 +306,7 @@ class RowSolver {
 
 }  // namespace
 
-SolverSizes::SolverSizes(int64_t rows, int64_t columns, bool couples_rows, int m, int64_t block_size, int bits) {
+SolverSizes::SolverSizes(int64_t rows, int64_t columns, bool couples_rows, int m, int64_t block_size) {
   block_columns = block_size;
   chunk_rows = rows;
   if (!couples_rows) {
@@ -270,19 +319,18 @@ SolverSizes::SolverSizes(int64_t rows, int64_t columns, bool couples_rows, int m
   error = columns * stride;
   block_factor = block_columns * block_columns;
   scores = couples_rows ? stride * block_columns : 0;
-  grid = bits > 0 ? rows : 0;
   tile_scratch = cpu::tile_scratch(block_columns);
 }
 
 double prune_sparsegpt(ThreadPool& pool, Level level, const WeightMatrix& w, const float* factor, const uint8_t* dead,
-                       const Choice& choice, int64_t block_size, int bits) {
+                       const Choice& choice, int64_t block_size, const Rounding& rounding) {
   require_finite(pool, level, w);
   const int m = choice.given == nullptr ? choice.m : 0;
-  const SolverSizes sizes(w.rows, w.columns, choice.couples_rows(), m, block_size, bits);
-  const Grid grid(pool, w, bits, sizes.grid);
+  const SolverSizes sizes(w.rows, w.columns, choice.couples_rows(), m, block_size);
+  make_grids(pool, level, w, rounding);
   zero_dead_columns(pool, w, dead);
   const float scale = loss_scale(pool, w, factor);
-  RowSolver solver(pool, level, w, factor, choice, sizes, grid, scale);
+  RowSolver solver(pool, level, w, factor, choice, sizes, rounding, scale);
   double loss = 0;
   for (int64_t first = 0; first < w.rows; first += sizes.chunk_rows)
     loss += solver.solve(first, std::min(sizes.chunk_rows, w.rows - first));
@@ -294,13 +342,25 @@ double prune_sparsegpt(ThreadPool& pool, Level level, const WeightMatrix& w, con
 void CpuBackend::compute(const PruneSparsegpt& o) {
   const WeightMatrix matrix{o.weight.data<float>(), o.mask.data<uint8_t>(), o.weight.rows, o.weight.columns};
   const Choice choice{o.sparsity, o.n, o.m, o.given ? o.given.data<uint8_t>() : nullptr};
+  const int64_t grids = o.bits > 0 ? o.weight.rows * o.groups() : 0;
+  const bool apart = o.steps && o.steps.dtype != DType::f32;
+  const auto steps = pool_.scratch<float>(!o.steps || apart ? grids : 0), zeros = pool_.scratch<float>(o.zeros ? 0 : grids);
+  const Rounding rounding{o.bits,
+                          o.groups(),
+                          o.symmetric,
+                          o.clip,
+                          o.steps ? o.steps.dtype : DType::f32,
+                          steps.size() > 0 || !o.steps ? steps.data() : o.steps.data<float>(),
+                          o.zeros ? o.zeros.data<float>() : zeros.data()};
   *o.loss.data<double>() =
-      prune_sparsegpt(pool_, level_, matrix, o.factor.data<float>(), o.dead.data<uint8_t>(), choice, o.block_size, o.bits);
+      prune_sparsegpt(pool_, level_, matrix, o.factor.data<float>(), o.dead.data<uint8_t>(), choice, o.block_size, rounding);
+  if (apart) from_float[level_](o.steps.bytes(), o.steps.dtype, steps.data(), grids);
 }
 
 size_t CpuScratch::bytes(const PruneSparsegpt& o) const {
   const int64_t columns = o.weight.columns;
-  const SolverSizes sizes(o.weight.rows, columns, o.couples_rows(), o.given ? 0 : o.m, o.block_size, o.bits);
+  const SolverSizes sizes(o.weight.rows, columns, o.couples_rows(), o.given ? 0 : o.m, o.block_size);
+  const int64_t grids = o.bits > 0 ? o.weight.rows * o.groups() : 0;
   size_t products = 0;
   for (int64_t blocks = divide_up(columns, sizes.block_columns); blocks > 1; blocks -= blocks / 2) {
     const int64_t begin = blocks / 2 * sizes.block_columns, end = std::min(blocks * sizes.block_columns, columns);
@@ -309,7 +369,8 @@ size_t CpuScratch::bytes(const PruneSparsegpt& o) const {
   }
   return Scratch<float>::bytes(sizes.error) + Scratch<float>::bytes(sizes.block_factor) +
          Scratch<float>::bytes(sizes.scores) + Scratch<float>::bytes(threads_ * sizes.tile_scratch) +
-         2 * Scratch<float>::bytes(sizes.grid) + (o.couples_rows() ? RankSearch::scratch(threads_) : 0) + products;
+         (!o.steps || o.steps.dtype != DType::f32 ? Scratch<float>::bytes(grids) : 0) +
+         (o.zeros ? 0 : Scratch<float>::bytes(grids)) + (o.couples_rows() ? RankSearch::scratch(threads_) : 0) + products;
 }
 
 }  // namespace sparsegpt::cpu

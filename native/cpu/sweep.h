@@ -23,9 +23,11 @@ struct BlockTile {
   const float* scores;  // [B][lanes]: where not above the threshold
   float threshold;
   int n, m;  // n of every m
-  const float* grid_scale;  // [rows] quantization grid, or null
-  const float* grid_zero;  // [rows]
-  float grid_max;
+  const float* steps;  // [rows, groups] of the grids, or null
+  const float* zeros;  // [rows, groups]
+  int64_t groups, group_size;  // of a row; columns
+  int64_t first_column;  // of the block
+  float largest_code;
   float loss_scale;  // of (w - q) / U_jj before it is squared
   float* scratch;  // tile_scratch(B) floats
 };

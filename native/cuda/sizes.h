@@ -280,7 +280,7 @@ inline size_t scratch_bytes(const PruneSparsegpt& o) {
                          + columns  // its diagonal
                          + rows * piece  // errors on their way to a piece
                          + (c.ahead ? rows * c.pieces.block : 0)  // the block whose mask is chosen
-                         + (o.bits > 0 ? 2 * rows : 0);  // grids
+                         + (o.bits > 0 ? 2 * rows * o.groups() : 0);  // grids
   return static_cast<size_t>(floats) * sizeof(float) + 3 * sizeof(float) + static_cast<size_t>(c.tiles) * sizeof(double) +
          selection_bytes(rows, sweep_rows) + copy_bytes(o.given) + copy_bytes(o.factor) + copy_bytes(o.dead);
 }

@@ -65,22 +65,73 @@ __global__ void __launch_bounds__(sweep_columns)
 
 // --- the weight -------------------------------------------------------------------------------------------------------
 
-// Each row's asymmetric grid of max + 1 values from its smallest and largest weight.
-__global__ void make_grid(const float* weight, int64_t rows, int64_t columns, float max, float* scale, float* zero) {
-  for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
-    float lowest = 0, highest = 0;  // zero is on the grid
-    for (int64_t j = threadIdx.x; j < columns; j += blockDim.x) {
-      lowest = fminf(lowest, weight[r * columns + j]);
-      highest = fmaxf(highest, weight[r * columns + j]);
+// The ranges that are tried for the least squared error: from all of the weights' to half of it.
+constexpr int clip_steps = 21;
+
+struct Rounding {
+  int bits;
+  bool symmetric, clip;
+  DType type;  // that steps are rounded to
+};
+
+struct Grid {
+  float step, zero;
+};
+
+// x as a number of the type, and not zero.
+__device__ inline float rounded_step(float x, DType type) {
+  const float largest = type == DType::f16 ? 65504.0f : 3.402823466e38f;
+  const float smallest = type == DType::f16    ? 5.9604644775390625e-8f  // 2^-24
+                         : type == DType::bf16 ? __uint_as_float(1u << 16)
+                                               : __uint_as_float(1);
+  const float step = fminf(fmaxf(x, smallest), largest);
+  if (type == DType::bf16) return __bfloat162float(__float2bfloat16_rn(step));
+  if (type == DType::f16) return __half2float(__float2half_rn(step));
+  return step;
+}
+
+// The grid that spans `share` of the range of the weights, low <= 0 <= high.
+__device__ inline Grid grid_of(float low, float high, float share, const Rounding& rounding) {
+  const auto max = static_cast<float>((1 << rounding.bits) - 1);
+  if (low == 0 && high == 0) low = -1, high = 1;
+  low *= share;
+  high *= share;
+  if (rounding.symmetric)
+    return {rounded_step(fmaxf(-low, high) / max * 2, rounding.type), static_cast<float>(1 << (rounding.bits - 1))};
+  float step = (high - low) / max;
+  if (step == INFINITY) step = high / max - low / max;
+  step = rounded_step(step, rounding.type);
+  return {step, rintf(-low / step)};
+}
+
+// The grid of each group of `size` weights that lie one after another.
+__global__ void make_grids(const float* weight, int64_t groups, int64_t size, Rounding rounding, float* steps,
+                           float* zeros) {
+  const auto max = static_cast<float>((1 << rounding.bits) - 1);
+  for (int64_t g = blockIdx.x; g < groups; g += gridDim.x) {
+    const float* w = weight + g * size;
+    float lowest = 0, highest = 0;
+    for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
+      lowest = fminf(lowest, w[j]);
+      highest = fmaxf(highest, w[j]);
     }
-    float low = -combine_block(-lowest, Largest()), high = combine_block(highest, Largest());
-    if (low == 0 && high == 0) low = -1, high = 1;
+    const float low = -combine_block(-lowest, Largest()), high = combine_block(highest, Largest());
+    Grid best = grid_of(low, high, 1, rounding);
+    double least = 0;
+    for (int share = 0; rounding.clip && share < clip_steps; ++share) {
+      const Grid grid = grid_of(low, high, 1 - static_cast<float>(share) / (2 * clip_steps - 2), rounding);
+      double sum = 0;
+      for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
+        const float code = fminf(fmaxf(rintf(w[j] / grid.step) + grid.zero, 0.0f), max);
+        const double gap = static_cast<double>(w[j]) - grid.step * (code - grid.zero);
+        sum += gap * gap;
+      }
+      sum = combine_block(sum, Sum());
+      if (share == 0 || sum < least) least = sum, best = grid;
+    }
     if (threadIdx.x == 0) {
-      float step = (high - low) / max;
-      if (step == INFINITY) step = high / max - low / max;
-      step = fmaxf(step, __uint_as_float(1));  // the smallest of all
-      scale[r] = step;
-      zero[r] = rintf(-low / step);
+      steps[g] = best.step;
+      zeros[g] = best.zero;
     }
   }
 }
@@ -169,13 +220,15 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
   };
   check_weight();
 
-  Tensor grid_scale, grid_zero;
-  const auto grid_max = static_cast<float>((1 << o.bits) - 1);
+  Tensor steps, zeros;
   if (o.bits > 0) {
-    grid_scale = scratch(DType::f32, 1, rows);
-    grid_zero = scratch(DType::f32, 1, rows);
-    launch("prune_sparsegpt", make_grid, grid_of_rows(rows), dim3(block_threads), 0, stream_, w, rows, columns, grid_max,
-           grid_scale.data<float>(), grid_zero.data<float>());
+    const bool apart = !o.steps || o.steps.dtype != DType::f32;
+    steps = apart ? scratch(DType::f32, rows, o.groups()) : o.steps;
+    zeros = o.zeros ? o.zeros : scratch(DType::f32, rows, o.groups());
+    const Rounding rounding{o.bits, o.symmetric, o.clip, o.steps ? o.steps.dtype : DType::f32};
+    launch("prune_sparsegpt", make_grids, grid_of_rows(rows * o.groups()), dim3(block_threads), 0, stream_, w,
+           rows * o.groups(), o.group_size(), rounding, steps.data<float>(), zeros.data<float>());
+    if (o.steps && apart) cast(stream_, view(o.steps), view(steps));
   }
   // Of the whole matrix: the bits of the largest weight, and whether there are zeros.
   const Tensor facts = scratch(DType::u8, 1, 2 * sizeof(uint32_t)), scale = scratch(DType::f32, 1, 1);
@@ -261,9 +314,12 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
       s.state = chooser.state();
       s.quota = chooser.quota();
       if (o.bits > 0) {
-        s.grid_scale = grid_scale.data<float>();
-        s.grid_zero = grid_zero.data<float>();
-        s.grid_max = grid_max;
+        s.steps = steps.data<float>();
+        s.zeros = zeros.data<float>();
+        s.groups = o.groups();
+        s.group_size = o.group_size();
+        s.first_column = at;
+        s.largest_code = static_cast<float>((1 << o.bits) - 1);
       }
       s.losses = losses.data<double>();
       sweep(stream_, s);

@@ -67,9 +67,9 @@ __device__ inline float sweep_one_strip(float (&w)[sweep_strip], float (&errors)
     }
     const float value = w[i];
     float q = pruned >> i & 1u ? 0.0f : value;
-    if (s.grid_scale != nullptr) {
+    if (s.steps != nullptr) {
       const float steps = rintf(q / grid_scale) + grid_zero;
-      q = grid_scale * (fminf(fmaxf(steps, 0.0f), s.grid_max) - grid_zero);
+      q = grid_scale * (fminf(fmaxf(steps, 0.0f), s.largest_code) - grid_zero);
     }
     const float error = (value - q) * (1.0f / u[i]);
     w[i] = q;
@@ -130,9 +130,7 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
         [&](unsigned e) { masks[static_cast<int>(e) % size * mask_pitch + static_cast<int>(e) / size] = 1; });
   }
 
-  const bool rounds = s.grid_scale != nullptr && lane < rows;
-  const float grid_scale = rounds ? s.grid_scale[first_row + lane] : 1.0f;
-  const float grid_zero = rounds ? s.grid_zero[first_row + lane] : 0.0f;
+  const bool rounds = s.steps != nullptr && lane < rows;
   const float scale = *s.scale;
   double loss = 0;
   float w[sweep_strip], errors[sweep_strip];
@@ -147,6 +145,8 @@ __global__ void __launch_bounds__(sweep_threads) sweep_kernel(Sweep s, int packe
       w[i] = inside ? weights[(s0 + i) * weight_pitch + lane] : 0.0f;
       if (inside && masks[(s0 + i) * mask_pitch + lane]) pruned |= 1u << i;
     }
+    const int64_t grid = rounds ? (first_row + lane) * s.groups + (s.first_column + s0) / s.group_size : 0;
+    const float grid_scale = rounds ? s.steps[grid] : 1.0f, grid_zero = rounds ? s.zeros[grid] : 0.0f;
     loss += sweep_one_strip<kind>(w, errors, pruned, strip, s1 - s0, s, scale, grid_scale, grid_zero);
 
     const float* above = strip + sweep_strip * sweep_strip;

@@ -22,9 +22,11 @@ struct Sweep {
   int n, m;                // m > 0: n of m, else by threshold when nothing is chosen
   const SelectionState* state;
   const unsigned long long* quota;
-  const float* grid_scale;  // [rows], or null
-  const float* grid_zero;
-  float grid_max;
+  const float* steps;  // [rows, groups] of the grids, or null
+  const float* zeros;
+  int64_t groups, group_size;  // of a row; columns
+  int64_t first_column;    // of the piece
+  float largest_code;
   double* losses;  // [tiles of sweep_rows rows], added to: scale² times theirs
 };
 void sweep(cudaStream_t stream, const Sweep& s);

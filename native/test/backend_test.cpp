@@ -538,4 +538,11 @@ TEST("backend: SparseGPT end to end, from activations to the loss") {
   const double total = bench.read_as<double>(loss)[0];
   CHECK(total > 0 && std::isfinite(total));
   CHECK_THROWS_CODE(bench.run(PruneSparsegpt{w, mask, loss, gram, dead, {}, 0, 3, 7, 128, 0}), "INVALID_OPTION", "3:7");
+  const auto grouped = [&](int64_t groups, int m, int64_t block) {
+    const Tensor steps = bench.empty(DType::bf16, 30, groups), zeros = bench.empty(DType::f32, 30, groups);
+    bench.run(PruneSparsegpt{w, mask, loss, gram, dead, {}, 0.5, m / 2, m, block, 4, steps, zeros, false, false});
+  };
+  CHECK_THROWS_CODE(grouped(4, 0, 128), "INVALID_OPTION", "multiple of 8");
+  CHECK_THROWS_CODE(grouped(2, 16, 128), "INVALID_OPTION", "not whole groups of 16");
+  CHECK_THROWS_CODE(grouped(2, 0, 20), "INVALID_OPTION", "block size 20");
 }

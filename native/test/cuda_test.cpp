@@ -431,10 +431,15 @@ Solved solve_with(OnDevice& device, const Problem& p, const Method& method) {
   const Tensor report = device.empty(DType::f64, 1, factor_report::count), loss = device.empty(DType::f64, 1, 1);
   Tensor given;
   if (!method.mask.empty()) given = device.upload(DType::u8, p.rows, n, method.mask.data());
+  Tensor steps, zeros;
+  if (method.bits > 0) {
+    steps = device.empty(method.clip ? DType::bf16 : DType::f32, p.rows, method.groups);
+    zeros = device.empty(DType::f32, p.rows, method.groups);
+  }
   device.run([&](Backend& b) {
     b.run(FactorHessian{h, dead, report, method.dampening});
-    b.run(
-        PruneSparsegpt{w, mask, loss, h, dead, given, method.sparsity, method.n, method.m, method.block_size, method.bits});
+    b.run(PruneSparsegpt{w, mask, loss, h, dead, given, method.sparsity, method.n, method.m, method.block_size, method.bits,
+                         steps, zeros, method.symmetric, method.clip});
   });
   return {device.read(w), device.read_as<uint8_t>(mask), device.read_as<double>(report), device.read_as<double>(loss)[0]};
 }
@@ -498,17 +503,21 @@ TEST("cuda: SparseGPT, patterns, given masks, quantization, dead columns") {
     struct Case {
       int n, m, bits;
       bool mask, dead;
+      int64_t group = 0;  // columns with a grid of their own
     };
-    const Case cases[] = {{2, 4, 0, false, false},    {4, 8, 0, false, true},   {1, 2, 0, false, false},
-                          {3, 7, 0, false, false},    {9, 16, 0, false, false}, {5, 20, 0, false, false},
-                          {50, 140, 0, false, false}, {0, 0, 0, true, true},    {0, 0, 4, false, false},
-                          {2, 4, 3, false, false},    {0, 0, 8, true, false}};
+    const Case cases[] = {{2, 4, 0, false, false},     {4, 8, 0, false, true},      {1, 2, 0, false, false},
+                          {3, 7, 0, false, false},     {9, 16, 0, false, false},    {5, 20, 0, false, false},
+                          {50, 140, 0, false, false},  {0, 0, 0, true, true},       {0, 0, 4, false, false},
+                          {2, 4, 3, false, false},     {0, 0, 8, true, false},      {2, 4, 4, false, false, 32},
+                          {0, 0, 3, false, false, 64}, {9, 16, 4, false, false, 48}};
     uint64_t seed = 20;
     for (const Case& c : cases) {
       Random random(++seed);
       if (few_cases() && seed % 2 == 0) continue;
       const int64_t rows = random.integer(1, 80);
-      const int64_t columns = c.m > 0 ? c.m * random.integer(1, 280 / c.m) : random.integer(100, 280);
+      const int64_t columns = c.group > 0 ? c.group * random.integer(2, 280 / c.group)
+                              : c.m > 0   ? c.m * random.integer(1, 280 / c.m)
+                                          : random.integer(100, 280);
       auto p = random_problem(random, rows, columns, 2 * columns);
       if (c.dead)
         for (int64_t j : {int64_t{0}, columns - 1})
@@ -518,6 +527,11 @@ TEST("cuda: SparseGPT, patterns, given masks, quantization, dead columns") {
       method.n = c.n;
       method.m = c.m;
       method.bits = c.bits;
+      if (c.group > 0) {
+        method.groups = columns / c.group;
+        method.symmetric = c.m > 0;
+        method.clip = c.m != 4;
+      }
       if (c.mask) {
         method.mask.resize(p.weight.size());
         for (uint8_t& m : method.mask) m = random.flip() ? static_cast<uint8_t>(random.integer(1, 3)) : 0;

@@ -94,8 +94,14 @@ Pruned solve(const Problem& p, const Method& method, ThreadPool& pool, cpu::Leve
   out.weight = p.weight;
   out.mask.assign(p.weight.size(), 7);
   const cpu::Choice choice{method.sparsity, method.n, method.m, method.mask.empty() ? nullptr : method.mask.data()};
+  if (method.bits > 0) {
+    out.steps.resize(static_cast<size_t>(p.rows * method.groups));
+    out.zeros.resize(out.steps.size());
+  }
+  const cpu::Rounding rounding{method.bits, method.groups,    method.symmetric, method.clip,
+                               DType::f32,  out.steps.data(), out.zeros.data()};
   out.loss = cpu::prune_sparsegpt(pool, level, {out.weight.data(), out.mask.data(), p.rows, p.columns}, factor.data(),
-                                  dead.data(), choice, method.block_size, method.bits);
+                                  dead.data(), choice, method.block_size, rounding);
   return out;
 }
 
@@ -147,9 +153,10 @@ Pruned solve_plainly(const Problem& p, const Method& method) {
         if (zero(r, i)) out.mask[at(r, i)] = 1;
         double q = out.mask[at(r, i)] != 0 ? 0 : w[at(r, i)];
         if (method.bits > 0) {
-          const float* row = p.weight.data() + r * n;
-          double low = std::min(*std::min_element(row, row + n), 0.0f);
-          double high = std::max(*std::max_element(row, row + n), 0.0f);
+          const int64_t size = n / method.groups;
+          const float* row = p.weight.data() + r * n + i / size * size;
+          double low = std::min(*std::min_element(row, row + size), 0.0f);
+          double high = std::max(*std::max_element(row, row + size), 0.0f);
           if (low == high) low = -1, high = 1;
           const double top = (1 << method.bits) - 1, step = (high - low) / top, zero = std::nearbyint(-low / step);
           q = step * (std::clamp(std::nearbyint(q / step) + zero, 0.0, top) - zero);

@@ -29,6 +29,8 @@ struct Method {
   std::vector<uint8_t> mask;
   int64_t block_size = 128;
   int bits = 0;
+  int64_t groups = 1;  // of a row, with a grid each
+  bool symmetric = false, clip = false;
   double dampening = 0.01;
 };
 
@@ -37,6 +39,7 @@ struct Pruned {
   std::vector<uint8_t> mask;
   double loss = 0;
   cpu::FactorReport report;
+  std::vector<float> steps, zeros;  // of the grids
 };
 
 // Our solver.

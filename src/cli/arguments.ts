@@ -76,6 +76,12 @@ export interface PruningFlags extends MethodOptions {
   seqlen?: number
   /** The number of bits that the kept weights are rounded to. */
   bits?: number
+  /** The neighbours in a row that have a grid of their own. */
+  groupSize?: number
+  /** Whether grids are symmetric. */
+  symmetric?: true
+  /** Whether the ranges of grids are searched. */
+  clip?: true
   /** Whether the kept weights are fitted once more. */
   refit?: true
   /** Whether zeros of the model may become other weights. */
@@ -141,6 +147,13 @@ export function pruningOptions(command: Command): Command {
     .option('--samples <n>', 'calibration windows (default: 128)', number)
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--bits <n>', 'also round the kept weights to this many bits', number)
+    .option(
+      '--group-size <n>',
+      'neighbours in a row with a grid of their own: 32, 64 or 128 (default: the row)',
+      number,
+    )
+    .option('--symmetric', 'grids reach as far below zero as above it')
+    .option('--clip', "search each grid's range for the least squared error")
     .option('--refit', 'fit the kept weights to the outputs once more (admm always does)')
     .option('--regrow', 'let zeros of a sparse model become other weights (default: they stay zeros)')
     .addOption(
@@ -166,7 +179,11 @@ export function pruningOptions(command: Command): Command {
       number,
     )
     .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)
-    .option('--window <blocks>', 'measure the reconstruction behind the next block too (2; default: 1)', number)
+    .option(
+      '--window <blocks>',
+      'measure the reconstruction behind the next block too (2; default: 1)',
+      number,
+    )
     .addOption(
       new Option(
         '--sequential <unit>',

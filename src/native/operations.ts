@@ -93,6 +93,26 @@ export interface AttentionShape {
   slopes?: Tensor | undefined
 }
 
+/** How kept weights are rounded. */
+export interface Rounding {
+  /** The number of bits of a code. */
+  bits: number
+  /** The number of neighbours in a row that share a grid; default: the whole row. */
+  groupSize?: number | undefined
+  /** Whether the grid reaches as far below zero as above it; else from the smallest weight, or zero, to the largest. */
+  symmetric: boolean
+  /** Whether a part of the weights' range is taken if it has the least squared error. */
+  clip: boolean
+  /** The type that the grid's steps are rounded to. */
+  stepType: 'float32' | 'bfloat16' | 'float16'
+}
+
+/** The grids of a matrix. */
+function gridsOf(weight: Tensor, { groupSize = weight.width, stepType }: Rounding) {
+  const shape = [weight.rows, weight.width / groupSize]
+  return { steps: { dtype: stepType, shape }, zeros: float32(...shape) }
+}
+
 /** The query/key pairs of one sequence that causality and the window leave. */
 function attentionPairs(queries: number, start: number, window: number): number {
   const seen = (t: number) => (window > 0 ? Math.min(window, start + t + 1) : start + t + 1)
@@ -408,7 +428,9 @@ export const operations = {
 
   /**
    * Prunes `weight`, float32 [rows, columns], with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): what `given` marks,
-   * else by the choice. `loss`: float64 [1], ½ Σ (w - q)² / U_jj².
+   * else by the choice. `loss`: float64 [1], ½ Σ (w - q)² / U_jj². With `bits` the kept weights are rounded to step · (code - zero) with
+   * codes from 0 to 2^bits - 1, on a grid for each row and group of columns: `steps`, of the type `stepType`, and `zeros`, float32, both
+   * [rows, groups].
    */
   pruneSparsegpt: operation(
     'solve',
@@ -416,15 +438,25 @@ export const operations = {
       weight: Tensor,
       { factor, dead }: { factor: Tensor; dead: Tensor },
       { given, ...choice }: Choice & { given?: Tensor | undefined },
-      { blockSize, bits }: { blockSize: number; bits: number },
+      { blockSize, rounding }: { blockSize: number; rounding?: Rounding | undefined },
     ) => ({
-      make: { mask: uint8(...matrix(weight)), loss: float64(1) },
+      make: {
+        mask: uint8(...matrix(weight)),
+        loss: float64(1),
+        ...(rounding && gridsOf(weight, rounding)),
+      },
       change: { weight },
       read: { factor, dead, given },
-      settings: { ...choiceSettings(choice), blockSize, bits },
+      settings: {
+        ...choiceSettings(choice),
+        blockSize,
+        bits: rounding?.bits ?? 0,
+        symmetric: rounding?.symmetric ?? false,
+        clip: rounding?.clip ?? false,
+      },
       flop: weight.rows * weight.width ** 2,
     }),
-    { arithmetic: 'solve', parts: { mask: 'solver', loss: 'solver' } },
+    { arithmetic: 'solve', parts: { mask: 'solver', loss: 'solver', steps: 'solver', zeros: 'solver' } },
   ),
 
   // --- gradients: dy is the loss's gradient by y, in the element type of y; of parameters float32 ---

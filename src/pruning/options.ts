@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { allocationNames, type AllocationName } from './allocation/names.js'
 import { allocation, type Recipe } from './allocation/recipe.js'
+import type { RoundingOptions } from './methods/method.js'
 import {
   defaultMethod,
   methodNamed,
@@ -27,15 +28,20 @@ export const pruningOptions = methodOptions.extend({
   sparsity: z.number().min(0).lt(1).optional(),
   pattern: pattern.optional(),
   bits: z.int().min(2).max(8).optional(),
+  groupSize: z
+    .union([z.literal(32), z.literal(64), z.literal(128)], { error: 'must be 32, 64 or 128' })
+    .optional(),
+  symmetric: z.boolean().default(false),
+  clip: z.boolean().default(false),
   refit: z.boolean().default(false),
   regrow: z.boolean().default(false),
 })
 
 /** The methods' options, as parsed, and those that all methods share. */
-export type MethodSettings = z.output<typeof methodOptions> & {
-  bits?: number | undefined
-  regrow?: boolean | undefined
-}
+export type MethodSettings = z.output<typeof methodOptions> &
+  RoundingOptions & {
+    regrow?: boolean | undefined
+  }
 
 const regularExpression = z
   .union([z.instanceof(RegExp), z.string()])
@@ -64,8 +70,14 @@ export interface ModelPruningOptions extends MethodOptions {
   sparsity?: number
   /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
   pattern?: string
-  /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
+  /** The number of bits that the kept weights are rounded to, 2 … 8, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
+  /** The number of neighbours in a row, 32, 64 or 128, that have a grid of their own. Default: the whole row. */
+  groupSize?: number
+  /** Whether grids reach as far below zero as above it; else from the smallest weight, or zero, to the largest. Default false. */
+  symmetric?: boolean
+  /** Whether a part of a grid's range is taken where that has the least squared error. Default false. */
+  clip?: boolean
   /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
   refit?: boolean
   /** Whether zeros of the model are ordinary weights, which may be kept and become others. Default false: they stay zeros. */
@@ -208,6 +220,10 @@ export function checkSelection(
     pattern?: Pattern | undefined
     mask?: unknown
     bits?: number | undefined
+    groupSize?: number | undefined
+    symmetric: boolean
+    clip: boolean
+    blockSize: number
     refit: boolean
     target?: 'own' | 'dense' | undefined
     alpha?: number | undefined
@@ -236,6 +252,7 @@ export function checkSelection(
     const message = `needs method "${roundingMethods.join('" or "')}": "${options.method}" cannot make up for rounding`
     context.addIssue({ code: 'custom', path: ['bits'], message })
   }
+  checkGrids(options, context)
   if (
     goal === 'schedule' &&
     !(allocationNames as readonly unknown[]).includes(options.allocation ?? 'uniform')
@@ -252,4 +269,28 @@ export function checkSelection(
     const message = `cannot be combined with bits: weights that are fitted again leave the grid${ofQuality(options, fits)}`
     context.addIssue({ code: 'custom', path: [fits], message })
   }
+}
+
+/** What checkSelection checks of the grids that weights are rounded to. */
+function checkGrids(
+  o: Pick<
+    Parameters<typeof checkSelection>[0],
+    'bits' | 'groupSize' | 'symmetric' | 'clip' | 'blockSize' | 'pattern' | 'mask'
+  >,
+  context: z.RefinementCtx,
+): void {
+  const refuse = (option: string, message: string) =>
+    context.addIssue({ code: 'custom', path: [option], message })
+  for (const option of ['groupSize', 'symmetric', 'clip'] as const)
+    if (o.bits === undefined && o[option] !== undefined && o[option] !== false)
+      refuse(option, 'needs bits: it is of the grid that weights are rounded to')
+  const { groupSize: size, blockSize: block, pattern } = o
+  if (size === undefined || o.mask !== undefined) return
+  if (pattern && size % pattern.m !== 0)
+    refuse('groupSize', `groups of ${size} are not whole groups of the pattern's ${pattern.m}`)
+  if (!pattern && size % block !== 0 && block % size !== 0)
+    refuse(
+      'groupSize',
+      `groups of ${size} and blockSize ${block} do not fit each other: one must divide the other`,
+    )
 }

@@ -19,6 +19,7 @@ import { Streams } from './streams.js'
 export interface LayerSelection {
   sparsity?: number | undefined
   pattern?: Pattern | undefined
+  groupSize?: number | undefined
   /** How the goal is spread; default 'uniform'. */
   allocation?: Allocation | undefined
   include?: RegExp | undefined
@@ -53,6 +54,12 @@ export function selectLayers(architecture: Architecture, o: LayerSelection): Lin
   const unfit = all.find(({ columns }) => columns % m !== 0)
   if (unfit) {
     const message = `prune: option pattern: ${unfit.name} has ${unfit.columns} columns, which ${m} does not divide: give another pattern or exclude the layer`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  const { groupSize = 1 } = o
+  const ungrouped = all.find(({ columns }) => columns % groupSize !== 0)
+  if (ungrouped) {
+    const message = `prune: option groupSize: ${ungrouped.name} has ${ungrouped.columns} columns, which ${groupSize} does not divide: give another size or exclude the layer`
     throw new SparseGptError('INVALID_OPTION', message)
   }
   return blocks

@@ -35,8 +35,14 @@ export interface PruneLayerOptions extends MethodOptions {
   pattern?: string
   /** The weights to prune, [rows, columns], 1 = prune; with sparsegpt the others make up for them. */
   mask?: Uint8Array
-  /** The number of bits that the kept weights are rounded to, on a grid per row (sparsegpt). Default: not rounded. */
+  /** The number of bits that the kept weights are rounded to, 2 … 8, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
+  /** The number of neighbours in a row, 32, 64 or 128, that have a grid of their own; it divides `columns`. Default: the whole row. */
+  groupSize?: number
+  /** Whether grids reach as far below zero as above it; else from the smallest weight, or zero, to the largest. Default false. */
+  symmetric?: boolean
+  /** Whether a part of a grid's range is taken where that has the least squared error. Default false. */
+  clip?: boolean
   /** Whether the kept weights are fitted to the outputs once more after the method has pruned (admm always does). Default false. */
   refit?: boolean
   /** Whether zeros of `weight` are ordinary weights, which may be kept and become others. Default false: they stay zeros. */
@@ -98,6 +104,12 @@ const schema = pruningOptions
     )
     const square = columns * columns
     check(!hessian || hessian.length === square, 'hessian', `must have columns² = ${square} elements`)
+    const { groupSize = 1 } = options
+    check(
+      columns % groupSize === 0,
+      'groupSize',
+      `needs a number of columns divisible by ${groupSize}, not ${columns}`,
+    )
     const divides = !pattern || columns % pattern.m === 0
     check(divides, 'pattern', `needs a number of columns divisible by ${pattern?.m ?? 1}, not ${columns}`)
   })

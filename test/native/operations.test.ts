@@ -66,8 +66,20 @@ describe('the operation table', () => {
     spy.triangularProduct(x, t(8, 8))
     spy.conjugateGradients(x, t(4, 8), { mask: x, factor: t(8, 8) }, { tolerance: 0, iterations: 1 })
     const factor = { factor: t(8, 8), dead: vector(8) }
-    spy.pruneSparsegpt(x, factor, { given: x }, { blockSize: 128, bits: 0 })
+    spy.pruneSparsegpt(
+      x,
+      factor,
+      { given: x },
+      {
+        blockSize: 128,
+        rounding: { bits: 4, groupSize: 4, symmetric: true, clip: true, stepType: 'bfloat16' },
+      },
+    )
     spy.countZeros(x, t(1, 2))
+    const [bitmask, offsets] = [spy.empty('uint8', [4, 1]), spy.empty('uint8', [4, 8])]
+    spy.markValues(x)
+    spy.packValues(x, bitmask, offsets, 3)
+    spy.unpackValues({ values: vector(3), bitmask, offsets }, x, 'a file')
     spy.multiply(x, t(8, 2))
     spy.accumulateRows(vector(8), x)
     spy.normGradient(x, x, vector(8), 1e-5, { dweight: vector(8), dbias: vector(8) })

@@ -126,7 +126,7 @@ const spoilt = <T extends object>(valid: T, names: readonly string[]) =>
     })
     .map((changes): T => ({ ...valid, ...Object.fromEntries(changes) }))
 
-const selection = ['method', 'sparsity', 'pattern', 'mask', 'blockSize', 'dampening', 'bits']
+const selection = ['method', 'sparsity', 'pattern', 'mask', 'blockSize', 'dampening', 'bits', 'groupSize']
 
 describe('whatever the arguments, a call settles, and rejects with a SparseGptError', () => {
   test('pruneLayer', async () => {

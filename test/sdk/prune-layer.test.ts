@@ -1,5 +1,6 @@
 import { describe, expect, test } from '@jest/globals'
 import { pruneLayer, type PruneLayerOptions } from '../../src/index.js'
+import { PythonRandom } from '../../src/text/python-random.js'
 import { expectError } from '../temporary.js'
 
 const rows = 12
@@ -114,6 +115,70 @@ describe('weights of any size', () => {
     expect(result.weight.every(Number.isFinite)).toBe(true)
     expect(result.loss).toBeGreaterThanOrEqual(0)
     expect(result.loss).toBeLessThan(Infinity)
+  })
+})
+
+describe('grids of groups', () => {
+  const [rows, columns] = [12, 128]
+  const random = new PythonRandom(5)
+  const normal = () =>
+    Array.from({ length: 12 }, () => random.randint(-500, 500)).reduce((a, b) => a + b) / 1000
+  const grouped = {
+    rows,
+    columns,
+    weight: Float32Array.from({ length: rows * columns }, normal),
+    hessian: Float32Array.from({ length: columns ** 2 }, (_, i) => (i % (columns + 1) ? 0.1 : 1)),
+    sparsity: 0.5,
+    bits: 3,
+  }
+  const groups = (result: Float32Array) =>
+    Array.from({ length: result.length / 32 }, (_, g) => result.slice(g * 32, (g + 1) * 32))
+
+  test('have 2^bits levels in a group, and a smaller loss than those of rows', async () => {
+    const [row, group] = [await pruneLayer(grouped), await pruneLayer({ ...grouped, groupSize: 32 })]
+    for (const values of groups(group.weight)) expect(new Set(values).size).toBeLessThanOrEqual(8)
+    expect(groups(row.weight).some((values) => new Set(values).size > 1)).toBe(true)
+    expect(group.loss).toBeLessThan(row.loss!)
+  })
+
+  test('are symmetric where that is asked for', async () => {
+    const { weight } = await pruneLayer({ ...grouped, groupSize: 32, symmetric: true })
+    groups(weight).forEach((values, g) => {
+      const source = grouped.weight.slice(g * 32, (g + 1) * 32)
+      const step = Math.max(...source.map(Math.abs)) / 3.5
+      for (const value of values) {
+        const level = value / step
+        expect(Math.abs(level - Math.round(level))).toBeLessThan(1e-4)
+        expect(Math.round(level)).toBeGreaterThanOrEqual(-4)
+        expect(Math.round(level)).toBeLessThanOrEqual(3)
+      }
+    })
+  })
+
+  test('clip finds steps of a smaller loss', async () => {
+    const dense = { ...grouped, sparsity: 0, groupSize: 64 }
+    const [whole, searched] = [await pruneLayer(dense), await pruneLayer({ ...dense, clip: true })]
+    expect(searched.loss).toBeLessThan(whole.loss!)
+  })
+
+  test.each([
+    [{ groupSize: 48 }, /option groupSize: must be 32, 64 or 128/],
+    [{ groupSize: 32, bits: undefined }, /option groupSize: needs bits/],
+    [{ clip: true, bits: undefined }, /option clip: needs bits/],
+    [{ symmetric: true, bits: undefined }, /option symmetric: needs bits/],
+    [{ groupSize: 32, blockSize: 48 }, /option groupSize: .*blockSize 48/],
+    [{ groupSize: 32, sparsity: undefined, pattern: '3:64' }, /option groupSize: .*pattern's 64/],
+    [
+      {
+        groupSize: 128,
+        columns: 64,
+        weight: new Float32Array(rows * 64),
+        hessian: new Float32Array(64 * 64),
+      },
+      /option groupSize: needs a number of columns divisible by 128, not 64/,
+    ],
+  ])('refuses %j', async (options, message) => {
+    await expectError(pruneLayer({ ...grouped, ...options } as PruneLayerOptions), 'INVALID_OPTION', message)
   })
 })
 

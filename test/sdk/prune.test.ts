@@ -318,6 +318,12 @@ describe('a run that fails leaves nothing behind and the model as it was', () =>
       /names are like model\.layers\.0\.self_attn\.q_proj/,
     ],
     ['a bad expression', { include: '(' }, 'INVALID_OPTION', /option include.*regular expression/],
+    [
+      'groups that do not divide',
+      { bits: 4, groupSize: 32 },
+      'INVALID_OPTION',
+      /option groupSize: .*q_proj has 24 columns/,
+    ],
     ['bits without sparsegpt', { method: 'wanda', bits: 4 }, 'INVALID_OPTION', /option bits/],
     ['a short text', { calibration: { tokens: [1, 2, 3], sequenceLength: 32 } }, 'INVALID_TEXT', /3 tokens/],
     ['a missing text', { calibration: { file: '/nowhere.txt' } }, 'FILE_NOT_FOUND', /\/nowhere\.txt/],

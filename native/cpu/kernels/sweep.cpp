@@ -85,15 +85,22 @@ struct ByGroup {
 
 // --- the sweep ------------------------------------------------------------------------------------------------------------
 
+// The grids of one group of columns.
 struct Grid {
   alignas(64) float scale[lanes], zero[lanes];
   float max;
+  int64_t group = -1;
 
-  explicit Grid(const BlockTile& tile) : max(tile.grid_max) {
-    if (tile.grid_scale == nullptr) return;
+  // Takes those of a column of the block.
+  void enter(const BlockTile& tile, int64_t column) {
+    if (tile.steps == nullptr) return;
+    const int64_t wanted = (tile.first_column + column) / tile.group_size;
+    if (wanted == group) return;
+    group = wanted;
+    max = tile.largest_code;
     for (int64_t r = 0; r < lanes; ++r) {
-      scale[r] = r < tile.rows ? tile.grid_scale[r] : 1.0f;
-      zero[r] = r < tile.rows ? tile.grid_zero[r] : 0.0f;
+      scale[r] = r < tile.rows ? tile.steps[r * tile.groups + group] : 1.0f;
+      zero[r] = r < tile.rows ? tile.zeros[r * tile.groups + group] : 0.0f;
     }
   }
   vf nearest(vf x, int64_t r) const {
@@ -130,7 +137,7 @@ void finish_strip(const BlockTile& tile, float* w, int64_t begin, int64_t some, 
       const vf value = dense[j] + carried[j] * inverses[j];
       const vi gone = prune[j] | (dense[j] == vf{});
       vf q = select(gone, vf{}, value);
-      if (tile.grid_scale != nullptr) q = grid.nearest(q, r);
+      if (tile.steps != nullptr) q = grid.nearest(q, r);
       const vf loss = (value - q) * (diagonal * tile.loss_scale), error = dense[j] - q;
       squares[r / width] += loss * loss;
       store(tile.error + (begin + j) * tile.error_stride + r, error);
@@ -144,10 +151,11 @@ void finish_strip(const BlockTile& tile, float* w, int64_t begin, int64_t some, 
 // `fixed` is `strip` where that is known.
 template <int64_t fixed, typename Choose>
 double sweep_strips(const BlockTile& tile, float* w, int64_t strip, const Choose& choose, float* scratch) {
-  const Grid grid(tile);
+  Grid grid;
   vf squares[lanes / width] = {};
   for (int64_t begin = 0; begin < tile.columns; begin += strip) {
     const int64_t count = begin + strip < tile.columns ? strip : tile.columns - begin;
+    grid.enter(tile, begin);
     accumulate<false>(tile.error + begin * tile.error_stride, tile.error_stride, tile.error, tile.error_stride,
                       tile.factor + begin, 1, tile.columns, count, begin);
     if (count == fixed) {

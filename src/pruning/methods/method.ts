@@ -26,6 +26,15 @@ export interface Preparation {
   deadColumns: number
 }
 
+/** How kept weights are rounded, as the options say. */
+export type RoundingOptions = {
+  /** The number of bits; undefined: not rounded. */
+  bits?: number | undefined
+  groupSize?: number | undefined
+  symmetric?: boolean | undefined
+  clip?: boolean | undefined
+}
+
 /** Prunes the matrices that share one input. */
 export interface Solver {
   /** Enqueues the pruning of `weight`, float32 [rows, columns], in place. */
@@ -55,7 +64,7 @@ export interface Method<Options extends z.ZodRawShape = z.ZodRawShape> {
    */
   prepare(
     device: Device,
-    options: z.output<z.ZodObject<Options>> & { bits?: number | undefined },
+    options: z.output<z.ZodObject<Options>> & RoundingOptions,
     sum: Tensor | undefined,
   ): Solver
 }

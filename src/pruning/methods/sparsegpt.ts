@@ -23,11 +23,14 @@ export const sparsegpt: Method<typeof options> = {
   rounds: true,
   options,
 
-  prepare(device, { blockSize, dampening = 0.01, bits = 0 }, hessian) {
+  prepare(device, { blockSize, dampening = 0.01, bits, ...options }, hessian) {
     const { dead, report } = device.factorHessian(hessian!, dampening)
     const factor = { factor: hessian!, dead }
+    const { groupSize, symmetric = false, clip = false } = options
+    const rounding =
+      bits === undefined ? undefined : { bits, groupSize, symmetric, clip, stepType: 'float32' as const }
     return {
-      prune: (weight, selection) => device.pruneSparsegpt(weight, factor, selection, { blockSize, bits }),
+      prune: (weight, selection) => device.pruneSparsegpt(weight, factor, selection, { blockSize, rounding }),
       preparation: () => readReport(device, report),
     }
   },
