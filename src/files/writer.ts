@@ -230,6 +230,11 @@ export class CheckpointWriter<Block = unknown> {
     return this.#folder.partial.path
   }
 
+  /** Whether the job goes on with what an earlier process has left. */
+  get resumed(): boolean {
+    return this.#folder.resumed
+  }
+
   /** What the job that is gone on with had noted of each block that it had finished, in order. */
   get finishedBlocks(): Block[] {
     return this.#finished.map(({ block }) => block)

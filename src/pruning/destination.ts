@@ -186,7 +186,9 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
   async abort(error: unknown): Promise<unknown> {
     this.engine.weights.readInstead([])
     const known = error instanceof SparseGptError
-    await this.writer.abort({ keep: !known || !inherent.includes(error.code) })
+    // Damage that a job from the beginning has met is in its source; of a resumed one it may be in what is kept.
+    const damaged = known && error.code === 'INVALID_CHECKPOINT' && !this.writer.resumed
+    await this.writer.abort({ keep: !known || !(inherent.includes(error.code) || damaged) })
     const { kept } = this.writer
     // What is damaged is no better the next time.
     if (!known || kept === undefined || error.code === 'INVALID_CHECKPOINT') return error

@@ -295,7 +295,16 @@ describe('a packed model', () => {
         }
       }
       const work = await temporaryFolder()
-      for (const job of [open(), unpack(folder, { out: join(work, 'out') }), inspect(folder)])
+      const pruneIt = async () => {
+        const model = await loadModel(folder, { device: 'cpu', threads: 1 })
+        const calibration = { tokens: randomTokens(100), samples: 2, sequenceLength: 16 }
+        try {
+          await prune(model, { calibration, out: join(work, 'pruned') })
+        } finally {
+          await model.dispose()
+        }
+      }
+      for (const job of [open(), unpack(folder, { out: join(work, 'out') }), inspect(folder), pruneIt()])
         await expectError(job, 'INVALID_CHECKPOINT', message)
       expect(await readdir(work)).toEqual([])
     }
