@@ -38,7 +38,7 @@ export function generateCommand(): Command {
       number,
     )
     .option('--seed <s>', 'seed of what is drawn (default: 0)', number)
-    .option('--stop <texts...>', 'strings that end the text')
+    .option('--stop <text>', 'string that ends the text; may be given more than once', collected)
     .option('--json', 'print one JSON object on stdout')
   return deviceOptions(command).action(run)
 }
@@ -48,13 +48,26 @@ async function run(path: string, flags: Flags): Promise<void> {
   const result = await interruptible((signal) =>
     withModel(path, flags, signal, async (model) => {
       const stream = generation(model, flags, signal)
-      if (!json) for await (const piece of stream) process.stdout.write(piece)
-      return await stream.result
+      return (json || (await print(stream))) && (await stream.result)
     }),
   )
+  if (!result) return
   process.stdout.write(json ? `${JSON.stringify(result)}\n` : '\n')
   if (!json) process.stderr.write(`${summary(result)}\n`)
 }
+
+/** Prints a text as it comes; resolves to whether there was somebody to read it to its end. */
+async function print(pieces: AsyncIterable<string>): Promise<boolean> {
+  const failures: Error[] = []
+  process.stdout.once('error', (error: Error) => failures.push(error))
+  for await (const piece of pieces) {
+    if (failures.length > 0) return false
+    process.stdout.write(piece)
+  }
+  return true
+}
+
+const collected = (value: string, before: string[] = []): string[] => [...before, value]
 
 function generation(
   model: Model,

@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
@@ -41,7 +42,10 @@ export class Engine {
     private currentCheckpoint: Checkpoint,
     /** The hub id, or the name of the folder, that the model was loaded from. */
     readonly name: string,
-  ) {}
+  ) {
+    // Each job that runs listens.
+    setMaxListeners(0, this.closing.signal)
+  }
 
   get checkpoint(): Checkpoint {
     return this.currentCheckpoint

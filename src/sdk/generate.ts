@@ -64,7 +64,9 @@ const messages = z.strictObject({
 
 /** Starts a generation; what is wrong with the arguments shows where its pieces or its result are awaited. */
 export function generate(engine: Engine, prompt: Prompt, options: GenerateOptions): TextGeneration {
-  return new PiecesOfText((stop, onPiece) => run(engine, prompt, options, stop, onPiece))
+  // Their owner may change the ids while the text is generated.
+  const said = isList(prompt) ? Array.from(prompt) : prompt
+  return new PiecesOfText((stop, onPiece) => run(engine, said, options, stop, onPiece))
 }
 
 async function run(
@@ -82,10 +84,13 @@ async function run(
   })
 }
 
+const isList = (prompt: unknown): prompt is ArrayLike<number> =>
+  Array.isArray(prompt) || ArrayBuffer.isView(prompt)
+
 /** Throws INVALID_OPTION, and what the tokenizer throws. */
 async function promptIds(engine: Engine, prompt: unknown, signal: AbortSignal): Promise<ArrayLike<number>> {
   if (typeof prompt === 'string') return (await engine.tokenizer()).encode(prompt, { signal })
-  if (Array.isArray(prompt) || ArrayBuffer.isView(prompt)) return prompt as unknown as ArrayLike<number>
+  if (isList(prompt)) return prompt
   if (typeof prompt === 'object' && prompt !== null && 'messages' in prompt) {
     const conversation = parseOptions(messages, prompt, 'generate')
     return (await engine.tokenizer()).encodeChat(conversation.messages, { signal })

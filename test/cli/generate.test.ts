@@ -1,8 +1,10 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { join } from 'node:path'
 import { beforeAll, expect, test } from '@jest/globals'
 import { writeScriptedModel } from '../generation/scripted-model.js'
 import { temporaryFolder } from '../temporary.js'
-import { sparsegpt } from './run.js'
+import { program, sparsegpt } from './run.js'
 
 let model: string
 let plain: string
@@ -47,9 +49,22 @@ test('generate prints the text as it comes, and at the end how fast it was', asy
   })
 })
 
+test('generate stops where nobody reads it', async () => {
+  const endless = join(await temporaryFolder(), 'endless')
+  await writeScriptedModel(endless, 'abc', { 'config.json': { max_position_embeddings: 5000 } })
+  const args = ['generate', endless, '--prompt', 'a', '--max-tokens', '4000']
+  const child = spawn(process.execPath, [program, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+  child.stdout.destroy()
+  let stderr = ''
+  child.stderr.setEncoding('utf8').on('data', (part: string) => (stderr += part))
+  expect(await once(child, 'close')).toEqual([0, null])
+  // Else it would say how much it has generated.
+  expect(stderr).toBe('')
+})
+
 test('generate --json prints one object', async () => {
   const { code, stdout, stderr } = await sparsegpt([
-    ...['generate', model, '--prompt', 'h', '--stop', '中', 'zz', '--json'],
+    ...['generate', model, '--prompt', 'h', '--stop', '中', '--stop', 'zz', '--json'],
   ])
   expect([code, stderr]).toEqual([0, ''])
   expect(stdout).toMatch(/^\{.*\}\n$/)

@@ -46,7 +46,10 @@ describe('a text', () => {
       // What has been read is not there again; the result is.
       expect(await piecesOf(stream)).toEqual([])
       // Without a reader, from token ids, without a post-processor; ended within a character.
-      const { text, promptTokens } = await model.generate(Int32Array.of(13), { maxTokens: 2 }).result
+      const ids = Int32Array.of(13)
+      const generation = model.generate(ids, { maxTokens: 2 })
+      ids[0] = 5
+      const { text, promptTokens } = await generation.result
       expect([text, promptTokens]).toEqual(['a\ufffd', 1])
     })
   })
