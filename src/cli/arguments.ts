@@ -178,7 +178,7 @@ export function pruningOptions(command: Command): Command {
       "of the reconstruction's optimizer at its highest, as a share of the weights' size (default: 0.015)",
       number,
     )
-    .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 2)', number)
+    .option('--batch <windows>', 'calibration windows of a step of the reconstruction (default: 1)', number)
     .option(
       '--window <blocks>',
       'measure the reconstruction behind the next block too (2; default: 1)',

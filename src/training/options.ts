@@ -6,7 +6,7 @@ export interface ReconstructOptions {
   epochs?: number
   /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.015. */
   learningRate?: number
-  /** The number of calibration windows of a step. Default 2. */
+  /** The number of calibration windows of a step. Default 1. */
   batch?: number
   /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.1. */
   holdout?: number
@@ -40,7 +40,7 @@ const holdout = z.number().positive().max(0.5)
 export const reconstructOptions = z.strictObject({
   epochs: epochs.default(4),
   learningRate: learningRate.default(0.015),
-  batch: batch.default(2),
+  batch: batch.default(1),
   holdout: holdout.default(0.1),
   window: z.int().min(1).max(2).default(1),
 })

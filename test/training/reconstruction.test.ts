@@ -49,8 +49,8 @@ describe('reconstruction', () => {
       expect(sparsity).toBe(0.5)
       const { heldOut, steps, bestEpoch } = reconstruction!
       expect(heldOut.after).toBeLessThanOrEqual(heldOut.before)
-      // Nine windows to train on, two a step.
-      expect([steps, bestEpoch <= 6]).toEqual([30, true])
+      // Nine windows to train on, one a step.
+      expect([steps, bestEpoch <= 6]).toEqual([54, true])
       expect([name, tensors.get(`${name}.weight`)!.values.some((v) => Number.isNaN(v))]).toEqual([
         name,
         false,
