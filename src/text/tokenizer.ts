@@ -24,7 +24,7 @@ export interface Tokenizer {
    * or the `chat_template` of tokenizer_config.json.
    *
    * @throws SparseGptError FILE_NOT_FOUND when the folder has no chat template; INVALID_CHECKPOINT when it is damaged or takes too
-   * much memory or time; INVALID_OPTION when it refuses the messages; and as encode() does.
+   * much memory or time, or makes no text of the messages; INVALID_OPTION when it refuses the messages; and as encode() does.
    */
   encodeChat(messages: readonly ChatMessage[], options?: EncodeOptions): Promise<Int32Array>
   /** The text of token ids, without special tokens. Throws as encode() does. */
@@ -122,7 +122,9 @@ class ProcessTokenizer implements Tokenizer {
     this.process.close()
   }
 
-  encode(text: string, options: EncodeOptions = {}): Promise<Int32Array> {
+  async encode(text: string, options: EncodeOptions = {}): Promise<Int32Array> {
+    if (typeof text !== 'string')
+      throw new SparseGptError('INVALID_OPTION', 'encode: the text must be a string')
     return this.encodeText(text, true, options)
   }
 
@@ -137,6 +139,10 @@ class ProcessTokenizer implements Tokenizer {
         cause: error,
       })
     })
+    if (text === '') {
+      const message = `the chat template of ${file} makes an empty text of the messages: it should write them, and where the answer begins`
+      throw new SparseGptError('INVALID_CHECKPOINT', message)
+    }
     // The template writes the special tokens itself.
     return this.encodeText(text, false, options)
   }

@@ -301,6 +301,12 @@ describe('a conversation', () => {
       /tokenizer_config\.json refuses the messages: roles must alternate/,
     ],
     [
+      'one that makes nothing',
+      settings('{{ messages[0].foo }}'),
+      'INVALID_CHECKPOINT',
+      /tokenizer_config\.json makes an empty text/,
+    ],
+    [
       'one that is too large',
       { 'chat_template.jinja': ' '.repeat(2 ** 20 + 1) },
       'INVALID_CHECKPOINT',
