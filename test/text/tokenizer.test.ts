@@ -57,6 +57,7 @@ describe('loadTokenizer', () => {
     const tokenizer = await loadTokenizer(folder)
     expect([...(await tokenizer.encode('a b c a b'))]).toEqual([3, 1, 2, 0, 1, 2])
     expect([...(await tokenizer.encode(''))]).toEqual([3])
+    await expect(tokenizer.encode(5 as never)).rejects.toMatchObject({ code: 'INVALID_OPTION' })
   })
 
   test('gives an Int32Array', async () => {
