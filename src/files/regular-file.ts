@@ -2,7 +2,7 @@ import { constants as buffers } from 'node:buffer'
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { SparseGptError } from '../errors.js'
-import { readError } from './read-error.js'
+import { readError, systemCode } from './read-error.js'
 
 /**
  * Opens a file for reading. A pipe, a device or a socket is refused: reading it might wait, or go on, for ever.
@@ -54,5 +54,15 @@ export async function readRegularFile(
     throw readError(error, file, advice)
   } finally {
     await handle.close()
+  }
+}
+
+/** The text of a file that need not be there; undefined where it is not. Throws as readRegularFile does. */
+export async function readIfThere(file: string, maxBytes: number): Promise<string | undefined> {
+  try {
+    return (await readRegularFile(file, { maxBytes, advice: 'a readable file is needed' })).toString('utf8')
+  } catch (error) {
+    if (systemCode((error as Error).cause) === 'ENOENT') return undefined
+    throw error
   }
 }

@@ -2,8 +2,8 @@ import { join } from 'node:path'
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
 import { parseJson } from '../files/python-json.js'
-import { reason, systemCode } from '../files/read-error.js'
-import { readRegularFile } from '../files/regular-file.js'
+import { reason } from '../files/read-error.js'
+import { readIfThere } from '../files/regular-file.js'
 import type { Engine } from '../models/engine.js'
 
 const maxConfigBytes = 2 ** 24
@@ -45,15 +45,10 @@ function parse(file: string, value: unknown): z.output<typeof schema> {
 
 /** The contents of generation_config.json; an empty object where there is none. */
 async function readGenerationConfig(file: string): Promise<unknown> {
+  const text = (await readIfThere(file, maxConfigBytes)) ?? '{}'
   try {
-    const bytes = await readRegularFile(file, {
-      maxBytes: maxConfigBytes,
-      advice: 'a readable file is needed',
-    })
-    return parseJson(bytes.toString('utf8'))
+    return parseJson(text)
   } catch (error) {
-    if (systemCode((error as Error).cause) === 'ENOENT') return {}
-    if (error instanceof SparseGptError) throw error
     throw new SparseGptError('INVALID_CHECKPOINT', `${file} is damaged: ${reason(error)}`, { cause: error })
   }
 }

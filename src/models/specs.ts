@@ -32,6 +32,10 @@ export interface BlockSpec {
   window?: number | undefined
 }
 
+/** The linear layers of a block under their checkpoint names, without '.weight'. */
+export const namedLinears = ({ prefix, linears }: BlockSpec): LinearSpec[] =>
+  linears.map((linear) => ({ ...linear, name: prefix + linear.name }))
+
 /** The checkpoint's tensors of a block, each in the shape that is stored. */
 export function* tensorsOf({ prefix, linears, parameters }: BlockSpec): Generator<ParameterSpec> {
   for (const linear of linears) {

@@ -5,6 +5,7 @@ import type { Encoding } from '../files/encodings/encoding.js'
 import type { JobIdentity } from '../files/journal.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
+import { namedLinears } from '../models/specs.js'
 import type { Tensor } from '../native/device.js'
 import type { Shares } from './allocation/allocation.js'
 import type { LayerReport } from './report.js'
@@ -203,10 +204,9 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
 function writingOrder({ architecture, checkpoint }: Engine, encoding: Encoding): string[] {
   const packed = [...checkpoint.tensors.values()].flatMap((tensor) => (tensor.packed ? [tensor.name] : []))
   if (encoding === dense || encoding.usesMask) return packed
-  const linears = Array.from({ length: architecture.blockCount }, (_, index) => {
-    const { prefix, linears } = architecture.block(index)
-    return linears.map(({ name }) => `${prefix}${name}.weight`)
-  })
+  const linears = Array.from({ length: architecture.blockCount }, (_, index) =>
+    namedLinears(architecture.block(index)).map(({ name }) => `${name}.weight`),
+  )
   return [...new Set([...linears.flat(), ...packed])]
 }
 

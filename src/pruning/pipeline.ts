@@ -2,7 +2,7 @@ import { SparseGptError } from '../errors.js'
 import type { MaskFile } from '../files/mask-file.js'
 import type { Architecture } from '../models/architecture.js'
 import type { Engine, Offload } from '../models/engine.js'
-import type { LinearSpec } from '../models/specs.js'
+import { namedLinears, type LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
 import { batched } from '../text/windows.js'
 import { allocate } from './allocation/allocation.js'
@@ -38,15 +38,14 @@ export function selectLayers(architecture: Architecture, o: LayerSelection): Lin
   }
   const blocks = Array.from({ length: architecture.blockCount }, (_, index): LinearSpec[] => {
     if (index < o.minBlock || index >= end) return []
-    const { prefix, linears } = architecture.block(index)
-    return linears
-      .map((linear) => ({ ...linear, name: prefix + linear.name }))
-      .filter(({ name }) => (o.include?.test(name) ?? true) && !(o.exclude?.test(name) ?? false))
+    return namedLinears(architecture.block(index)).filter(
+      ({ name }) => (o.include?.test(name) ?? true) && !(o.exclude?.test(name) ?? false),
+    )
   })
   const all = blocks.flat()
   if (all.length === 0) {
-    const { prefix, linears } = architecture.block(o.minBlock)
-    const message = `prune: include and exclude leave no layer to prune; names are like ${prefix}${linears[0]?.name ?? ''}`
+    const [first] = namedLinears(architecture.block(o.minBlock))
+    const message = `prune: include and exclude leave no layer to prune; names are like ${first?.name ?? ''}`
     throw new SparseGptError('INVALID_OPTION', message)
   }
   if (typeof o.allocation === 'object') recipeChoices(o.allocation, blocks, o.sparsity)

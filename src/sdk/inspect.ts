@@ -2,6 +2,7 @@ import { openCheckpoint, type Checkpoint } from '../files/checkpoint.js'
 import { resolveModel } from '../hub/model-folder.js'
 import type { DownloadOptions } from '../hub/snapshot.js'
 import { checkNotQuantized } from '../models/quantization.js'
+import { namedLinears } from '../models/specs.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, type Tensor } from '../native/device.js'
@@ -91,11 +92,11 @@ async function countZeros(device: Device, stored: Tensor, transposed: boolean): 
 function transposedWeights(weights: Weights, checkpoint: Checkpoint): Set<string> {
   try {
     const architecture = familyOf(checkpoint.config).build(checkpoint.config, weights)
-    const names = Array.from({ length: architecture.blockCount }, (_, index) => {
-      const { prefix, linears } = architecture.block(index)
-      return linears.flatMap(({ name, layout }) => (layout === 'in-out' ? [`${prefix}${name}.weight`] : []))
-    })
-    return new Set(names.flat())
+    const linears = Array.from({ length: architecture.blockCount }, (_, index) =>
+      namedLinears(architecture.block(index)),
+    )
+    const transposed = linears.flat().filter(({ layout }) => layout === 'in-out')
+    return new Set(transposed.map(({ name }) => `${name}.weight`))
   } catch {
     return new Set()
   }

@@ -2,8 +2,8 @@ import { join } from 'node:path'
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
 import { parseJson } from '../files/python-json.js'
-import { reason, systemCode } from '../files/read-error.js'
-import { readRegularFile } from '../files/regular-file.js'
+import { reason } from '../files/read-error.js'
+import { readIfThere } from '../files/regular-file.js'
 
 /** The chat template of a model. */
 export interface ChatTemplate {
@@ -53,15 +53,6 @@ export async function readChatTemplate(folder: string): Promise<ChatTemplate> {
     : `${jinja} does not exist, and ${settings} has no chat_template`
   const message = `${found}: the model has no chat template; give a prompt without one`
   throw new SparseGptError('FILE_NOT_FOUND', message)
-}
-
-async function readIfThere(file: string, maxBytes: number): Promise<string | undefined> {
-  try {
-    return (await readRegularFile(file, { maxBytes, advice: 'a readable file is needed' })).toString('utf8')
-  } catch (error) {
-    if (systemCode((error as Error).cause) === 'ENOENT') return undefined
-    throw error
-  }
 }
 
 function parseConfig(file: string, text: string): z.output<typeof configSchema> {

@@ -4,7 +4,6 @@ import type { Batch, Engine, Offload } from '../models/engine.js'
 import type { Device, Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer, recordBlock, type Recording } from './block-trainer.js'
-
 import type { reconstructOptions } from './options.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
@@ -55,12 +54,6 @@ interface Part {
   targets: Tensor[]
 }
 
-/** What an error is measured in. */
-interface Measure {
-  /** The median over the tokens of ‖dense output‖², for each block of the window. */
-  typicalNorms: number[]
-}
-
 /**
  * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
  * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A norm larger than is typical counts for
@@ -77,8 +70,8 @@ export async function reconstructBlock(
   const trainer = new BlockTrainer(engine, index, weights, task.solved)
   try {
     const { training, heldOut } = split(task, views)
-    const measure = { typicalNorms: await medianNorms(task, [...training, ...heldOut]) }
-    const before = await meanError(task, heldOut, measure)
+    const norms = await medianNorms(task, [...training, ...heldOut])
+    const before = await meanError(task, heldOut, norms)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
     const total = epochs * training.length
@@ -86,12 +79,12 @@ export async function reconstructBlock(
     let steps = 0
     for (let epoch = 1; epoch <= epochs; epoch++) {
       const pass = async (part: Part) => {
-        await descend(task, trainer, part, measure)
+        await descend(task, trainer, part, norms)
         await trainer.step(learningRate(steps++, total, settings.learningRate))
         put(task, part)
       }
       await engine.paced(shuffled(training, random), pass, step)
-      const current = await meanError(task, heldOut, measure)
+      const current = await meanError(task, heldOut, norms)
       if (current < best) {
         ;[best, bestEpoch] = [current, epoch]
         trainer.snapshot()
@@ -110,12 +103,12 @@ function put({ offload }: ReconstructionTask, { batch, targets }: Part): void {
   for (const tensor of [batch.hidden, ...targets]) offload?.(tensor)
 }
 
-/** Adds the gradients of the mean relative error of a part to the trainer's. */
+/** Adds the gradients of the mean relative error of a part to the trainer's; `typicalNorms`: medianNorms(). */
 async function descend(
   { engine, index, next }: ReconstructionTask,
   trainer: BlockTrainer,
   { batch, targets }: Part,
-  { typicalNorms }: Measure,
+  typicalNorms: readonly number[],
 ): Promise<void> {
   const { device } = engine
   const recordings: Recording[] = []
@@ -150,7 +143,7 @@ async function descend(
 async function meanError(
   task: ReconstructionTask,
   parts: readonly Part[],
-  { typicalNorms }: Measure,
+  typicalNorms: readonly number[],
 ): Promise<number> {
   const { engine, index, weights, next, step } = task
   const { device } = engine

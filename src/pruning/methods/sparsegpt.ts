@@ -23,10 +23,10 @@ export const sparsegpt: Method<typeof options> = {
   rounds: true,
   options,
 
-  prepare(device, { blockSize, dampening = 0.01, bits, ...options }, hessian) {
+  prepare(device, o, hessian) {
+    const { blockSize, dampening = 0.01, bits, groupSize, symmetric = false, clip = false } = o
     const { dead, report } = device.factorHessian(hessian!, dampening)
     const factor = { factor: hessian!, dead }
-    const { groupSize, symmetric = false, clip = false } = options
     const rounding =
       bits === undefined ? undefined : { bits, groupSize, symmetric, clip, stepType: 'float32' as const }
     return {
