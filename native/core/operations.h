@@ -770,6 +770,92 @@ struct UnpackValues {
   void check() const { require_packed(out, values, bitmask, offsets); }
 };
 
+// --- strips: matrices for products with a few rows, which are bound by reading them --------------------------------------------
+
+// What strips hold of a matrix: with `bits` 16 its bfloat16 elements, with 8 or 4 codes, which stand for (code - zero) * scale with a
+// scale and a zero for every `group` neighbours in a row (all of a row, or a multiple of 32). With `masked` only what is not zero
+// is there, and a bit for every element that says so. Sixteen rows form a strip; how its bytes lie is the backend's affair. Scales
+// are kept as bfloat16 if `half_scales`, else as f32.
+constexpr int64_t strip_rows = 16;
+inline int64_t strip_count(int64_t rows) { return (rows + strip_rows - 1) / strip_rows; }
+struct StripForm {
+  int64_t columns, group;
+  int bits;
+  bool masked, half_scales;
+  int64_t groups() const { return bits == 16 ? 0 : columns / group; }
+  void check() const {
+    require(bits == 16 || bits == 8 || bits == 4, "strips hold elements of 16, 8 or 4 bits");
+    require(bits == 16 || group == columns || (group > 0 && group % 32 == 0 && columns % group == 0),
+            "a group is a row, or a multiple of 32 columns that divides it");
+  }
+};
+inline void require_strip_source(const StripForm& form, const Tensor& x, const Tensor& zeros) {
+  form.check();
+  require_plain(x, x.rows, x.columns, form.bits == 16 ? DType::bf16 : DType::u8, "x");
+  if (form.bits < 16) require_plain(zeros, x.rows, form.groups(), DType::u8, "zeros");
+}
+
+// sizes i32 [1, strips] = the bytes of each strip.
+struct MeasureStrips {
+  Tensor sizes, x, zeros;  // zeros: with codes only
+  int64_t group;
+  int bits;
+  bool masked, half_scales;
+  SPARSEGPT_FIELDS(sizes, x, zeros, group, bits, masked, half_scales)
+  SPARSEGPT_WRITES(sizes)
+  StripForm form() const { return {x.columns, group, bits, masked, half_scales}; }
+  void check() const {
+    require_strip_source(form(), x, zeros);
+    require_plain(sizes, 1, strip_count(x.rows), DType::i32, "sizes");
+  }
+};
+
+// stream u8 [1, bytes]: the strips of x, each from its place in `offsets` on, u8 [strips, 8], little-endian integers that are the
+// sums of the sizes; 64 bytes of any value follow the last one.
+struct PackStrips {
+  Tensor stream, x, zeros, scales, offsets;  // zeros, scales: [rows, groups], with codes only
+  int64_t group;
+  int bits;
+  bool masked, half_scales;
+  SPARSEGPT_FIELDS(stream, x, zeros, scales, offsets, group, bits, masked, half_scales)
+  SPARSEGPT_WRITES(stream)
+  StripForm form() const { return {x.columns, group, bits, masked, half_scales}; }
+  void check() const {
+    require_strip_source(form(), x, zeros);
+    require_plain(stream, 1, stream.columns, DType::u8, "stream");
+    require_plain(offsets, strip_count(x.rows), 8, DType::u8, "offsets");
+    if (bits == 16) return;
+    require_float(scales, "scales");
+    require_shape(scales, x.rows, form().groups(), "scales");
+    require(scales.contiguous(), "scales must be contiguous");
+  }
+};
+
+// out = x Wᵀ + b of the matrix W [out.columns, x.columns] that PackStrips made a stream of; x has one to eight rows. With codes x may be
+// rounded to 8 bits, with a scale for every 32 neighbours in a row, and products are summed exactly within these.
+struct MultiplyStrips {
+  Tensor out, x, stream, offsets, bias;
+  int64_t group;
+  int bits;
+  bool masked, half_scales;
+  SPARSEGPT_FIELDS(out, x, stream, offsets, bias, group, bits, masked, half_scales)
+  SPARSEGPT_WRITES(out)
+  static constexpr int64_t most_rows = 8;
+  StripForm form() const { return {x.columns, group, bits, masked, half_scales}; }
+  void check() const {
+    form().check();
+    require_float(x, "x");
+    require_float(out, "output");
+    require_shape(out, x.rows, out.columns, "output");
+    require(x.rows <= most_rows, "strips are multiplied with at most 8 rows");
+    require_plain(stream, 1, stream.columns, DType::u8, "stream");
+    require_plain(offsets, strip_count(out.columns), 8, DType::u8, "offsets");
+    if (!bias) return;
+    require_float(bias, "bias");
+    require_shape(bias, 1, out.columns, "bias");
+  }
+};
+
 // --- inspection -----------------------------------------------------------------------------------------------------------
 
 // stats f64 [1, 1 + patterns]: the number of zeros, then for each pattern (n, m) of `patterns`, i32 [patterns, 2] (may be empty),
@@ -798,7 +884,7 @@ struct CountZeros {
   X(ConjugateGradients) X(PruneSparsegpt)                                                                              \
   X(Multiply) X(AccumulateRows) X(NormGradient) X(AttentionGradient) X(ActivateGradient) X(GateGradient) X(PutColumns)  \
   X(RowDots) X(RelativeErrors) X(KlDivergence) X(Adam)                                                                 \
-  X(MarkValues) X(PackValues) X(UnpackValues)                                                                          \
+  X(MarkValues) X(PackValues) X(UnpackValues) X(MeasureStrips) X(PackStrips) X(MultiplyStrips)                         \
   X(CountZeros)
 // clang-format on
 

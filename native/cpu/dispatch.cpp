@@ -33,7 +33,8 @@ std::vector<Level> available_levels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
       levels.push_back(Level::avx512);
-      if (has_avx512bf16()) levels.push_back(Level::avx512bf16);
+      const bool has_bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
+      if (has_avx512bf16() && has_bytes) levels.push_back(Level::avx512bf16);
     }
   }
 #endif

@@ -27,6 +27,7 @@ class CpuScratch : public ScratchModel {
   size_t bytes(const NormGradient& o) const override;
   size_t bytes(const AttentionGradient& o) const override;
   size_t bytes(const KlDivergence& o) const override;
+  size_t bytes(const MultiplyStrips& o) const override;
 
  private:
   const int threads_;

@@ -107,6 +107,28 @@ export interface Rounding {
   stepType: 'float32' | 'bfloat16' | 'float16'
 }
 
+/** What strips hold of a matrix. */
+export interface StripForm {
+  /** 16 for bfloat16 elements, 8 or 4 for codes of that many bits. */
+  bits: 16 | 8 | 4
+  /** Whether only what is not zero is there, and a bit for every element. */
+  masked: boolean
+  /** The number of neighbours in a row that share a scale and a zero: a multiple of 32, or the whole row. Of no matter with 16 bits. */
+  group: number
+  /** Whether scales are kept as bfloat16, else as float32. */
+  halfScales: boolean
+}
+
+/** A matrix that becomes strips: bfloat16 elements, or uint8 codes with their grids. */
+export interface StripSource {
+  x: Tensor
+  /** The zeros, uint8, and the scales, of a float type: [rows, groups]. */
+  grid?: { zeros: Tensor; scales: Tensor } | undefined
+}
+
+/** Sixteen rows form a strip. */
+export const stripRows = 16
+
 /** The grids of a matrix. */
 function gridsOf(weight: Tensor, { groupSize = weight.width, stepType }: Rounding) {
   const shape = [weight.rows, weight.width / groupSize]
@@ -655,6 +677,49 @@ export const operations = {
       read: { values, bitmask, offsets },
       settings: { subject },
     }),
+  ),
+
+  // --- strips: matrices for products with a few rows, which are bound by reading them ---
+
+  /** The bytes of each strip of a matrix, int32 [strips]. */
+  measureStrips: operation('convert', ({ x, grid }: StripSource, form: StripForm) => ({
+    make: { sizes: { dtype: 'int32' as const, shape: [Math.ceil(x.rows / stripRows)] } },
+    read: { x, zeros: grid?.zeros },
+    settings: { ...form },
+  })),
+
+  /**
+   * The strips of a matrix one after another, uint8 [bytes]. `offsets`: where each begins, as the bytes of 64-bit integers, uint8
+   * [strips, 8]: sums of their sizes. 64 of the bytes lie behind the last one. How a strip lies is the device's affair.
+   */
+  packStrips: operation(
+    'convert',
+    ({ x, grid }: StripSource, offsets: Tensor, bytes: number, form: StripForm) => ({
+      make: { stream: uint8(bytes) },
+      read: { x, zeros: grid?.zeros, scales: grid?.scales, offsets },
+      settings: { ...form },
+    }),
+    { parts: { stream: 'weights' } },
+  ),
+
+  /**
+   * x Wᵀ + b, of the type of x or `dtype`, for at most 8 rows of x and the matrix W [rows, columns of x] of these strips. With codes, x may be rounded to 8 bits, with
+   * a scale for every 32 neighbours in a row.
+   */
+  multiplyStrips: operation(
+    'forward',
+    (
+      x: Tensor,
+      { stream, offsets, rows, form }: { stream: Tensor; offsets: Tensor; rows: number; form: StripForm },
+      bias?: Tensor,
+      dtype: DType = x.dtype,
+    ) => ({
+      make: { out: { dtype, shape: [x.rows, rows] } },
+      read: { x, stream, offsets, bias },
+      settings: { ...form },
+      flop: 2 * x.rows * x.width * rows,
+    }),
+    { arithmetic: 'linear' },
   ),
 
   // --- inspection ---
