@@ -67,7 +67,7 @@ export class Decoder {
 
   private emptyCaches(): KeyValueCache[] {
     const { engine, model, count, limit } = this
-    return model.blocks.map(({ spec }) => new KeyValueCache(engine.device, count, limit, spec.window))
+    return model.windows.map((window) => new KeyValueCache(engine.device, count, limit, window))
   }
 
   /** Runs the next `length` tokens of each sequence through all blocks; the caller owns the hidden states, [count · length, hidden]. */
@@ -87,18 +87,19 @@ export class Decoder {
     const batch = { sequences, hidden: model.embed(sequences, ids) }
     const pass = async (index: number) => {
       abortable(signal)
-      const weights = model.blocks[index]!
-      const run = engine.runBlock(
-        index,
-        weights,
-        batch,
-        (placement) => new CachedBlock(device, weights, index, placement, caches[index]!),
-      )
-      const output = await run.finish()
-      batch.hidden.dispose()
-      batch.hidden = output
+      await model.withBlock(index, count * length, async (weights, strips) => {
+        const run = engine.runBlock(
+          index,
+          weights,
+          batch,
+          (placement) => new CachedBlock(device, weights, index, placement, caches[index]!, strips),
+        )
+        const output = await run.finish()
+        batch.hidden.dispose()
+        batch.hidden = output
+      })
     }
-    const indices = model.blocks.keys()
+    const indices = caches.keys()
     try {
       // A prompt takes its time: it waits between blocks, so that a signal is heard.
       if (length > 1) await engine.paced([...indices], pass)
@@ -114,10 +115,10 @@ export class Decoder {
   private async lastLogits(hidden: Tensor, length: number): Promise<Float32Array> {
     const { device } = this.engine
     const result = device.tidy(() => {
-      if (length === 1) return this.model.head.logits(hidden)
+      if (length === 1) return this.model.logits(hidden)
       const last = Int32Array.from({ length: this.count }, (_, s) => (s + 1) * length - 1)
       const rows = device.upload(last, [last.length])
-      return this.model.head.logits(device.embedding(hidden, rows, hidden.dtype))
+      return this.model.logits(device.embedding(hidden, rows, hidden.dtype))
     })
     try {
       return await device.readFloat32(result)

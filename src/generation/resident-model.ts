@@ -3,26 +3,94 @@ import type { Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
 import type { Sequences } from '../models/sequences.js'
 import type { Tensor } from '../native/device.js'
+import { fewRows, Strips } from './strips.js'
+
+/** A block, and the matrices of its linear layers that are there as strips only. */
+interface ResidentBlock {
+  weights: BlockWeights
+  strips: Map<string, Strips>
+}
 
 /**
  * All weights of a model on its device, for passes of few tokens, which would take longer to load them. It owns native memory until
  * disposed of.
  */
 export class ResidentModel {
-  readonly blocks: BlockWeights[] = []
-  readonly head: Head
+  private readonly resident: ResidentBlock[] = []
+  private readonly head: Head
   /** The tables that tokens are embedded with. */
   private readonly tables = new Map<string, Tensor>()
+  private users = 1
 
-  /** Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
-  constructor(readonly engine: Engine) {
+  private constructor(
+    readonly engine: Engine,
+    /** The weights' version that these are of. */
+    private readonly version: number,
+    private readonly asStrips: boolean,
+  ) {
+    this.head = engine.head()
+  }
+
+  /**
+   * Loads a model for passes of `rows` tokens, but for its prompts. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
+   */
+  static async load(engine: Engine, rows: number): Promise<ResidentModel> {
+    const model = new ResidentModel(engine, engine.weights.version, rows <= fewRows)
     try {
-      for (let index = 0; index < engine.architecture.blockCount; index++)
-        this.blocks.push(engine.loadBlock(index))
-      this.head = engine.head()
+      for (let index = 0; index < engine.architecture.blockCount; index++) await model.loadBlock(index)
     } catch (error) {
-      for (const block of this.blocks) block.dispose()
+      model.dispose()
       throw error
+    }
+    return model
+  }
+
+  /** The model that the engine has kept, for passes of a token, or one that it keeps from then on. The caller disposes of it. */
+  static async keptBy(engine: Engine): Promise<ResidentModel> {
+    const { kept } = engine
+    if (kept instanceof ResidentModel && kept.version === engine.weights.version) {
+      kept.users++
+      return kept
+    }
+    engine.keep(undefined)
+    const model = await ResidentModel.load(engine, 1)
+    model.users++
+    engine.keep(model)
+    return model
+  }
+
+  /** What a token's pass reads of the weights, in bytes. */
+  get bytes(): number {
+    const blocks = this.resident.map(({ weights, strips }) => {
+      const dense = weights.spec.linears.filter(({ name }) => !strips.has(name))
+      const sizes = [
+        ...dense.map(({ name }) => weights.linear(name).matrix.bytes),
+        ...[...strips.values()].map(({ bytes }) => bytes),
+      ]
+      return sizes.reduce((sum, bytes) => sum + bytes, 0)
+    })
+    return blocks.reduce((sum, bytes) => sum + bytes, this.head.matrix.head.bytes)
+  }
+
+  /** The number of keys that a query sees in each block, undefined for all. */
+  get windows(): (number | undefined)[] {
+    return this.resident.map(({ weights }) => weights.spec.window)
+  }
+
+  /** Runs `body` with a block's weights for a pass of `rows` tokens. What is enqueued may use them after it. */
+  async withBlock(
+    index: number,
+    rows: number,
+    body: (weights: BlockWeights, strips: ReadonlyMap<string, Strips>) => Promise<void>,
+  ): Promise<void> {
+    const { weights, strips } = this.resident[index]!
+    if (strips.size === 0 || rows <= fewRows) return body(weights, strips)
+    // Many rows are multiplied with the matrix itself.
+    const whole = this.engine.loadBlock(index)
+    try {
+      return await body(whole, new Map())
+    } finally {
+      whole.dispose()
     }
   }
 
@@ -37,10 +105,33 @@ export class ResidentModel {
     )
   }
 
+  /** The logits behind every one of a few tokens, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. */
+  logits(hidden: Tensor): Tensor {
+    return this.head.logits(hidden)
+  }
+
   dispose(): void {
-    for (const block of this.blocks) block.dispose()
+    if (--this.users > 0) return
+    for (const { weights, strips } of this.resident) {
+      for (const matrix of strips.values()) matrix.dispose()
+      weights.dispose()
+    }
     this.head.dispose()
     this.engine.weights.giveBack([...this.tables.values()])
     this.tables.clear()
+  }
+
+  private async loadBlock(index: number): Promise<void> {
+    const { engine, resident, asStrips } = this
+    const block = { weights: engine.loadBlock(index), strips: new Map<string, Strips>() }
+    resident.push(block)
+    if (!asStrips) return
+    for (const { name } of block.weights.spec.linears) {
+      const weight = block.weights.linear(name)
+      const strips = await Strips.ofMatrix(engine.device, weight.matrix, weight.storedType)
+      if (!strips) continue
+      block.strips.set(name, strips)
+      weight.release()
+    }
   }
 }

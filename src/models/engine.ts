@@ -25,6 +25,11 @@ export interface Batch {
 /** Moves a tensor out of the device's memory until it is used again. */
 export type Offload = (tensor: Tensor) => void
 
+/** What a job leaves for the next one of its kind. It is disposed of when another job begins, and with the engine. */
+export interface Kept {
+  dispose(): void
+}
+
 /** A model on a device as pruning and evaluation work with it: one block at a time in the device's memory. */
 export class Engine {
   private tokenizerPromise: Promise<Tokenizer> | undefined
@@ -34,6 +39,7 @@ export class Engine {
   private readonly closing = new AbortController()
   private readonly jobs = new Set<Promise<unknown>>()
   private freed: Promise<void> | undefined
+  private current: Kept | undefined
 
   constructor(
     readonly device: Device,
@@ -78,9 +84,14 @@ export class Engine {
 
   /**
    * Runs `body`, a job that uses the model. The signal that it gets fires with `signal`, and when the model is disposed of, which
-   * waits for the job to end. Throws ABORTED when the model has been disposed of.
+   * waits for the job to end. Throws ABORTED when the model has been disposed of. With `keeping` what has been kept stays.
    */
-  async job<T>(signal: AbortSignal | undefined, body: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  async job<T>(
+    signal: AbortSignal | undefined,
+    body: (signal: AbortSignal) => Promise<T>,
+    { keeping = false } = {},
+  ): Promise<T> {
+    if (!keeping) this.keep(undefined)
     const stop = new AbortController()
     const sources = [this.closing.signal, ...(signal ? [signal] : [])]
     const abort = () => stop.abort(sources.find(({ aborted }) => aborted)?.reason)
@@ -100,6 +111,16 @@ export class Engine {
     }
   }
 
+  get kept(): Kept | undefined {
+    return this.current
+  }
+
+  /** Keeps what a job has made for the next one, in the place of what was kept. */
+  keep(kept: Kept | undefined): void {
+    this.current?.dispose()
+    this.current = kept
+  }
+
   /** Stops the jobs that run and frees native memory and threads. The model cannot be used afterwards. */
   dispose(): Promise<void> {
     this.freed ??= this.free()
@@ -109,6 +130,7 @@ export class Engine {
   private async free(): Promise<void> {
     this.closing.abort(new SparseGptError('ABORTED', 'the model has been disposed of'))
     await Promise.allSettled(this.jobs)
+    this.keep(undefined)
     this.weights.dispose()
     for (const { cosine, sine } of this.rotary.values()) for (const table of [cosine, sine]) table.dispose()
     for (const tensor of this.positions.values()) tensor.dispose()

@@ -8,7 +8,8 @@ import type { Weights } from './weights.js'
  */
 export class LinearWeight {
   private current: Tensor
-  private readonly storedType: DType
+  /** The element type of the checkpoint. */
+  readonly storedType: DType
   /** Whether `current` is a conversion of a matrix that is trained, to be overwritten. */
   private following = false
 
@@ -100,6 +101,12 @@ export class LinearWeight {
   /** A mask, uint8 in the layout of the stored form, as [out, in]. */
   solvingMask(stored: Tensor): Tensor {
     return this.spec.layout === 'in-out' ? this.device.transpose(stored, 'uint8') : stored
+  }
+
+  /** Lets go of the matrix, which is then not asked for again. */
+  release(): void {
+    this.device.releasePages(this.current)
+    this.current.dispose()
   }
 
   dispose(): void {

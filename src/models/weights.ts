@@ -20,6 +20,7 @@ export class Weights {
   private readonly parameters = new Map<string, Tensor>()
   private read: Tensor[] | undefined
   private held: Map<string, Tensor> | undefined
+  private changes = 0
 
   constructor(
     protected readonly device: Device,
@@ -202,11 +203,17 @@ export class Weights {
   replace(name: string, tensor: Tensor): void {
     this.replaced.get(name)?.dispose()
     this.replaced.set(name, tensor)
+    this.changes++
   }
 
   /** The weights that replace() has put in the place of the checkpoint's, in their stored form; they stay the weights' own. */
   get replacements(): ReadonlyMap<string, Tensor> {
     return this.replaced
+  }
+
+  /** A number that differs whenever other weights are there than before. */
+  get version(): number {
+    return this.changes
   }
 
   /** Whether weights are in memory that differ from the checkpoint's. */
@@ -218,6 +225,7 @@ export class Weights {
   readInstead(tensors: readonly StoredTensor[]): void {
     for (const { file } of this.pruned.values()) this.files.delete(file)
     this.pruned = new Map(tensors.map((tensor) => [tensor.name, tensor]))
+    this.changes++
   }
 
   /** Runs `body`, until its promise settles, with weights as they were before readInstead(). */
@@ -234,6 +242,7 @@ export class Weights {
   /** Takes all weights from `checkpoint` from then on, which has the same tensors, and those that were replaced as they are. */
   reopen(checkpoint: Checkpoint): void {
     this.checkpoint = checkpoint
+    this.changes++
     this.pruned = new Map()
     this.files.clear()
     for (const tensor of this.replaced.values()) tensor.dispose()

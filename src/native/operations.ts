@@ -127,7 +127,7 @@ export interface StripSource {
 }
 
 /** Sixteen rows form a strip. */
-export const stripRows = 16
+const stripRows = 16
 
 /** The grids of a matrix. */
 function gridsOf(weight: Tensor, { groupSize = weight.width, stepType }: Rounding) {

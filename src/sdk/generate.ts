@@ -78,10 +78,11 @@ async function run(
 ): Promise<GeneratedText> {
   const o = parseOptions(schema, options, 'generate')
   const source = AbortSignal.any(o.signal ? [o.signal, stop] : [stop])
-  return engine.job(source, async (signal) => {
+  const body = async (signal: AbortSignal) => {
     const ids = tokenIds(await promptIds(engine, prompt, signal), engine.vocabularySize)
     return generateText(engine, ids, o, { signal, onPiece })
-  })
+  }
+  return engine.job(source, body, { keeping: true })
 }
 
 const isList = (prompt: unknown): prompt is ArrayLike<number> =>

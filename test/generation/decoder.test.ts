@@ -33,7 +33,7 @@ async function withResident(
   body: (model: Model, resident: ResidentModel) => Promise<void>,
 ): Promise<void> {
   const model = await loadModel(folder, { device: 'cpu', dtype })
-  const resident = new ResidentModel(engineOf(model))
+  const resident = await ResidentModel.load(engineOf(model), 1)
   await body(model, resident)
   resident.dispose()
   await model.dispose()
@@ -52,9 +52,9 @@ describeWithShared('Decoder', () => {
         ids.push(...promptOf(i % 3 === 0 ? 5 : 1, vocabulary))
       }
       const bytes = (rows: number) => 2 * 4 * rows * kvWidth // keys and values, float32
-      const windows = resident.blocks.filter(({ spec }) => spec.window !== undefined).length
-      expect(resident.blocks[0]!.spec.window).toBe(name === 'llama' ? undefined : 8)
-      const full = bytes(1400) * (resident.blocks.length - windows)
+      const windows = resident.windows.filter((window) => window !== undefined).length
+      expect(resident.windows[0]).toBe(name === 'llama' ? undefined : 8)
+      const full = bytes(1400) * (resident.windows.length - windows)
       expect(decoder.bytes).toBeLessThanOrEqual(full + windows * bytes(7 + 512))
       expect(decoder.bytes).toBeGreaterThan(full / 2)
       decoder.dispose()

@@ -41,7 +41,7 @@ describeWithShared('greedy tokens of tiny models, against transformers', () => {
   test.each(models)('%s, with the cache as without', async (name) => {
     const { folder, vocabulary } = await longGolden(name)
     const model = await loadModel(folder, { device: 'cpu', dtype: 'float32' })
-    const resident = new ResidentModel(engineOf(model))
+    const resident = await ResidentModel.load(engineOf(model), 1)
     const random = new PythonRandom(0)
     for (const { prompt: length, tokens } of greedy[name]!.texts) {
       const expected = golden(tokens)
