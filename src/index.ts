@@ -18,6 +18,12 @@ export { pruneLayer, type PruneLayerOptions, type PrunedLayer } from './sdk/prun
 export { pack, unpack, type PackOptions, type PackProgress, type PackReport } from './sdk/pack.js'
 export { inspect, type Inspection, type TensorReport } from './sdk/inspect.js'
 export { benchmark, type BenchOptions, type BenchReport } from './sdk/benchmark/benchmark.js'
+export {
+  benchmarkDecode,
+  type DecodeBenchOptions,
+  type DecodeBenchReport,
+  type DecodeLine,
+} from './sdk/benchmark/decode.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
 export type { TextSource } from './text/source.js'
 export type { DatasetName } from './text/dataset.js'

@@ -15,7 +15,7 @@ const model = await loadModel(folder, { device: 'cpu', dtype: 'bfloat16', thread
 const engine = engineOf(model)
 // Not model.generate: that needs a tokenizer, and ends at an end-of-sequence token.
 const result = await engine.job(undefined, async (signal) => {
-  const weights = new ResidentModel(engine)
+  const weights = await ResidentModel.load(engine, 1)
   const decoder = new Decoder(weights, 1, prompt.length + tokens + 1)
   const ids = [...prompt]
   const next = async () => ids.push(chooseToken(await decoder.logits([ids], signal), { temperature: 0 }))

@@ -80,6 +80,16 @@ Napi::Value cpu_peak(const Info& info) {
   return Napi::Number::New(info.Env(), flop / seconds.count());
 }
 
+// (threads) => bytes/s at which memory is read that is in no cache; takes half a second, and a gigabyte
+Napi::Value cpu_read_rate(const Info& info) {
+  ThreadPool pool(thread_count(read<int>(info[0])));
+  const std::vector<uint32_t> words(size_t{1} << 28, 1);
+  const auto start = std::chrono::steady_clock::now();
+  cpu::read_memory(pool, words);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return Napi::Number::New(info.Env(), static_cast<double>(words.size() * sizeof(uint32_t)) / seconds.count());
+}
+
 }  // namespace
 
 void export_devices(Napi::Object exports) {
@@ -92,6 +102,7 @@ void export_devices(Napi::Object exports) {
   export_function(exports, "profile", profile);
   export_function(exports, "synchronize", synchronize);
   export_function(exports, "cpuPeak", cpu_peak);
+  export_function(exports, "cpuReadRate", cpu_read_rate);
 }
 
 }  // namespace sparsegpt::addon

@@ -83,4 +83,14 @@ double multiply_adds(ThreadPool& pool, DType dtype) {
   return total;
 }
 
+void read_memory(ThreadPool& pool, const std::vector<uint32_t>& words) {
+  const Level level = selected_level();
+  const auto count = static_cast<int64_t>(words.size());
+  const int64_t pieces = 16 * pool.threads();
+  pool.parallel_for(pieces, [&](int64_t i, int) {
+    const int64_t first = i * count / pieces, end = (i + 1) * count / pieces;
+    sink = static_cast<float>(read_vectors[level](words.data() + first, end - first));
+  });
+}
+
 }  // namespace sparsegpt::cpu

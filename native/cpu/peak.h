@@ -1,8 +1,11 @@
 // What the processor can do at most, to measure everything else against.
 #pragma once
 
+#include <vector>
+
 #include "core/dtype.h"
 #include "core/thread_pool.h"
+#include "cpu/kernel.h"
 
 namespace sparsegpt::cpu {
 
@@ -10,5 +13,9 @@ namespace sparsegpt::cpu {
 // instruction that the selected level has for products of this type (VDPBF16PS for bfloat16 where the processor has it).
 // Returns how many floating-point operations that were; the caller looks at the clock.
 double multiply_adds(ThreadPool& pool, DType dtype);
+
+// Reads all of `words` from memory, once, on every thread a part.
+void read_memory(ThreadPool& pool, const std::vector<uint32_t>& words);
+SPARSEGPT_KERNEL(read_vectors, uint32_t, const uint32_t* p, int64_t count);
 
 }  // namespace sparsegpt::cpu

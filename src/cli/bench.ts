@@ -3,6 +3,7 @@ import { Argument, Command } from 'commander'
 import { benchmark, type BenchReport } from '../sdk/benchmark/benchmark.js'
 import { tables, type BenchDType, type BenchTable } from '../sdk/benchmark/case.js'
 import type { DeviceName } from '../native/device.js'
+import { benchDecodeCommand } from './bench-decode.js'
 import { deviceOptions, dtypeOption, given, number } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { withProgress } from './progress.js'
@@ -32,7 +33,10 @@ export function benchCommand(): Command {
     .option('--seqlen <n>', 'tokens of the window that goes through a block (default: 2048)', number)
     .option('--repeats <n>', 'runs of which the median is shown (default: 5)', number)
     .option('--json', 'print one JSON object on stdout')
-  return deviceOptions(command, dtypeOption('only this element type (default: both)')).action(run)
+  return deviceOptions(command, dtypeOption('only this element type (default: both)'))
+    .action(run)
+    .enablePositionalOptions()
+    .addCommand(benchDecodeCommand())
 }
 
 async function run(table: BenchTable, flags: Flags): Promise<void> {

@@ -21,6 +21,7 @@ surviveClosedStreams()
 const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot.')
   .version(version)
+  .enablePositionalOptions() // bench decode has options with the names of bench's
   .addCommand(pruneCommand())
   .addCommand(distillCommand())
   .addCommand(planCommand())

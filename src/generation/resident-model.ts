@@ -2,7 +2,7 @@ import type { BlockWeights } from '../models/block-weights.js'
 import type { Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
 import type { Sequences } from '../models/sequences.js'
-import type { Tensor } from '../native/device.js'
+import type { Device, DType, Tensor } from '../native/device.js'
 import { fewRows, Strips } from './strips.js'
 
 /** A block, and the matrices of its linear layers that are there as strips only. */
@@ -10,6 +10,17 @@ interface ResidentBlock {
   weights: BlockWeights
   strips: Map<string, Strips>
 }
+
+/**
+ * Makes strips of a matrix [rows, columns] in the type of the activations, all of whose elements fit in the type `stored`; undefined
+ * where it stays as it is.
+ */
+export type StripsOf = (
+  device: Device,
+  matrix: Tensor,
+  stored: DType,
+  name: string,
+) => Promise<Strips | undefined>
 
 /**
  * All weights of a model on its device, for passes of few tokens, which would take longer to load them. It owns native memory until
@@ -20,13 +31,14 @@ export class ResidentModel {
   private readonly head: Head
   /** The tables that tokens are embedded with. */
   private readonly tables = new Map<string, Tensor>()
+  private headStrips: Strips | undefined
   private users = 1
 
   private constructor(
     readonly engine: Engine,
     /** The weights' version that these are of. */
     private readonly version: number,
-    private readonly asStrips: boolean,
+    private readonly stripsOf: StripsOf | undefined,
   ) {
     this.head = engine.head()
   }
@@ -34,9 +46,14 @@ export class ResidentModel {
   /**
    * Loads a model for passes of `rows` tokens, but for its prompts. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
    */
-  static async load(engine: Engine, rows: number): Promise<ResidentModel> {
-    const model = new ResidentModel(engine, engine.weights.version, rows <= fewRows)
+  static async load(
+    engine: Engine,
+    rows: number,
+    stripsOf: StripsOf = (device, matrix, stored) => Strips.ofMatrix(device, matrix, stored),
+  ): Promise<ResidentModel> {
+    const model = new ResidentModel(engine, engine.weights.version, rows <= fewRows ? stripsOf : undefined)
     try {
+      await model.loadHead()
       for (let index = 0; index < engine.architecture.blockCount; index++) await model.loadBlock(index)
     } catch (error) {
       model.dispose()
@@ -69,7 +86,12 @@ export class ResidentModel {
       ]
       return sizes.reduce((sum, bytes) => sum + bytes, 0)
     })
-    return blocks.reduce((sum, bytes) => sum + bytes, this.head.matrix.head.bytes)
+    return blocks.reduce((sum, bytes) => sum + bytes, this.headBytes)
+  }
+
+  /** The head's part of them. */
+  get headBytes(): number {
+    return (this.headStrips ?? this.head.matrix.head).bytes
   }
 
   /** The number of keys that a query sees in each block, undefined for all. */
@@ -88,7 +110,7 @@ export class ResidentModel {
     // Many rows are multiplied with the matrix itself.
     const whole = this.engine.loadBlock(index)
     try {
-      return await body(whole, new Map())
+      await body(whole, new Map()); return;
     } finally {
       whole.dispose()
     }
@@ -107,7 +129,8 @@ export class ResidentModel {
 
   /** The logits behind every one of a few tokens, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. */
   logits(hidden: Tensor): Tensor {
-    return this.head.logits(hidden)
+    const { headStrips } = this
+    return this.head.logits(hidden, headStrips && ((x, bias) => headStrips.multiply(x, bias, 'float32')))
   }
 
   dispose(): void {
@@ -116,19 +139,25 @@ export class ResidentModel {
       for (const matrix of strips.values()) matrix.dispose()
       weights.dispose()
     }
+    this.headStrips?.dispose()
     this.head.dispose()
     this.engine.weights.giveBack([...this.tables.values()])
     this.tables.clear()
   }
 
+  private async loadHead(): Promise<void> {
+    const { head } = this.head.matrix
+    this.headStrips = await this.stripsOf?.(this.engine.device, head, head.dtype, 'head')
+  }
+
   private async loadBlock(index: number): Promise<void> {
-    const { engine, resident, asStrips } = this
+    const { engine, resident, stripsOf } = this
     const block = { weights: engine.loadBlock(index), strips: new Map<string, Strips>() }
     resident.push(block)
-    if (!asStrips) return
+    if (!stripsOf) return
     for (const { name } of block.weights.spec.linears) {
       const weight = block.weights.linear(name)
-      const strips = await Strips.ofMatrix(engine.device, weight.matrix, weight.storedType)
+      const strips = await stripsOf(engine.device, weight.matrix, weight.storedType, weight.name)
       if (!strips) continue
       block.strips.set(name, strips)
       weight.release()

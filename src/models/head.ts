@@ -20,11 +20,16 @@ export class Head {
     this.weight = device.within([], () => device.resident(this.stored))
   }
 
-  /** The logits at every position, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. */
-  logits(hidden: Tensor): Tensor {
+  /**
+   * The logits at every position, float32 [tokens, vocabulary]; `hidden` [tokens, hidden]. `multiply` takes the place of the product with
+   * the matrix.
+   */
+  logits(
+    hidden: Tensor,
+    multiply = (x: Tensor, bias: Tensor | undefined) => this.device.linear(x, this.weight, bias, 'float32'),
+  ): Tensor {
     const { device, architecture, weights } = this
-    const x = this.finish(hidden)
-    const logits = device.linear(x, this.weight, architecture.headBias?.(weights), 'float32')
+    const logits = multiply(this.finish(hidden), architecture.headBias?.(weights))
     if (architecture.logitSoftcap !== undefined) device.softcap(logits, architecture.logitSoftcap)
     return logits
   }

@@ -19,7 +19,7 @@ export class Weights {
   private pruned: ReadonlyMap<string, StoredTensor> = new Map()
   private readonly parameters = new Map<string, Tensor>()
   private read: Tensor[] | undefined
-  private held: Map<string, Tensor> | undefined
+  protected held: Map<string, Tensor> | undefined
   private changes = 0
 
   constructor(

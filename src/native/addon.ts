@@ -58,6 +58,8 @@ export interface Addon {
   addLibraryFolder(path: string): void
   /** Measures FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. */
   cpuPeak(dtype: DType, threads: number): number
+  /** Measures the bytes/s that so many threads read from memory: native/cpu/peak.h. */
+  cpuReadRate(threads: number): number
   /** Returns seconds by operation since the last call; the first call starts the measuring: native/core/device.h. */
   profile(device: DeviceHandle): Record<string, number>
   synchronize(device: DeviceHandle): Promise<void>

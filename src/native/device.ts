@@ -115,6 +115,11 @@ export class Device extends Methods {
     return this.traits.inHostMemory ? native(() => this.executor.cpuPeak(dtype, this.threads)) : undefined
   }
 
+  /** Measures the bytes/s that the device's threads read from memory; undefined for a GPU. */
+  readRate(): number | undefined {
+    return this.traits.inHostMemory ? native(() => this.executor.cpuReadRate(this.threads)) : undefined
+  }
+
   /**
    * The seconds that the device spent since the last call, by operation; waits for the queue as `synchronize` does. The first
    * call starts the measuring: from then on a GPU finishes each operation before the next begins.

@@ -185,6 +185,7 @@ export class ShapeExecutor implements Executor {
   describeDevice = () => 'shapes only'
   addLibraryFolder = () => undefined
   cpuPeak = () => 0
+  cpuReadRate = () => 0
   profile = () => ({})
 
   /** Lets timers and signals through: a plan of a large model takes seconds. */

@@ -1,9 +1,14 @@
+import { copyFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
 import { Decoder } from '../../src/generation/decoder.js'
 import { ResidentModel } from '../../src/generation/resident-model.js'
 import { generateWindows } from '../../src/generation/windows.js'
-import { loadModel, type Model } from '../../src/index.js'
+import { loadModel, prune, type Model } from '../../src/index.js'
 import { engineOf } from '../../src/sdk/model.js'
+import { writeSafetensors } from '../files/files.js'
+import { goldenModels } from '../models/golden-models.js'
+import { readTensors } from '../safetensors-file.js'
 import { describeWithShared } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { writeTinyModel } from '../tiny-model.js'
@@ -39,6 +44,20 @@ async function withResident(
   await model.dispose()
 }
 
+/** A copy of a model of F32 tensors, in bfloat16 with what that cuts off. */
+async function inBfloat16(source: string): Promise<string> {
+  const folder = await temporaryFolder()
+  for (const name of ['config.json', 'tokenizer.json']) await copyFile(join(source, name), join(folder, name))
+  const tensors = [...(await readTensors(join(source, 'model.safetensors')))].map(
+    ([name, { shape, values }]) => {
+      const halves = Uint16Array.from(new Uint32Array(values.buffer), (bits) => bits >>> 16)
+      return { name, dtype: 'BF16', shape, data: new Uint8Array(halves.buffer) } as const
+    },
+  )
+  await writeSafetensors(join(folder, 'model.safetensors'), tensors)
+  return folder
+}
+
 describeWithShared('Decoder', () => {
   // Three kinds: no window, a window in every block, a window in every second one.
   test.each(['llama', 'mistral', 'gemma2'])('%s: a prompt that runs in parts', async (name) => {
@@ -60,6 +79,32 @@ describeWithShared('Decoder', () => {
       decoder.dispose()
       expect(decoder.bytes).toBe(0)
     })
+  })
+
+  test.each(goldenModels)('%s, pruned: the matrices are strips, and give the same logits', async (name) => {
+    const { folder, vocabulary } = await longGolden(name)
+    const half = await inBfloat16(folder)
+    const pruned = join(await temporaryFolder(), 'pruned')
+    const source = await loadModel(half, { device: 'cpu' })
+    await prune(source, { method: 'magnitude', sparsity: 0.6, out: pruned })
+    await source.dispose()
+    for (const dtype of ['float32', 'bfloat16'] as const) {
+      await withResident(pruned, dtype, async (model, resident) => {
+        const dense = await ResidentModel.load(engineOf(model), 9)
+        expect(resident.bytes).not.toBe(dense.bytes)
+        const decoder = new Decoder(resident, 1, 64)
+        const whole = new Decoder(dense, 1, 64)
+        const ids = promptOf(20, vocabulary)
+        for (let i = 0; i < 5; i++) {
+          const [logits, expected] = [await decoder.logits([ids]), await whole.logits([ids])]
+          const range = Math.max(...expected) - Math.min(...expected)
+          const apart = logits.reduce((most, logit, j) => Math.max(most, Math.abs(logit - expected[j]!)), 0)
+          expect(apart / range).toBeLessThan(dtype === 'float32' ? 1e-5 : 2e-2)
+          ids.push(...promptOf(i === 2 ? 12 : 1, vocabulary))
+        }
+        for (const owner of [decoder, whole, dense]) owner.dispose()
+      })
+    }
   })
 
   test('several sequences at once', async () => {
@@ -129,5 +174,29 @@ test('without a token to begin with there are no windows', async () => {
   const model = await loadModel(folder, { device: 'cpu' })
   const options = { count: 1, length: 8, temperature: 1, seed: 0, batch: 1 }
   await expectError(generateWindows(engineOf(model), options), 'INVALID_CHECKPOINT', /bos_token_id/)
+  await model.dispose()
+})
+
+test('a model keeps its weights for the next text, until they change', async () => {
+  const folder = await writeTinyModel(await temporaryFolder(), 'llama', undefined, { bos_token_id: 3 })
+  const model = await loadModel(folder, { device: 'cpu', dtype: 'bfloat16' })
+  const engine = engineOf(model)
+  const text = async () => (await model.generate([3, 4], { maxTokens: 12 }).result).tokenIds
+  const first = await text()
+  const { kept } = engine
+  expect(kept).toBeInstanceOf(ResidentModel)
+  expect(await text()).toEqual(first)
+  expect(engine.kept).toBe(kept)
+  await model.logits([[3]])
+  expect(engine.kept).toBeUndefined()
+  await text()
+  await prune(model, { method: 'magnitude', sparsity: 0.7 })
+  const pruned = await text()
+  expect(pruned).not.toEqual(first)
+  const out = join(await temporaryFolder(), 'pruned')
+  await prune(await loadModel(folder, { device: 'cpu' }), { method: 'magnitude', sparsity: 0.7, out })
+  const again = await loadModel(out, { device: 'cpu', dtype: 'bfloat16' })
+  expect((await again.generate([3, 4], { maxTokens: 12 }).result).tokenIds).toEqual(pruned)
+  await again.dispose()
   await model.dispose()
 })

@@ -54,6 +54,22 @@ const models: Record<string, Record<string, unknown>> = {
   'llama-7b': llama({ hidden_size: 4096, intermediate_size: 11008, heads: 32, kvHeads: 32 }),
 }
 
+/** Whole models, of random weights. llama-1.1b is TinyLlama's shape, llama-135m SmolLM2's. */
+export const decodeModels: Record<string, Record<string, unknown>> = {
+  'llama-135m': {
+    ...llama({ hidden_size: 576, intermediate_size: 1536, heads: 9, kvHeads: 3 }),
+    ...{ num_hidden_layers: 30, vocab_size: 49152, max_position_embeddings: 2048 },
+  },
+  'llama-1.1b': {
+    ...llama({ hidden_size: 2048, intermediate_size: 5632, heads: 32, kvHeads: 4 }),
+    ...{ num_hidden_layers: 22, vocab_size: 32000, max_position_embeddings: 2048 },
+  },
+  'llama-7b': {
+    ...models['llama-7b'],
+    ...{ num_hidden_layers: 32, vocab_size: 32000, max_position_embeddings: 2048 },
+  },
+}
+
 function llama({
   heads,
   kvHeads,

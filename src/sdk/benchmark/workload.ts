@@ -100,9 +100,21 @@ function forward(
 }
 
 /** Weights of random numbers, under any name. */
-class RandomWeights extends Weights {
-  override stored(_: string, shape: readonly number[]): Tensor {
-    return random(this.device, this.dtype, shape, shape.length > 1 ? (shape[1] ?? 1) ** -0.5 : 1)
+export class RandomWeights extends Weights {
+  private readonly numbers = new Map<string, Float32Array>()
+
+  override stored(name: string, shape: readonly number[]): Tensor {
+    const held = this.held?.get(name)
+    if (held) return held
+    const scale = shape.length > 1 ? (shape[1] ?? 1) ** -0.5 : 1
+    const key = shape.join()
+    const numbers = this.numbers.get(key) ?? randomNumbers(shape, scale)
+    this.numbers.set(key, numbers)
+    const make = () => uploaded(this.device, this.dtype, shape, numbers)
+    if (!this.held) return make()
+    const tensor = this.device.within([], make) // it outlives the pass
+    this.held.set(name, tensor)
+    return tensor
   }
 }
 
@@ -119,19 +131,36 @@ async function timed(device: Device, body: () => unknown): Promise<Run> {
 
 const total = ({ work }: Device) => Object.values(work.flop).reduce((a, b) => a + b, 0)
 
-/** Uniform numbers in [-scale, scale); the same every time. */
-function random(device: Device, dtype: DType, shape: readonly number[], scale = 1): Tensor {
-  const values = new Float32Array(shape.reduce((a, b) => a * b, 1))
+/** Uniform integers of 32 bits; the same every time. */
+export function randomIntegers(count: number): Int32Array {
+  const integers = new Int32Array(count)
   let state = 0x9e3779b9
-  for (let i = 0; i < values.length; i++) {
+  for (let i = 0; i < count; i++) {
     state ^= state << 13
     state ^= state >>> 17
     state ^= state << 5
-    values[i] = state * scale * 2 ** -31
+    integers[i] = state
   }
-  if (dtype === 'float32') return device.upload(values, shape)
-  const uploaded = device.within([], () => device.upload(values, shape))
-  const tensor = device.cast(uploaded, dtype)
-  uploaded.dispose()
+  return integers
+}
+
+/** Uniform numbers in [-1, 1). */
+function random(device: Device, dtype: DType, shape: readonly number[]): Tensor {
+  return uploaded(device, dtype, shape, randomNumbers(shape, 1))
+}
+
+/** Uniform numbers in [-scale, scale); the same every time. */
+function randomNumbers(shape: readonly number[], scale: number): Float32Array {
+  const integers = randomIntegers(shape.reduce((a, b) => a * b, 1))
+  const numbers = new Float32Array(integers.length)
+  for (let i = 0; i < numbers.length; i++) numbers[i] = integers[i]! * scale * 2 ** -31
+  return numbers
+}
+
+function uploaded(device: Device, dtype: DType, shape: readonly number[], numbers: Float32Array): Tensor {
+  if (dtype === 'float32') return device.upload(numbers, shape)
+  const float32 = device.within([], () => device.upload(numbers, shape))
+  const tensor = device.cast(float32, dtype)
+  float32.dispose()
   return tensor
 }
