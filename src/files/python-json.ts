@@ -43,5 +43,5 @@ export function replaceEntry(text: string, name: string, value: unknown): string
     value === undefined
       ? []
       : [`${JSON.stringify(name)}: ${JSON.stringify(value, null, 2).replaceAll('\n', '\n  ')}`]
-  return `{\n${[...others, ...own].map((member) => `  ${member}`).join(',\n')}\n}\n`
+  return `{\n${[...others, ...own].map((member) => `  ${member}`).join(',\n')}\n}${text.slice(text.lastIndexOf('}') + 1)}`
 }

@@ -714,7 +714,7 @@ export const operations = {
       codes: Tensor,
       bits: number,
       shape: readonly number[],
-      marked?: { bitmask: Tensor; offsets: Tensor } | undefined,
+      marked?: { bitmask: Tensor; offsets: Tensor },
     ) => ({
       make: { packed: uint8(...shape) },
       read: { codes, bitmask: marked?.bitmask, offsets: marked?.offsets },

@@ -34,7 +34,7 @@ export interface Encoding {
   encode(device: Device, weight: PrunedWeight): Promise<EncodedTensor[]>
 
   /** Puts matrices in the place of the parts that `encode` has made of them, all of one file. Default: as in a folder of `format`. */
-  join?(file: string, tensors: readonly StoredTensor[], grid: Grid | undefined): Promise<StoredTensor[]>
+  join?: (file: string, tensors: readonly StoredTensor[], grid: Grid | undefined) => Promise<StoredTensor[]>
 
   /**
    * What config.json is to say of the weights under the name quantization_config; undefined for nothing. `grids`: those of the weights that
