@@ -770,6 +770,133 @@ struct UnpackValues {
   void check() const { require_packed(out, values, bitmask, offsets); }
 };
 
+// --- codes: the integers of weights that are rounded to grids, and how they are packed --------------------------------------------
+
+// The grids of a matrix [rows, columns] of codes of 2 to 8 bits, one for each row and group of columns: a weight is
+// scale · (code - zero point). scale [rows, groups], of a float type; zero_points u8 [rows, groups], which may be empty: then all are
+// the middle code, 2^(bits - 1).
+inline int middle_code(int bits) { return 1 << (bits - 1); }
+inline int64_t code_bytes(int64_t count, int bits) { return (count * bits + 7) / 8; }
+inline void require_groups_of(const Tensor& matrix, const Tensor& grids, int bits) {
+  require(bits >= 2 && bits <= 8, "codes have 2 to 8 bits");
+  require(
+      grids && grids.rows == matrix.rows && grids.columns > 0 && matrix.columns % grids.columns == 0 && grids.contiguous(),
+      "the grids " + describe(grids) + " do not fit the matrix " + describe(matrix));
+}
+inline void require_codes(const Tensor& codes, const Tensor& zero_points, int bits) {
+  require_plain(codes, codes.rows, codes.columns, DType::u8, "codes");
+  require(bits >= 2 && bits <= 8, "codes have 2 to 8 bits");
+  if (!zero_points) return;
+  require_groups_of(codes, zero_points, bits);
+  require_plain(zero_points, codes.rows, zero_points.columns, DType::u8, "zero points");
+}
+
+// The grids that span the weights of each row and group, found as PruneSparsegpt does. steps: of the float type that they are rounded
+// to; zeros: f32; both [rows, groups].
+struct FindGrids {
+  Tensor steps, zeros, x;
+  int bits;
+  bool symmetric, clip;
+  SPARSEGPT_FIELDS(steps, zeros, x, bits, symmetric, clip)
+  SPARSEGPT_WRITES(steps, zeros)
+  void check() const {
+    require_float(x, "x");
+    require(x.contiguous(), "x must be contiguous");
+    require_float(steps, "steps");
+    require_groups_of(x, steps, bits);
+    require_plain(zeros, x.rows, steps.columns, DType::f32, "zeros");
+  }
+};
+
+// codes u8 [rows, columns]: the nearest on the grids, whose zeros become zero_points, u8.
+struct QuantizeCodes {
+  Tensor codes, zero_points, x, steps, zeros;
+  int bits;
+  SPARSEGPT_FIELDS(codes, zero_points, x, steps, zeros, bits)
+  SPARSEGPT_WRITES(codes, zero_points)
+  void check() const {
+    require_float(x, "x");
+    require_plain(codes, x.rows, x.columns, DType::u8, "codes");
+    require_float(steps, "steps");
+    require_groups_of(x, steps, bits);
+    require_plain(zeros, x.rows, steps.columns, DType::f32, "zeros");
+    require_plain(zero_points, x.rows, steps.columns, DType::u8, "zero points");
+  }
+};
+
+// The way back: out [rows, columns] = scale · (code - zero point) in float32, rounded to the type of out.
+struct DequantizeCodes {
+  Tensor out, codes, scale, zero_points;
+  int bits;
+  SPARSEGPT_FIELDS(out, codes, scale, zero_points, bits)
+  SPARSEGPT_WRITES(out)
+  void check() const {
+    require_float(out, "output");
+    require_codes(codes, zero_points, bits);
+    require_shape(out, codes.rows, codes.columns, "output");
+    require_float(scale, "scale");
+    require_groups_of(codes, scale, bits);
+    require(!zero_points || zero_points.columns == scale.columns, "scale and zero points differ in groups");
+  }
+};
+
+// Marks the codes that are not the zero point, as MarkValues does: bitmask u8 [rows, columns / 8 rounded up], counts i32 [1, rows].
+struct MarkCodes {
+  Tensor bitmask, counts, codes, zero_points;
+  int bits;
+  SPARSEGPT_FIELDS(bitmask, counts, codes, zero_points, bits)
+  SPARSEGPT_WRITES(bitmask, counts)
+  void check() const {
+    require_codes(codes, zero_points, bits);
+    require_plain(bitmask, codes.rows, bitmask_columns(codes.columns), DType::u8, "bitmask");
+    require_plain(counts, 1, codes.rows, DType::i32, "counts");
+  }
+};
+
+// Packed codes: those of a row are a stream of bits, the lowest of each first, which ends with a whole byte. With a bitmask the row has
+// the marked codes only: packed u8 [1, bytes], and offsets u8 [rows, 8] say at which byte each row begins. Without one it has all:
+// packed u8 [rows, bytes of a row], zero behind the last code.
+inline void require_packed_codes(const Tensor& codes, const Tensor& packed, const Tensor& bitmask, const Tensor& offsets,
+                                 int bits) {
+  require(!bitmask == !offsets, "bitmask and offsets go together");
+  if (!bitmask) {
+    require_plain(packed, codes.rows, packed.columns, DType::u8, "packed codes");
+    require(packed.columns >= code_bytes(codes.columns, bits), "the rows of packed codes are too short");
+    return;
+  }
+  require_plain(packed, 1, packed.columns, DType::u8, "packed codes");
+  require_plain(bitmask, codes.rows, bitmask_columns(codes.columns), DType::u8, "bitmask");
+  require_plain(offsets, codes.rows, 8, DType::u8, "offsets");
+}
+struct PackCodes {
+  Tensor packed, codes, bitmask, offsets;
+  int bits;
+  SPARSEGPT_FIELDS(packed, codes, bitmask, offsets, bits)
+  SPARSEGPT_WRITES(packed)
+  void check() const {
+    require_codes(codes, {}, bits);
+    require_packed_codes(codes, packed, bitmask, offsets, bits);
+  }
+};
+
+// The way back; what the bitmask does not mark becomes the zero point. The parts may be damaged: where offsets, bits and codes contradict
+// each other, bits are set that belong to nothing, or a zero point is no code, INVALID_CHECKPOINT "<subject> is damaged in row <row>: …".
+struct UnpackCodes {
+  Tensor codes, packed, bitmask, offsets, zero_points;
+  int bits;
+  std::string subject;
+  SPARSEGPT_FIELDS(codes, packed, bitmask, offsets, zero_points, bits, subject)
+  SPARSEGPT_WRITES(codes)
+  static std::string message(const std::string& subject, int64_t row) {
+    return subject + " is damaged in row " + std::to_string(row) +
+           ": its codes, its zero points and, where there are some, its bitmask and row_offsets contradict each other";
+  }
+  void check() const {
+    require_codes(codes, zero_points, bits);
+    require_packed_codes(codes, packed, bitmask, offsets, bits);
+  }
+};
+
 // --- strips: matrices for products with a few rows, which are bound by reading them --------------------------------------------
 
 // What strips hold of a matrix: with `bits` 16 its bfloat16 elements, with 8 or 4 codes, which stand for (code - zero) * scale with a
@@ -884,7 +1011,9 @@ struct CountZeros {
   X(ConjugateGradients) X(PruneSparsegpt)                                                                              \
   X(Multiply) X(AccumulateRows) X(NormGradient) X(AttentionGradient) X(ActivateGradient) X(GateGradient) X(PutColumns)  \
   X(RowDots) X(RelativeErrors) X(KlDivergence) X(Adam)                                                                 \
-  X(MarkValues) X(PackValues) X(UnpackValues) X(MeasureStrips) X(PackStrips) X(MultiplyStrips)                         \
+  X(MarkValues) X(PackValues) X(UnpackValues)                                                                          \
+  X(FindGrids) X(QuantizeCodes) X(DequantizeCodes) X(MarkCodes) X(PackCodes) X(UnpackCodes)                            \
+  X(MeasureStrips) X(PackStrips) X(MultiplyStrips)                                                                     \
   X(CountZeros)
 // clang-format on
 

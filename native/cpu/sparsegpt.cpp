@@ -14,6 +14,7 @@
 #include "core/require.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/gemm.h"
+#include "cpu/rows.h"
 #include "cpu/scratch_model.h"
 #include "cpu/selection.h"
 #include "cpu/spans.h"
@@ -64,7 +65,8 @@ Grid grid_of(Level level, float low, float high, float share, const Rounding& ro
   float step = (high - low) / max;
   if (std::isinf(step)) step = high / max - low / max;
   step = rounded_step(level, step, rounding.type);
-  return {step, std::nearbyint(-low / step)};
+  // A step that was rounded down would put zero beyond the largest code.
+  return {step, std::min(std::nearbyint(-low / step), max)};
 }
 
 double squared_error(const float* w, int64_t count, const Grid& grid, float max) {
@@ -77,28 +79,33 @@ double squared_error(const float* w, int64_t count, const Grid& grid, float max)
   return sum;
 }
 
+// The grid of a group of weights.
+Grid find_grid(Level level, const float* group, int64_t size, const Rounding& rounding) {
+  const float max = static_cast<float>((1 << rounding.bits) - 1);
+  float low = 0, high = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    low = std::min(low, group[i]);
+    high = std::max(high, group[i]);
+  }
+  Grid best = grid_of(level, low, high, 1, rounding);
+  if (rounding.clip) {
+    double least = squared_error(group, size, best, max);
+    for (int share = 1; share < clip_steps; ++share) {
+      const Grid grid = grid_of(level, low, high, 1 - static_cast<float>(share) / (2 * clip_steps - 2), rounding);
+      const double error = squared_error(group, size, grid, max);
+      if (error < least) least = error, best = grid;
+    }
+  }
+  return best;
+}
+
 void make_grids(ThreadPool& pool, Level level, const WeightMatrix& w, const Rounding& rounding) {
   if (rounding.bits == 0) return;
-  const float max = static_cast<float>((1 << rounding.bits) - 1);
   const int64_t size = w.columns / rounding.groups;
   pool.parallel_for(w.rows * rounding.groups, [&](int64_t g, int) {
-    const float* group = w.weight + g * size;
-    float low = 0, high = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      low = std::min(low, group[i]);
-      high = std::max(high, group[i]);
-    }
-    Grid best = grid_of(level, low, high, 1, rounding);
-    if (rounding.clip) {
-      double least = squared_error(group, size, best, max);
-      for (int share = 1; share < clip_steps; ++share) {
-        const Grid grid = grid_of(level, low, high, 1 - static_cast<float>(share) / (2 * clip_steps - 2), rounding);
-        const double error = squared_error(group, size, grid, max);
-        if (error < least) least = error, best = grid;
-      }
-    }
-    rounding.steps[g] = best.step;
-    rounding.zeros[g] = best.zero;
+    const Grid grid = find_grid(level, w.weight + g * size, size, rounding);
+    rounding.steps[g] = grid.step;
+    rounding.zeros[g] = grid.zero;
   });
 }
 
@@ -355,6 +362,22 @@ void CpuBackend::compute(const PruneSparsegpt& o) {
   *o.loss.data<double>() =
       prune_sparsegpt(pool_, level_, matrix, o.factor.data<float>(), o.dead.data<uint8_t>(), choice, o.block_size, rounding);
   if (apart) from_float[level_](o.steps.bytes(), o.steps.dtype, steps.data(), grids);
+}
+
+void CpuBackend::compute(const FindGrids& o) {
+  const int64_t groups = o.steps.columns, size = o.x.columns / groups;
+  const Rounding rounding{o.bits, groups, o.symmetric, o.clip, o.steps.dtype, nullptr, nullptr};
+  for_rows(pool_, o.x.rows, o.x.columns, [&](int64_t i, std::vector<float>& buffer) {
+    buffer.resize(static_cast<size_t>(o.x.columns + groups));
+    const float* x = as_floats(level_, o.x, i, 0, o.x.columns, buffer.data());
+    float *steps = buffer.data() + o.x.columns, *zeros = o.zeros.data<float>() + i * groups;
+    for (int64_t g = 0; g < groups; ++g) {
+      const Grid grid = find_grid(level_, x + g * size, size, rounding);
+      steps[g] = grid.step;
+      zeros[g] = grid.zero;
+    }
+    from_float[level_](row_of(o.steps, i), o.steps.dtype, steps, groups);
+  });
 }
 
 size_t CpuScratch::bytes(const PruneSparsegpt& o) const {

@@ -101,19 +101,20 @@ __device__ inline Grid grid_of(float low, float high, float share, const Roundin
   float step = (high - low) / max;
   if (step == INFINITY) step = high / max - low / max;
   step = rounded_step(step, rounding.type);
-  return {step, rintf(-low / step)};
+  // A step that was rounded down would put zero beyond the largest code.
+  return {step, fminf(rintf(-low / step), max)};
 }
 
-// The grid of each group of `size` weights that lie one after another.
-__global__ void make_grids(const float* weight, int64_t groups, int64_t size, Rounding rounding, float* steps,
-                           float* zeros) {
+// The grid of each group of weights, a row of x; `steps` [1, groups].
+__global__ void make_grids(View x, Rounding rounding, View steps, float* zeros) {
+  const int64_t groups = x.rows, size = x.columns;
   const auto max = static_cast<float>((1 << rounding.bits) - 1);
   for (int64_t g = blockIdx.x; g < groups; g += gridDim.x) {
-    const float* w = weight + g * size;
     float lowest = 0, highest = 0;
     for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
-      lowest = fminf(lowest, w[j]);
-      highest = fmaxf(highest, w[j]);
+      const float w = read(x, g, j);
+      lowest = fminf(lowest, w);
+      highest = fmaxf(highest, w);
     }
     const float low = -combine_block(-lowest, Largest()), high = combine_block(highest, Largest());
     Grid best = grid_of(low, high, 1, rounding);
@@ -122,15 +123,15 @@ __global__ void make_grids(const float* weight, int64_t groups, int64_t size, Ro
       const Grid grid = grid_of(low, high, 1 - static_cast<float>(share) / (2 * clip_steps - 2), rounding);
       double sum = 0;
       for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
-        const float code = fminf(fmaxf(rintf(w[j] / grid.step) + grid.zero, 0.0f), max);
-        const double gap = static_cast<double>(w[j]) - grid.step * (code - grid.zero);
+        const float w = read(x, g, j), code = fminf(fmaxf(rintf(w / grid.step) + grid.zero, 0.0f), max);
+        const double gap = static_cast<double>(w) - grid.step * (code - grid.zero);
         sum += gap * gap;
       }
       sum = combine_block(sum, Sum());
       if (share == 0 || sum < least) least = sum, best = grid;
     }
     if (threadIdx.x == 0) {
-      steps[g] = best.step;
+      write(steps, 0, g, best.step);
       zeros[g] = best.zero;
     }
   }
@@ -202,7 +203,21 @@ __global__ void sum_losses(double* loss, const double* parts, int64_t count, con
   if (threadIdx.x == 0) *loss = 0.5 * sum / *scale / *scale;
 }
 
+// The groups of a contiguous matrix as rows, and what belongs to each as one row.
+View groups_of(const Tensor& x, int64_t groups) {
+  const int64_t size = x.columns / groups;
+  return {x.bytes(), x.dtype, x.rows * groups, size, size};
+}
+View in_one_row(const Tensor& t) { return {t.bytes(), t.dtype, 1, t.size(), t.size()}; }
+
 }  // namespace
+
+void CudaBackend::enqueue(const FindGrids& o) {
+  const int64_t groups = o.steps.columns;
+  launch("find_grids", make_grids, grid_of_rows(o.x.rows * groups), dim3(block_threads), 0, stream_,
+         groups_of(local(o.x), groups), Rounding{o.bits, o.symmetric, o.clip, o.steps.dtype}, in_one_row(o.steps),
+         o.zeros.data<float>());
+}
 
 void CudaBackend::enqueue(const PruneSparsegpt& o) {
   const int64_t rows = o.weight.rows, columns = o.weight.columns;
@@ -226,8 +241,8 @@ void CudaBackend::enqueue(const PruneSparsegpt& o) {
     steps = apart ? scratch(DType::f32, rows, o.groups()) : o.steps;
     zeros = o.zeros ? o.zeros : scratch(DType::f32, rows, o.groups());
     const Rounding rounding{o.bits, o.symmetric, o.clip, o.steps ? o.steps.dtype : DType::f32};
-    launch("prune_sparsegpt", make_grids, grid_of_rows(rows * o.groups()), dim3(block_threads), 0, stream_, w,
-           rows * o.groups(), o.group_size(), rounding, steps.data<float>(), zeros.data<float>());
+    launch("prune_sparsegpt", make_grids, grid_of_rows(rows * o.groups()), dim3(block_threads), 0, stream_,
+           groups_of(o.weight, o.groups()), rounding, in_one_row(steps), zeros.data<float>());
     if (o.steps && apart) cast(stream_, view(o.steps), view(steps));
   }
   // Of the whole matrix: the bits of the largest weight, and whether there are zeros.

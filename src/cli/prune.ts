@@ -32,6 +32,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   seed?: number
   saveTokens?: string
   encoding: EncodingName
+  headBits?: 8
   offload?: string
   memory?: string
   eval?: string
@@ -63,6 +64,11 @@ export function pruneCommand(): Command {
       new Option('--encoding <name>', 'form of the pruned weights')
         .choices(Object.keys(encodings))
         .default('dense'),
+    )
+    .option(
+      '--head-bits <n>',
+      'bits of the head and the token embedding: 8 (with --encoding bitmask)',
+      number,
     )
     .option('--offload <dir>', 'folder for activations while they wait, for models beyond memory')
     .option('--memory <size>', 'what the job may take, such as 16GB; --offload is then used only if needed')

@@ -4,7 +4,8 @@ import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { foreignContents } from './foreign-contents.js'
 import { duplicateKey } from './json-keys.js'
-import { joinPacked } from './packed.js'
+import { packQuantized } from './pack-quantized.js'
+import { joinPacked, joinPackQuantized } from './packed.js'
 import { isPlainName } from './plain-name.js'
 import { parseJson } from './python-json.js'
 import { readError, reason } from './read-error.js'
@@ -113,7 +114,12 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const config = await readConfig(path, names)
   const format = formats.find(({ single, index }) => names.includes(single) || names.includes(index))
   if (!format) throw names.includes(adapterConfig) ? await adapter(path) : noWeights(path, names)
-  const { single, index, read, join: joined } = format
+  const { single, index, read } = format
+  const bits = format === safetensors ? packQuantized(config) : undefined
+  const joined =
+    bits === undefined
+      ? format.join
+      : (file: string, tensors: StoredTensor[]) => joinPackQuantized(file, tensors, bits)
   if (names.includes(single)) {
     const file = join(path, single)
     const { tensors: stored, metadata } = await read(file)

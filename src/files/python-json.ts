@@ -16,3 +16,32 @@ export function parseJson(text: string): unknown {
     return JSON.parse(replaced, (_, value: unknown) => (value === mark ? NaN : value))
   }
 }
+
+/**
+ * The JSON object in `text` with the entry `name` set to `value`, or without it if that is undefined. All other entries keep their text, in
+ * which numbers may be what no program can hold.
+ */
+export function replaceEntry(text: string, name: string, value: unknown): string {
+  const members: string[] = []
+  let depth = 0
+  let begin = 0
+  for (const { 0: token, index } of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\],]/g)) {
+    if ((token === ',' || token === '}') && depth === 1) {
+      members.push(text.slice(begin, index).trim())
+      begin = index + 1
+    }
+    if (token === '{' || token === '[') {
+      if (depth === 0) begin = index + 1
+      depth++
+    }
+    if (token === '}' || token === ']') depth--
+  }
+  const others = members.filter(
+    (member) => member !== '' && Object.keys(parseJson(`{${member}}`) as object)[0] !== name,
+  )
+  const own =
+    value === undefined
+      ? []
+      : [`${JSON.stringify(name)}: ${JSON.stringify(value, null, 2).replaceAll('\n', '\n  ')}`]
+  return `{\n${[...others, ...own].map((member) => `  ${member}`).join(',\n')}\n}${text.slice(text.lastIndexOf('}') + 1)}`
+}

@@ -66,6 +66,8 @@ export interface StoredTensor extends TensorLayout {
   strides?: number[]
   /** The tensors that the file has in the place of a packed one, which itself lies nowhere: its offset means nothing. */
   packed?: PackedParts
+  /** The same of a matrix whose elements are integer codes on grids. */
+  codes?: CodedMatrix
 }
 
 /** What is stored of a packed matrix P.weight [rows, columns]. */
@@ -80,9 +82,45 @@ export interface PackedParts {
   rowOffsets: StoredTensor
 }
 
+/** What is stored of a matrix P.weight whose elements are scale · (code - zero point), rounded to the dtype of the scales. */
+export interface CodedMatrix {
+  /** The number of bits of a code, 2 … 8. */
+  bits: number
+  /** The number of columns of the codes [rows, columns] that share a scale and a zero point. */
+  groupSize: number
+  /** Whether the matrix is the transpose of what the codes stand for. */
+  transposed: boolean
+  parts: {
+    /** P.code_shape, I64 [4]: rows and columns of the codes, bits, group size; [5] with a 1 if transposed; or P.weight_shape, I64 [2]. */
+    shape: StoredTensor
+    /**
+     * P.codes, U8 [bytes], or P.weight_packed, I32 [rows, words]: each row a stream of bits, the lowest of each code first, that ends with
+     * a whole byte or word.
+     */
+    codes: StoredTensor
+    /** P.scale or P.weight_scale, of the matrix's dtype, [rows, groups]. */
+    scale: StoredTensor
+    /**
+     * P.zero_point, U8 [rows, groups], or P.weight_zero_point, I32 [words, groups], packed down the columns. Absent: all are
+     * 2^(bits - 1).
+     */
+    zeroPoint?: StoredTensor
+    /** P.bitmask, U8 [rows, columns / 8 rounded up]: the lowest bit first, 0 where the code is the zero point. Absent: all codes are stored. */
+    bitmask?: StoredTensor
+    /** P.row_offsets, I64 [rows]: the byte of P.codes at which a row begins; there if bitmask is. */
+    rowOffsets?: StoredTensor
+  }
+}
+
+/** Whether a tensor stands for others, which lie in the file in its place. */
+export const isPacked = ({ packed, codes }: StoredTensor): boolean =>
+  packed !== undefined || codes !== undefined
+
 /** The tensors that lie in the file of one of a checkpoint: its parts if it is packed, else itself. */
-export const storedParts = (tensor: StoredTensor): StoredTensor[] =>
-  tensor.packed ? Object.values(tensor.packed as unknown as Record<string, StoredTensor>) : [tensor]
+export const storedParts = (tensor: StoredTensor): StoredTensor[] => {
+  const parts = tensor.packed ?? tensor.codes?.parts
+  return parts ? Object.values(parts as unknown as Record<string, StoredTensor>) : [tensor]
+}
 
 const lengthBytes = 8
 const maxHeaderBytes = 100_000_000

@@ -56,12 +56,12 @@ export class ShardLayout {
 
   /**
    * The places of the tensors that are stored for one of the source, in bytes from the start of the file. Throws INTERNAL
-   * unless they are those that were announced, or, where all of those vary and are larger, the source's own.
+   * unless they are those that were announced, of which some that vary may be missing, or, where all of those vary and are larger, the
+   * source's own.
    */
   place(weight: string, tensors: readonly TensorLayout[]): number[] {
     const parts = this.#parts.get(weight) ?? []
-    const announced = tensors.length === parts.length && tensors.every((tensor, i) => fits(tensor, parts[i]!))
-    if (!announced && !isInstead(weight, tensors, parts)) {
+    if (!areAnnounced(tensors, parts) && !isInstead(weight, tensors, parts)) {
       throw new SparseGptError(
         'INTERNAL',
         `tensor ${JSON.stringify(weight)} was encoded in another form than was announced`,
@@ -85,6 +85,16 @@ export class ShardLayout {
     const names = listed.map(({ name }) => name)
     return serializeHeader(this.#tensors, this.#metadata, this.#headerBytes, names)
   }
+}
+
+/** Whether `tensors` are `parts`, in their order, of which some that vary may be missing. */
+function areAnnounced(tensors: readonly TensorLayout[], parts: readonly PartLayout[]): boolean {
+  let found = 0
+  for (const part of parts) {
+    if (tensors[found] && fits(tensors[found]!, part)) found++
+    else if (!part.varies) return false
+  }
+  return found === tensors.length && found > 0
 }
 
 /** Whether `tensors` are the weight itself, for which room was kept by parts that all vary. */

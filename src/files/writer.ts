@@ -1,4 +1,4 @@
-import { copyFile, chmod, open, stat, writeFile, type FileHandle } from 'node:fs/promises'
+import { copyFile, chmod, open, readFile, stat, writeFile, type FileHandle } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import {
@@ -9,13 +9,16 @@ import {
   type Shard,
   type WeightFormat,
 } from './checkpoint.js'
+import type { Grid } from './coded.js'
 import { listCompanions, type Companion } from './companions.js'
 import { copyRange, writeFully } from './copy-range.js'
 import { dense } from './encodings/dense.js'
 import type { Encoding } from './encodings/encoding.js'
 import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
 import { OutputFolder, type KeptPath } from './output-folder.js'
+import { packQuantized, quantizationEntry } from './pack-quantized.js'
 import { joinPacked } from './packed.js'
+import { replaceEntry } from './python-json.js'
 import { reason, systemCode } from './read-error.js'
 import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
@@ -72,8 +75,9 @@ export class CheckpointWriter<Block = unknown> {
   readonly #source: Checkpoint
   readonly #folder: OutputFolder
   readonly #companions: Companion[]
-  /** How the weight files are called. */
-  readonly #format: WeightFormat
+  readonly #encoding: Encoding
+  /** What weights are rounded to, by name. */
+  readonly #grids: ReadonlyMap<string, Grid>
   /** What the index of the shards says besides, if it is made anew; else it is copied like any companion. */
   readonly #newIndex: Record<string, unknown> | undefined
   readonly #shards: OutputShard[] = []
@@ -95,19 +99,21 @@ export class CheckpointWriter<Block = unknown> {
     source: Checkpoint,
     folder: OutputFolder,
     companions: Companion[],
-    format: WeightFormat,
+    { encoding, grids }: { encoding: Encoding; grids: ReadonlyMap<string, Grid> },
     newIndex: Record<string, unknown> | undefined,
   ) {
     this.#source = source
     this.#folder = folder
     this.#companions = companions
-    this.#format = format
+    this.#encoding = encoding
+    this.#grids = grids
     this.#newIndex = newIndex
   }
 
   /**
    * Checks `out` and opens the output files in a temporary folder beside it. `encoded` names the weights that will be
-   * written in the form of `encoding` (default: dense), all of which must be written; the packed ones of the source are to be among them. With `resume` the folder that an
+   * written in the form of `encoding` (default: dense), all of which must be written; the packed ones of the source are to be among them;
+   * `grids`: what weights among them are rounded to. With `resume` the folder that an
    * earlier process has left is taken over, if there is one; `begin` must be called then. `stateBytes`: what the job itself will
    * write to `partialFolder`, in bytes; `denseModel`: what it reads beside the source.
    *
@@ -122,15 +128,18 @@ export class CheckpointWriter<Block = unknown> {
       force: boolean
       encoding?: Encoding
       encoded?: readonly string[]
+      grids?: ReadonlyMap<string, Grid>
       resume?: boolean
       stateBytes?: number
       denseModel?: Checkpoint | undefined
     },
   ): Promise<CheckpointWriter<Block>> {
     const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0, denseModel } = options
+    const { grids = new Map<string, Grid>() } = options
     const due = new Set(encoded)
     const layouts = source.shards.map(({ tensors, metadata }) => {
-      const partsOf = (tensor: StoredTensor) => (due.has(tensor.name) ? encoding : dense).layout(tensor)
+      const partsOf = (tensor: StoredTensor) =>
+        (due.has(tensor.name) ? encoding : dense).layout(tensor, grids.get(tensor.name))
       return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
     })
     const { format = safetensors } = encoding
@@ -157,7 +166,7 @@ export class CheckpointWriter<Block = unknown> {
       keep: [...pathsOf(source, 'source'), ...(denseModel ? pathsOf(denseModel, 'dense') : [])],
       bytes: sizes.reduce((sum, size) => sum + size, 0),
     })
-    const writer = new CheckpointWriter<Block>(source, folder, companions, format, newIndex)
+    const writer = new CheckpointWriter<Block>(source, folder, companions, { encoding, grids }, newIndex)
     try {
       for (const [i, shard] of source.shards.entries()) {
         const path = join(folder.temporary, named(shard.file))
@@ -219,7 +228,7 @@ export class CheckpointWriter<Block = unknown> {
       entry.shard.layout.place(name, parts)
       entry.state = 'written'
     }
-    for (const { file, offset, bytes, name } of this.#finishedParts.flat()) {
+    for (const { file, offset, bytes, name } of this.#finishedParts.flatMap(({ parts }) => parts)) {
       if ((await stat(file)).size >= offset + bytes) continue
       throw damaged(`${file} ends before the finished tensor ${JSON.stringify(name)}`)
     }
@@ -242,21 +251,23 @@ export class CheckpointWriter<Block = unknown> {
 
   /** The weights of finishedBlocks, as they lie in the temporary folder. Throws FILE_NOT_FOUND, INVALID_CHECKPOINT. */
   async finishedTensors(): Promise<StoredTensor[]> {
+    const { join = joinPacked } = this.#encoding
     const tensors: StoredTensor[] = []
-    for (const parts of this.#finishedParts) {
-      if (parts.length > 0) tensors.push(...(await joinPacked(parts[0]!.file, parts)))
+    for (const { weight, parts } of this.#finishedParts) {
+      if (parts.length > 0) tensors.push(...(await join(parts[0]!.file, parts, this.#grids.get(weight))))
     }
     return tensors
   }
 
   /** What is stored of each weight of finishedBlocks. */
-  get #finishedParts(): StoredTensor[][] {
+  get #finishedParts(): { weight: string; parts: StoredTensor[] }[] {
     return this.#finished.flatMap(({ weights }) =>
       weights.map(({ name: weight, parts }) => {
         const { path, layout } = this.#entries.get(weight)!.shard
-        return parts.map((part) => {
+        const stored = parts.map((part) => {
           return { ...part, file: path, offset: layout.offset(part.name)!, bytes: tensorBytes(part) }
         })
+        return { weight, parts: stored }
       }),
     )
   }
@@ -415,6 +426,7 @@ export class CheckpointWriter<Block = unknown> {
       this.#shards.map(({ path, layout }) => [basename(path), layout.tensors]),
       this.#newIndex,
     )
+    const config = await this.#newConfig()
     await this.#closeShards()
     for (const { name } of this.#companions) {
       this.#requireNotAborted()
@@ -422,16 +434,27 @@ export class CheckpointWriter<Block = unknown> {
       await copyFile(join(this.#source.folder, name), target)
       // A read-only source (a shared cache) must not make the copy read-only.
       await chmod(target, (await stat(target)).mode | 0o200)
+      if (name === 'config.json' && config !== undefined) await writeFile(target, config)
       await syncFile(target)
     }
     if (this.#newIndex) {
-      const target = join(this.#folder.temporary, this.#format.index)
+      const { format = safetensors } = this.#encoding
+      const target = join(this.#folder.temporary, format.index)
       await writeFile(target, index)
       await syncFile(target)
     }
     this.#requireNotAborted()
     await this.#folder.publish()
     await this.#journal?.close()
+  }
+
+  /** The text of config.json, where it is to say something else of the quantization than the source's. */
+  async #newConfig(): Promise<string | undefined> {
+    const tensors = this.#shards.flatMap(({ layout }) => layout.tensors)
+    const quantization = this.#encoding.quantization?.([...this.#grids.values()], tensors)
+    if (quantization === undefined && packQuantized(this.#source.config) === undefined) return undefined
+    const text = await readFile(join(this.#source.folder, 'config.json'), 'utf8')
+    return replaceEntry(text, quantizationEntry, quantization)
   }
 
   async #copyUnwritten(shard: OutputShard): Promise<void> {

@@ -2,7 +2,7 @@ import type { BlockWeights } from '../models/block-weights.js'
 import type { Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
 import type { Sequences } from '../models/sequences.js'
-import type { Device, DType, Tensor } from '../native/device.js'
+import type { DType, Tensor } from '../native/device.js'
 import { fewRows, Strips } from './strips.js'
 
 /** A block, and the matrices of its linear layers that are there as strips only. */
@@ -12,15 +12,20 @@ interface ResidentBlock {
 }
 
 /**
- * Makes strips of a matrix [rows, columns] in the type of the activations, all of whose elements fit in the type `stored`; undefined
- * where it stays as it is.
+ * Makes strips of a matrix, `name` in the checkpoint: [rows, columns] in the type of the activations, all of whose elements fit in the type
+ * `stored`; undefined where it stays as it is.
  */
 export type StripsOf = (
-  device: Device,
+  engine: Engine,
   matrix: Tensor,
-  stored: DType,
-  name: string,
+  { name, stored }: { name: string; stored: DType },
 ) => Promise<Strips | undefined>
+
+/** The strips of codes where they are what the checkpoint has, else those of bfloat16 elements where they are smaller. */
+const smallest: StripsOf = async ({ device, weights }, matrix, { name, stored }) => {
+  const coded = weights.coded(name)
+  return (coded && (await Strips.ofCodes(device, coded))) ?? Strips.ofMatrix(device, matrix, stored)
+}
 
 /**
  * All weights of a model on its device, for passes of few tokens, which would take longer to load them. It owns native memory until
@@ -46,11 +51,7 @@ export class ResidentModel {
   /**
    * Loads a model for passes of `rows` tokens, but for its prompts. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
    */
-  static async load(
-    engine: Engine,
-    rows: number,
-    stripsOf: StripsOf = (device, matrix, stored) => Strips.ofMatrix(device, matrix, stored),
-  ): Promise<ResidentModel> {
+  static async load(engine: Engine, rows: number, stripsOf: StripsOf = smallest): Promise<ResidentModel> {
     const model = new ResidentModel(engine, engine.weights.version, rows <= fewRows ? stripsOf : undefined)
     try {
       await model.loadHead()
@@ -110,7 +111,8 @@ export class ResidentModel {
     // Many rows are multiplied with the matrix itself.
     const whole = this.engine.loadBlock(index)
     try {
-      await body(whole, new Map()); return;
+      await body(whole, new Map())
+      return
     } finally {
       whole.dispose()
     }
@@ -146,8 +148,8 @@ export class ResidentModel {
   }
 
   private async loadHead(): Promise<void> {
-    const { head } = this.head.matrix
-    this.headStrips = await this.stripsOf?.(this.engine.device, head, head.dtype, 'head')
+    const { name, matrix } = this.head
+    this.headStrips = await this.stripsOf?.(this.engine, matrix.head, { name, stored: matrix.head.dtype })
   }
 
   private async loadBlock(index: number): Promise<void> {
@@ -157,7 +159,7 @@ export class ResidentModel {
     if (!stripsOf) return
     for (const { name } of block.weights.spec.linears) {
       const weight = block.weights.linear(name)
-      const strips = await stripsOf(engine.device, weight.matrix, weight.storedType, weight.name)
+      const strips = await stripsOf(engine, weight.matrix, { name: weight.name, stored: weight.storedType })
       if (!strips) continue
       block.strips.set(name, strips)
       weight.release()

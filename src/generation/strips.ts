@@ -1,3 +1,4 @@
+import type { CodedTensors } from '../models/weights.js'
 import type { Device, DType, Tensor } from '../native/device.js'
 import { elementBytes } from '../native/tensor.js'
 import type { StripForm, StripSource } from '../native/operations.js'
@@ -38,6 +39,28 @@ export class Strips {
         matrix.dtype === 'bfloat16' ? matrix : device.cast(matrix, 'bfloat16'),
       )
       return await Strips.of(device, { x }, { bits: 16, masked, group: matrix.width, halfScales: false })
+    } finally {
+      for (const tensor of made) tensor.dispose()
+    }
+  }
+
+  /**
+   * Makes strips of codes, and disposes of what it gets. Resolves to undefined where their groups are no whole multiples of 32 columns.
+   */
+  static async ofCodes(
+    device: Device,
+    { codes, scale, zeroPoints, bits, groupSize }: CodedTensors,
+  ): Promise<Strips | undefined> {
+    const made = [codes, scale, zeroPoints]
+    try {
+      if (groupSize % 32 !== 0 && groupSize !== codes.width) return undefined
+      const { counts } = device.within(made, () => device.markCodes(codes, zeroPoints, bits))
+      let kept = 0
+      for (const count of await device.read(counts)) kept += count
+      const masked = 1 - kept / (codes.rows * codes.width) > 1 / bits
+      const form = { masked, group: groupSize, halfScales: scale.dtype === 'bfloat16' }
+      const source = { x: codes, grid: { zeros: zeroPoints, scales: scale } }
+      return await Strips.of(device, source, { ...form, bits: bits > 4 ? 8 : 4 })
     } finally {
       for (const tensor of made) tensor.dispose()
     }

@@ -6,6 +6,8 @@ import type { Weights } from './weights.js'
 
 /** The end of a model: from the last block's output to logits or losses. It owns native memory until disposed of. */
 export class Head {
+  /** The checkpoint name of the matrix. */
+  readonly name: string
   private readonly stored: Tensor
   private readonly weight: Tensor
   private readonly final: BlockWeights
@@ -15,7 +17,9 @@ export class Head {
     private readonly architecture: Architecture,
     private readonly weights: Weights,
   ) {
-    this.stored = architecture.head(weights)
+    const held = new Map<string, Tensor>()
+    this.stored = weights.holding(held, () => architecture.head(weights))
+    this.name = [...held.keys()][0] ?? ''
     this.final = new BlockWeights(device, weights, architecture.final)
     this.weight = device.within([], () => device.resident(this.stored))
   }

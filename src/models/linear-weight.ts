@@ -2,14 +2,16 @@ import type { Device, DType, Tensor } from '../native/device.js'
 import { storedShape, type LinearSpec } from './specs.js'
 import type { Weights } from './weights.js'
 
+type StoredType = 'float32' | 'bfloat16' | 'float16'
+
 /**
  * The matrix of a linear layer in its three forms: stored (the checkpoint's element type and layout), for the forward pass
  * ([out, in] in the compute type), and to be solved (float32 [out, in]). Where two of them are the same they share memory.
  */
 export class LinearWeight {
   private current: Tensor
-  /** The element type of the checkpoint. */
-  readonly storedType: DType
+  /** The element type of the stored form. */
+  readonly storedType: StoredType
   /** Whether `current` is a conversion of a matrix that is trained, to be overwritten. */
   private following = false
 
@@ -21,7 +23,7 @@ export class LinearWeight {
     readonly spec: LinearSpec,
     stored: Tensor,
   ) {
-    this.storedType = stored.dtype
+    this.storedType = stored.dtype as StoredType
     this.current = this.forwardForm(stored)
     // A matrix of which a converted copy was made need not stay in memory beside it.
     if (!this.shares) weights.drop(stored)

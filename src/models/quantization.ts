@@ -1,22 +1,25 @@
 import { SparseGptError } from '../errors.js'
+import { packQuantized, quantizationEntry } from '../files/pack-quantized.js'
 import { quoted } from '../quoted.js'
 
 /** The entries of config.json that say that weights are quantized; the second is an older name that llm-compressor used. */
-const entries = ['quantization_config', 'compression_config']
+const entries = [quantizationEntry, 'compression_config']
 
-/** Throws UNSUPPORTED_MODEL, naming the method, when config.json says that the weights are quantized. */
+/** Throws UNSUPPORTED_MODEL, naming the method, when config.json says that the weights are quantized in a form that is not read. */
 export function checkNotQuantized(config: Record<string, unknown>): void {
   for (const entry of entries) {
     const value = config[entry]
     if (value === undefined || value === null || value === false) continue
+    if (entry === quantizationEntry && packQuantized(config) !== undefined) continue
     const settings = (typeof value === 'object' ? value : {}) as Record<string, unknown>
     const method = settings['quant_method'] ?? bitsAndBytes(settings)
     if (typeof value === 'object' && method === undefined && isUnused(settings)) continue
     const named = method === undefined ? 'without a quant_method' : `quant_method ${quoted(method)}`
     throw new SparseGptError(
       'UNSUPPORTED_MODEL',
-      `config.json: ${entry} (${named}) says that the weights are quantized, which is not supported: give the model ` +
-        'with float weights that it was made from; if the weights are float, remove the entry',
+      `config.json: ${entry} (${named}) says that the weights are quantized, which is not supported but for ` +
+        "compressed-tensors' pack-quantized weights of 4 or 8 bits without quantized activations: give the model with float " +
+        'weights that it was made from; if the weights are float, remove the entry',
     )
   }
 }

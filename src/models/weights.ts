@@ -1,5 +1,6 @@
 import type { Checkpoint } from '../files/checkpoint.js'
-import type { PackedParts, StoredTensor } from '../files/safetensors.js'
+import { unpackDown } from '../files/pack-quantized.js'
+import type { CodedMatrix, PackedParts, StoredTensor } from '../files/safetensors.js'
 import { gather } from '../files/strided.js'
 import { SparseGptError } from '../errors.js'
 import type { DType, FileHandle } from '../native/addon.js'
@@ -11,6 +12,15 @@ const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16
 
 /** The size from which on the CPU's memory pool keeps buffers (native/cpu/memory_pool.h), in bytes: smaller ones cost page faults. */
 const smallestPooled = 2 ** 21
+
+/** A matrix of codes on a device. */
+export interface CodedTensors {
+  codes: Tensor
+  scale: Tensor
+  zeroPoints: Tensor
+  bits: number
+  groupSize: number
+}
 
 /** The weights of a checkpoint as device tensors: mapped from the files, unpacked, or replaced by pruned ones. */
 export class Weights {
@@ -79,14 +89,30 @@ export class Weights {
     return tensor
   }
 
+  /**
+   * The codes that a matrix is stored as: uint8 [rows, columns], with scales and zero points (uint8) [rows, groups]; undefined for one that is
+   * stored otherwise. The caller disposes of the three. Throws INVALID_CHECKPOINT.
+   */
+  coded(name: string): CodedTensors | undefined {
+    const info = this.pruned.get(name) ?? this.checkpoint.tensors.get(name) ?? this.tiedHead(name)
+    if (!info?.codes || (!this.pruned.has(name) && this.replaced.has(name))) return undefined
+    const { bits, groupSize } = info.codes
+    const { device } = this
+    const { codes, scale, zeroPoints } = this.codes(info, info.codes)
+    const middle = () =>
+      device.upload(new Uint8Array(scale.rows * scale.width).fill(1 << (bits - 1)), scale.shape)
+    return { codes, scale, zeroPoints: zeroPoints ?? device.within([], middle), bits, groupSize }
+  }
+
   private open(name: string, info: StoredTensor, shape: readonly number[]): Tensor {
     const replaced = this.pruned.has(name) ? undefined : this.replaced.get(name)
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
-    return info.packed ? this.unpack(info, info.packed) : this.map(info, shape, dtypes[info.dtype]!)
+    if (info.packed) return this.unpack(info, info.packed)
+    return info.codes ? this.decode(info, info.codes) : this.map(info, shape, dtypes[info.dtype]!)
   }
 
-  /** A packed matrix in the device's memory. */
+  /** A packed matrix of values in the device's memory. */
   private unpack({ file, name, shape, dtype }: StoredTensor, packed: PackedParts): Tensor {
     const { device } = this
     const values = this.map(packed.compressed, packed.compressed.shape, dtypes[dtype]!)
@@ -97,6 +123,54 @@ export class Weights {
     device.unpackValues({ values, bitmask, offsets }, matrix, subject)
     for (const part of [values, bitmask, offsets]) this.giveBack([part])
     return matrix
+  }
+
+  /** A matrix of codes in the device's memory. */
+  private decode(info: StoredTensor, coded: CodedMatrix): Tensor {
+    const { device } = this
+    const dtype = dtypes[info.dtype]!
+    const { codes, scale, zeroPoints } = this.codes(info, coded)
+    const matrix = this.room(dtype, codes.shape)
+    device.dequantizeCodes(codes, { scale, zeroPoints }, coded.bits, matrix)
+    codes.dispose()
+    this.giveBack([scale, ...(zeroPoints ? [zeroPoints] : [])])
+    if (!coded.transposed) return matrix
+    const stored = this.room(dtype, info.shape)
+    device.transpose(matrix, dtype, stored)
+    matrix.dispose()
+    return stored
+  }
+
+  /** The codes of a matrix, uint8 [rows, columns], with their scales and zero points; the caller disposes of them. */
+  private codes(
+    { file, name, shape }: StoredTensor,
+    { bits, transposed, parts }: CodedMatrix,
+  ): { codes: Tensor; scale: Tensor; zeroPoints: Tensor | undefined } {
+    const { device } = this
+    const [rows, columns] = (transposed ? [...shape].reverse() : shape) as [number, number]
+    const packed = this.map(
+      parts.codes,
+      parts.bitmask ? [parts.codes.bytes] : [rows, parts.codes.bytes / rows],
+      'uint8',
+    )
+    const bitmask = parts.bitmask && this.map(parts.bitmask, parts.bitmask.shape, 'uint8')
+    const offsets = parts.rowOffsets && this.map(parts.rowOffsets, [rows, 8], 'uint8')
+    const scale = this.map(parts.scale, parts.scale.shape, dtypes[parts.scale.dtype]!)
+    const zeroPoints = parts.zeroPoint && this.zeroPoints(parts.zeroPoint, scale.shape, bits)
+    const codes = this.room('uint8', [rows, columns])
+    const subject = `${file}: the packed tensor ${JSON.stringify(name)}`
+    device.unpackCodes({ packed, bitmask, offsets, zeroPoints }, bits, codes, subject)
+    this.giveBack([packed, bitmask, offsets].filter((part) => part !== undefined))
+    return { codes, scale, zeroPoints }
+  }
+
+  /** Zero points, uint8 [rows, groups]. */
+  private zeroPoints(part: StoredTensor, shape: readonly number[], bits: number): Tensor {
+    if (part.dtype === 'U8') return this.map(part, shape, 'uint8')
+    const [rows, groups] = shape as [number, number]
+    // One for each row and group, which is little.
+    const packed = new Int32Array(new Uint8Array(gather(part)).buffer)
+    return this.device.within([], () => this.device.upload(unpackDown(packed, rows, groups, bits), shape))
   }
 
   /** Memory for a matrix, which comes and goes with every pass: at least as large as what the CPU's pool keeps for reuse. */

@@ -679,6 +679,94 @@ export const operations = {
     }),
   ),
 
+  // --- codes: the integers of weights on grids. A weight is scale · (code - zero point); no zero points stand for 2^(bits - 1) ---
+
+  /**
+   * The grids that span the weights of each row and group of columns, as pruneSparsegpt finds them: `steps`, of the type `stepType`, and
+   * `zeros`, float32, both [rows, groups]. x is of a float type and contiguous.
+   */
+  findGrids: operation('solve', (x: Tensor, { bits, symmetric, clip, ...rest }: Rounding) => ({
+    make: gridsOf(x, { bits, symmetric, clip, ...rest }),
+    read: { x },
+    settings: { bits, symmetric, clip },
+  })),
+
+  /** The nearest codes on grids, uint8 [rows, columns], and the grids' zeros as uint8 [rows, groups]. */
+  quantizeCodes: operation(
+    'convert',
+    (x: Tensor, { steps, zeros }: { steps: Tensor; zeros: Tensor }, bits: number) => ({
+      make: { codes: uint8(...matrix(x)), zeroPoints: uint8(...matrix(zeros)) },
+      read: { x, steps, zeros },
+      settings: { bits },
+    }),
+  ),
+
+  /** The weights of codes, computed in float32 and rounded to the type of `out`. */
+  dequantizeCodes: operation(
+    'convert',
+    (
+      codes: Tensor,
+      { scale, zeroPoints }: { scale: Tensor; zeroPoints: Tensor | undefined },
+      bits: number,
+      out: Tensor,
+    ) => ({
+      make: { out },
+      read: { codes, scale, zeroPoints },
+      settings: { bits },
+    }),
+  ),
+
+  /** Marks the codes that are not the zero point, as markValues does. */
+  markCodes: operation('convert', (codes: Tensor, zeroPoints: Tensor | undefined, bits: number) => ({
+    make: {
+      bitmask: uint8(codes.rows, Math.ceil(codes.width / 8)),
+      counts: { dtype: 'int32' as const, shape: [codes.rows] },
+    },
+    read: { codes, zeroPoints },
+    settings: { bits },
+  })),
+
+  /**
+   * Packs codes, each row as a stream of bits, the lowest first, that ends with a whole byte: uint8 of `shape`. With `marked` only the marked
+   * ones, of the shape [bytes]; `offsets`, uint8 [rows, 8]: at which byte each row begins. Else all, [rows, bytes of a row].
+   */
+  packCodes: operation(
+    'convert',
+    (
+      codes: Tensor,
+      bits: number,
+      shape: readonly number[],
+      marked?: { bitmask: Tensor; offsets: Tensor },
+    ) => ({
+      make: { packed: uint8(...shape) },
+      read: { codes, bitmask: marked?.bitmask, offsets: marked?.offsets },
+      settings: { bits },
+    }),
+  ),
+
+  /**
+   * The way back: `codes`, uint8 [rows, columns], which are the zero point where they are not marked. Parts that contradict each other show
+   * at the next synchronisation: INVALID_CHECKPOINT with a message that begins with `subject`.
+   */
+  unpackCodes: operation(
+    'convert',
+    (
+      {
+        packed,
+        bitmask,
+        offsets,
+        zeroPoints,
+      }: { packed: Tensor } & { [Name in 'bitmask' | 'offsets' | 'zeroPoints']?: Tensor | undefined },
+      bits: number,
+      codes: Tensor,
+      subject: string,
+    ) => ({
+      make: { codes },
+      read: { packed, bitmask, offsets, zeroPoints },
+      settings: { bits, subject },
+    }),
+  ),
+
   // --- strips: matrices for products with a few rows, which are bound by reading them ---
 
   /** The bytes of each strip of a matrix, int32 [strips]. */

@@ -150,6 +150,7 @@ export async function jobNeeds(
       windows,
       {
         usesMask: false,
+        usesCodes: false,
         store,
         storeParameter: store,
         // Where blocks are finished, the allocation is known.

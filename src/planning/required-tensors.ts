@@ -4,6 +4,7 @@ import type { StoredTensor } from '../files/safetensors.js'
 import type { Architecture } from '../models/architecture.js'
 import { Engine } from '../models/engine.js'
 import type { Family } from '../models/family.js'
+import { familyOf } from '../models/registry.js'
 import { tensorsOf } from '../models/specs.js'
 import { Weights } from '../models/weights.js'
 import { Device, findBackend } from '../native/device.js'
@@ -27,25 +28,46 @@ export function askForEveryTensor(engine: Engine): void {
  * Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
  */
 export function checkTensors(family: Family, checkpoint: Checkpoint): void {
+  const { engine, asked } = openShapes(family, checkpoint)
+  askForEveryTensor(engine)
+  checkNothingIsPassedOver(checkpoint, engine.architecture, asked)
+}
+
+/** The matrices of a checkpoint, [vocabulary, columns], that tokens are embedded with and that the head makes logits with; one if they are tied. */
+export function tokenMatrices(checkpoint: Checkpoint): StoredTensor[] {
+  const { engine, asked } = openShapes(familyOf(checkpoint.config), checkpoint)
+  engine.embed([[new Int32Array(1)]])
+  const [embedding] = asked.values()
+  asked.clear()
+  engine.architecture.head(engine.weights)
+  const [head] = asked.values()
+  return [...new Set([embedding!, head!])]
+}
+
+/** A model that knows shapes only, and what its parts have asked the checkpoint for. */
+function openShapes(
+  family: Family,
+  checkpoint: Checkpoint,
+): { engine: Engine; asked: AskedWeights['asked'] } {
   const device = new Device('cpu', 1, new ShapeExecutor(findBackend('cpu').traits))
   const weights = new AskedWeights(device, checkpoint)
   const architecture = family.build(checkpoint.config, weights)
-  askForEveryTensor(new Engine(device, architecture, weights, checkpoint, ''))
-  checkNothingIsPassedOver(checkpoint, architecture, weights.asked)
+  return { engine: new Engine(device, architecture, weights, checkpoint, ''), asked: weights.asked }
 }
 
 /** Weights of shapes only that a checkpoint must have. */
 class AskedWeights extends Weights {
-  /** The names of all tensors that were asked for. */
-  readonly asked = new Set<string>()
+  /** All tensors that were asked for, as the checkpoint has them, by the names that they were asked for by. */
+  readonly asked = new Map<string, StoredTensor>()
 
   constructor(device: Device, checkpoint: Checkpoint) {
     super(device, checkpoint, 'float32')
   }
 
   override require(name: string, shape: readonly number[]): StoredTensor {
-    const { dtype, bytes, shape: sizes } = super.require(name, shape)
-    this.asked.add(name)
+    const stored = super.require(name, shape)
+    const { dtype, bytes, shape: sizes } = stored
+    this.asked.set(name, stored)
     // Without the place: nothing is to be read.
     return { name, dtype, shape: sizes, bytes, file: name, offset: 0 }
   }
@@ -58,7 +80,7 @@ class AskedWeights extends Weights {
 function checkNothingIsPassedOver(
   checkpoint: Checkpoint,
   architecture: Architecture,
-  asked: ReadonlySet<string>,
+  asked: ReadonlyMap<string, StoredTensor>,
 ): void {
   const prefixes = new Set(
     Array.from({ length: architecture.blockCount }, (_, i) => architecture.block(i).prefix),

@@ -16,7 +16,8 @@ import {
   type PreparedSolver,
   type SolvedLayer,
 } from './layer-solver.js'
-import type { Method, Preparation, Selection } from './methods/method.js'
+import { codesOf } from './codes.js'
+import type { Grids, Method, Preparation, Selection } from './methods/method.js'
 import { fitsWeights } from './methods/methods.js'
 import type { MethodSettings } from './options.js'
 import type { ProgressMeter } from './progress.js'
@@ -41,7 +42,7 @@ export interface BlockPrunerOptions {
   refit: boolean
   reconstruct?: ReconstructionSettings | undefined
   offload?: Offload | undefined
-  destination: Pick<Destination, 'store' | 'storeParameter' | 'usesMask'>
+  destination: Pick<Destination, 'store' | 'storeParameter' | 'usesMask' | 'usesCodes'>
   meter: ProgressMeter
 }
 
@@ -251,7 +252,7 @@ export class BlockPruner {
           weight.follow(dense)
           this.solved.set(name, { matrix: dense.share(), mask: solved.mask.share() })
         } else {
-          await this.store(weight, dense, solved.mask)
+          await this.store(weight, dense, solved.mask, solved.grids)
         }
         return layerReport(layerName, weight, solved, await prepared?.())
       })
@@ -264,10 +265,13 @@ export class BlockPruner {
   }
 
   /** Hands a finished matrix on, float32 [out, in], which the forward pass then sees as it is stored. */
-  private async store(weight: LinearWeight, solved: Tensor, mask: Tensor): Promise<void> {
+  private async store(weight: LinearWeight, solved: Tensor, mask: Tensor, grids?: Grids): Promise<void> {
+    const { destination } = this.o
+    // Of float32 weights: those that are rounded to the stored type may lie between two codes.
+    const codes = grids && destination.usesCodes ? codesOf(this.engine.device, solved, grids) : undefined
     const stored = weight.settle(solved)
     try {
-      await this.o.destination.store(weight.name, stored, this.storedMask(weight, mask))
+      await destination.store(weight.name, stored, { mask: this.storedMask(weight, mask), codes })
     } finally {
       stored.dispose()
     }
@@ -345,10 +349,11 @@ export class BlockPruner {
 
   private async selection(layerName: string, weight: LinearWeight): Promise<Selection> {
     const { choices, masks } = this.o
-    if (!masks) return choices(layerName)
+    const stepType = weight.storedType
+    if (!masks) return { ...choices(layerName), stepType }
     const shape = storedShape(weight.spec)
     const stored = this.engine.device.upload(await masks.read(weight.name, shape), shape)
-    return { given: weight.solvingMask(stored) }
+    return { given: weight.solvingMask(stored), stepType }
   }
 }
 

@@ -1,13 +1,16 @@
 import { SparseGptError, type ErrorCode } from '../errors.js'
 import { openCheckpoint, type Checkpoint, type StoredTensor } from '../files/checkpoint.js'
+import type { Grid } from '../files/coded.js'
 import { dense } from '../files/encodings/dense.js'
-import type { Encoding } from '../files/encodings/encoding.js'
+import type { Codes, Encoding } from '../files/encodings/encoding.js'
 import type { JobIdentity } from '../files/journal.js'
+import { isPacked } from '../files/safetensors.js'
 import { CheckpointWriter } from '../files/writer.js'
 import type { Engine } from '../models/engine.js'
 import { namedLinears } from '../models/specs.js'
 import type { Tensor } from '../native/device.js'
 import type { Shares } from './allocation/allocation.js'
+import { nearestCodes, type MatrixCodes } from './codes.js'
 import type { LayerReport } from './report.js'
 
 /** What is noted of a finished block. */
@@ -23,11 +26,17 @@ export interface Destination<Finished = FinishedBlock> {
   readonly folder: string | null
   /** Whether store() looks at the mask. */
   readonly usesMask: boolean
+  /** Whether store() looks at the codes. */
+  readonly usesCodes: boolean
   /**
-   * Takes a weight in its stored form, and if it wants the solver's mask (uint8, 1 = pruned) in the same layout. The tensors'
-   * owner may dispose of them afterwards.
+   * Takes a weight in its stored form, and if it wants them the solver's mask (uint8, 1 = pruned) in the same layout and the codes of
+   * a weight on grids. The tensors' owner may dispose of them afterwards.
    */
-  store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void>
+  store(
+    weightName: string,
+    matrix: Tensor,
+    rest?: { mask?: Tensor | undefined; codes?: MatrixCodes | undefined },
+  ): Promise<void>
   /** Takes a parameter that is no matrix, such as a norm's weight or a bias, in its stored form. */
   storeParameter(name: string, parameter: Tensor): Promise<void>
   /**
@@ -47,7 +56,7 @@ export interface Destination<Finished = FinishedBlock> {
 /** What pruning the blocks needs of a destination. */
 export type BlockDestination = Pick<
   Destination,
-  'store' | 'storeParameter' | 'usesMask' | 'finished' | 'finishBlock'
+  'store' | 'storeParameter' | 'usesMask' | 'usesCodes' | 'finished' | 'finishBlock'
 >
 
 /** The errors that the same job would meet again. */
@@ -67,10 +76,13 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     private readonly awaited: ReadonlySet<string>,
     /** The names of all weights that the encoding is applied to and that come without a mask, in the order of writing. */
     private readonly order: readonly string[],
+    /** What weights are rounded to, by name: those that are awaited are on it already. */
+    private readonly grids: ReadonlyMap<string, Grid>,
   ) {}
 
   /**
-   * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; with `resume` that of an
+   * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; `grids`: what some are rounded to, of
+   * which those that nobody will store are rounded here; with `resume` that of an
    * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`; `denseModel`: what
    * it reads beside the engine's, which is not to be replaced either. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED, INVALID_CHECKPOINT.
    */
@@ -87,12 +99,16 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       resume?: boolean
       stateBytes?: number
       denseModel?: Checkpoint | undefined
+      grids?: ReadonlyMap<string, Grid>
     },
   ): Promise<FolderDestination<Finished>> {
-    const order = writingOrder(engine, options.encoding)
+    const { encoding, grids = new Map<string, Grid>() } = options
+    const awaited = new Set(weights)
+    const rounded = [...grids.keys()].filter((name) => !awaited.has(name))
+    const order = [...new Set([...writingOrder(engine, encoding), ...rounded])]
     const all = { ...options, encoded: [...new Set([...weights, ...order])] }
     const writer = await CheckpointWriter.create<Finished>(engine.checkpoint, out, all)
-    return new FolderDestination(engine, writer, options.encoding, new Set(weights), order)
+    return new FolderDestination(engine, writer, encoding, awaited, order, grids)
   }
 
   get folder(): string {
@@ -108,10 +124,19 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     return this.encoding.usesMask ?? false
   }
 
-  async store(weightName: string, matrix: Tensor, mask?: Tensor): Promise<void> {
+  get usesCodes(): boolean {
+    return this.encoding.usesCodes ?? false
+  }
+
+  async store(
+    weightName: string,
+    matrix: Tensor,
+    { mask, codes }: { mask?: Tensor | undefined; codes?: MatrixCodes | undefined } = {},
+  ): Promise<void> {
     await this.storeOthers()
     this.stored.add(weightName)
-    await this.write(weightName, matrix, this.encoding, mask)
+    const grid = this.grids.get(weightName)
+    await this.write(weightName, matrix, this.encoding, { mask, codes: codes && grid && { grid, ...codes } })
   }
 
   /**
@@ -125,10 +150,14 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       if (this.awaited.has(name)) return
       const { shape } = checkpoint.tensors.get(name) as StoredTensor
       const matrix = device.within([], () => weights.stored(name, shape))
+      const grid = this.grids.get(name)
+      const made: Tensor[] = []
       try {
         this.stored.add(name)
-        await this.write(name, matrix, this.encoding)
+        const codes = grid && device.within(made, () => ({ grid, ...nearestCodes(device, matrix, grid) }))
+        await this.write(name, matrix, this.encoding, { codes })
       } finally {
+        for (const tensor of made) tensor.dispose()
         weights.drop(matrix)
       }
       step(name, (i + 1) / this.order.length)
@@ -140,10 +169,15 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     return this.write(name, parameter, dense)
   }
 
-  private async write(weightName: string, matrix: Tensor, encoding: Encoding, mask?: Tensor): Promise<void> {
+  private async write(
+    weightName: string,
+    matrix: Tensor,
+    encoding: Encoding,
+    { mask, codes }: { mask?: Tensor | undefined; codes?: Codes | undefined } = {},
+  ): Promise<void> {
     const { device, checkpoint } = this.engine
     const { name, dtype, shape } = checkpoint.tensors.get(weightName) as StoredTensor
-    const encoded = await encoding.encode(device, { name, dtype, shape, matrix, mask })
+    const encoded = await encoding.encode(device, { name, dtype, shape, matrix, mask, codes })
     if (encoded.some((part) => part.name !== weightName)) this.encodedCount++
     try {
       const parts = encoded.map(({ tensor, ...layout }) => {
@@ -202,7 +236,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
  * linear layers, and whatever is packed in the source.
  */
 function writingOrder({ architecture, checkpoint }: Engine, encoding: Encoding): string[] {
-  const packed = [...checkpoint.tensors.values()].flatMap((tensor) => (tensor.packed ? [tensor.name] : []))
+  const packed = [...checkpoint.tensors.values()].filter(isPacked).map(({ name }) => name)
   if (encoding === dense || encoding.usesMask) return packed
   const linears = Array.from({ length: architecture.blockCount }, (_, index) =>
     namedLinears(architecture.block(index)).map(({ name }) => `${name}.weight`),
@@ -214,6 +248,7 @@ function writingOrder({ architecture, checkpoint }: Engine, encoding: Encoding):
 export class MemoryDestination implements Destination {
   readonly folder = null
   readonly usesMask = false
+  readonly usesCodes = false
   readonly finished = []
   private readonly pruned = new Map<string, Tensor>()
 

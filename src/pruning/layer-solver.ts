@@ -1,6 +1,6 @@
 import type { Device, Tensor } from '../native/device.js'
 import { LeastSquares, type Fit } from './least-squares.js'
-import type { Method, Selection, Solver } from './methods/method.js'
+import type { Grids, Method, Selection, Solver } from './methods/method.js'
 import { withoutInputs } from './methods/methods.js'
 import type { MethodSettings } from './options.js'
 import { freeZeros, settleZeros } from './regrowth.js'
@@ -73,6 +73,8 @@ export interface SolvedLayer {
   mask: Tensor
   /** The loss ½ tr(ΔW H ΔWᵀ); null where the method does not know it. */
   loss: number | null
+  /** What the kept weights were rounded to; undefined where they were not. */
+  grids: Grids | undefined
   /** The number of zeros in the matrix. */
   zeros: number
   /** How well the kept weights do; undefined where nothing is fitted. */
@@ -91,7 +93,7 @@ export async function solveLayer(
   const watch = new Stopwatch(device)
   if (regrow) freeZeros(device, weight)
   const goal = fitting && goalOf(device, fitting, weight)
-  const { mask, loss } = solver.prune(weight, selection)
+  const { mask, loss, grids } = solver.prune(weight, selection)
   const precision = fitting?.near && !selection.given ? tolerance.near : tolerance.far
   const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit ? precision : undefined)
   if (regrow) settleZeros(device, weight)
@@ -104,7 +106,7 @@ export async function solveLayer(
     watch.seconds(),
   ] as const
   const [[zeros = 0], losses, fit, seconds] = await Promise.all(reads)
-  return { mask, loss: losses?.[0] ?? null, zeros, fit, seconds }
+  return { mask, grids, loss: losses?.[0] ?? null, zeros, fit, seconds }
 }
 
 /** What the outputs are to come near, as weights in the scale of LeastSquares; with a dense stream `weight` becomes these, its zeros apart. */

@@ -4,6 +4,7 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { packed, type Checkpoint } from '../files/checkpoint.js'
+import { isPacked } from '../files/safetensors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
@@ -107,10 +108,11 @@ async function convertModel(direction: Direction, model: Model, o: Parsed): Prom
 }
 
 function checkSource(direction: Direction, { checkpoint, folder }: Engine): void {
-  const isPacked = checkpoint.format === packed
-  if (isPacked === (direction === 'unpack')) return
-  const state = isPacked
-    ? `packed already (${checkpoint.index ?? packed.single})`
+  const isPackedModel = checkpoint.format === packed || packedCount(checkpoint) > 0
+  if (isPackedModel === (direction === 'unpack')) return
+  const { index, format } = checkpoint
+  const state = isPackedModel
+    ? `packed already (${index ?? format.single})`
     : `not packed: it has no ${packed.single}`
   throw new SparseGptError('INVALID_OPTION', `${direction}: ${folder} is ${state}`)
 }
@@ -143,8 +145,7 @@ async function write(engine: Engine, encoding: EncodingName, o: Parsed): Promise
   }
 }
 
-const packedCount = ({ tensors }: Checkpoint) =>
-  [...tensors.values()].filter((tensor) => tensor.packed !== undefined).length
+const packedCount = ({ tensors }: Checkpoint) => [...tensors.values()].filter(isPacked).length
 
 async function fileBytes({ folder, shards }: Checkpoint): Promise<number> {
   const sizes = await Promise.all(shards.map(async ({ file }) => (await stat(join(folder, file))).size))

@@ -2,15 +2,18 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { calibrationWindows, textSource, type TextSource } from '../text/source.js'
 import { saveTokens } from '../text/token-file.js'
+import type { Grid } from '../files/coded.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
 import type { JobIdentity } from '../files/journal.js'
 import { MaskFile } from '../files/mask-file.js'
+import { packQuantizedBits } from '../files/pack-quantized.js'
 import { OutputFolder } from '../files/output-folder.js'
 import { SparseGptError } from '../errors.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import type { Work } from '../native/device.js'
 import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
+import { tokenMatrices } from '../planning/required-tensors.js'
 import { targetsByBlock } from '../pruning/allocation/allocation.js'
 import { isMeasured } from '../pruning/allocation/names.js'
 import { meanShare, readAllocation, type Allocation } from '../pruning/allocation/recipe.js'
@@ -64,8 +67,17 @@ export interface PruneOptions extends ModelPruningOptions {
   out?: string
   /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
-  /** The form in which `out` holds the pruned weights. Default 'dense': every value, as other programs read it. */
+  /**
+   * The form in which `out` holds the pruned weights. Default 'dense': every value, as other programs read it. 'bitmask': without the
+   * zeros, and with `bits` as codes of so many bits, which only this package reads. 'compressed-tensors': as codes of 4 or 8 `bits`, zeros
+   * included, which transformers and vLLM read.
+   */
   encoding?: EncodingName
+  /**
+   * The number of bits, 8, that the output head and the token embedding are rounded to in `out`, each value to the nearest on a grid for
+   * each row and group of 128 columns; with encoding 'bitmask' only. Default: they stay as they are.
+   */
+  headBits?: 8
   /**
    * Whether a job that was stopped goes on where it had come, the block under way excepted: one to the same `out` with the same
    * model, text and options. The result is the one that an uninterrupted job has. Where nothing can be resumed the job starts
@@ -117,6 +129,7 @@ const schema = modelPruningOptions
     out: path.optional(),
     force: z.boolean().default(false),
     encoding: z.enum(Object.keys(encodings) as EncodingName[]).default('dense'),
+    headBits: z.literal(8, { error: 'must be 8' }).optional(),
     resume: z.boolean().default(false),
     profile: z.boolean().default(false),
     offload: path.optional(),
@@ -129,6 +142,7 @@ const schema = modelPruningOptions
   .strict()
   .superRefine((options, context) => {
     checkSelection(options, context)
+    checkEncoding(options, context)
     if (options.resume && options.out === undefined) {
       const message = 'needs out: what is pruned in memory only cannot be resumed'
       context.addIssue({ code: 'custom', path: ['resume'], message })
@@ -152,6 +166,27 @@ const schema = modelPruningOptions
       context.addIssue({ code: 'custom', path: ['calibration'], message })
     }
   })
+
+/** What the schema checks of the form of the output. */
+function checkEncoding(
+  o: {
+    encoding: EncodingName
+    bits?: number | undefined
+    headBits?: 8 | undefined
+    out?: string | undefined
+  },
+  context: z.RefinementCtx,
+): void {
+  const refuse = (option: string, message: string) =>
+    context.addIssue({ code: 'custom', path: [option], message })
+  const { bits } = o
+  if (o.encoding === 'compressed-tensors' && (bits === undefined || !packQuantizedBits.includes(bits)))
+    refuse('encoding', `compressed-tensors needs bits 4 or 8, not ${bits ?? 'float weights'}`)
+  if (o.headBits === undefined) return
+  if (o.out === undefined) refuse('headBits', 'needs out: it is of the weight files')
+  if (o.encoding !== 'bitmask')
+    refuse('headBits', 'needs encoding "bitmask": other forms have no codes for it')
+}
 
 /**
  * Prunes a model block by block with SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774), Wanda or by magnitude. With
@@ -203,6 +238,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
             encoding: encodings[o.encoding],
             weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
             denseModel: dense?.checkpoint,
+            grids: gridsOf(engine, o, layers),
           })
     const reading = performance.now()
     const { windows, text } = await drawCalibration(engine, o)
@@ -245,6 +281,22 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   } finally {
     for (const { weights } of beside) weights.dispose()
   }
+}
+
+/** What weights are rounded to, by name. */
+function gridsOf(engine: Engine, o: Parsed, layers: readonly LinearSpec[][]): Map<string, Grid> {
+  const grids = new Map<string, Grid>()
+  const { bits, symmetric } = o
+  for (const { name, columns, layout } of bits === undefined ? [] : layers.flat()) {
+    const { groupSize = columns } = o
+    grids.set(`${name}.weight`, { bits: bits!, groupSize, symmetric, transposed: layout === 'in-out' })
+  }
+  for (const { name, shape } of o.headBits ? tokenMatrices(engine.checkpoint) : []) {
+    const [, columns = 0] = shape
+    const groupSize = columns % 128 === 0 ? 128 : columns
+    grids.set(name, { bits: o.headBits!, groupSize, symmetric: true, transposed: false })
+  }
+  return grids
 }
 
 interface Stages extends Omit<Parsed, 'offload' | 'dense'> {

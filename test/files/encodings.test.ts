@@ -201,7 +201,7 @@ describe('an encoding with other names and sizes', () => {
       const pruned = Uint8Array.from({ length: rows * columns }, (_, i) => (i % 3 === 0 ? 1 : 0))
       const values = Float32Array.from(pruned, (bit, i) => (bit ? 0 : i))
       const destination = await FolderDestination.create(engine, out, { ...options, weights: [name] })
-      await destination.store(name, device.upload(values, shape), device.upload(pruned, shape))
+      await destination.store(name, device.upload(values, shape), { mask: device.upload(pruned, shape) })
       await destination.commit()
 
       const tensors = await readTensors(join(out, 'model.safetensors'))

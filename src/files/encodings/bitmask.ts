@@ -1,24 +1,37 @@
 import type { Device, Tensor } from '../../native/device.js'
 import { packed } from '../checkpoint.js'
+import { codeBytes, codeLayouts } from '../coded.js'
 import { packedLayouts } from '../packed.js'
-import { tensorBytes } from '../safetensors.js'
+import { tensorBytes, type TensorLayout } from '../safetensors.js'
 import { dense } from './dense.js'
-import type { EncodedTensor, Encoding, PrunedWeight } from './encoding.js'
+import type { Codes, EncodedTensor, Encoding, PrunedWeight } from './encoding.js'
 
 /**
  * The encoding that stores the values that are not zero and a bit for every element (sparse-bitmask of compressed-tensors 0.9 to
- * 0.14). It keeps every bit: a negative zero counts as a value. A matrix that would not become smaller stays as it is.
+ * 0.14). It keeps every bit: a negative zero counts as a value. A matrix that would not become smaller stays as it is. Of a matrix on
+ * grids the codes are stored in the place of the values, with a bit for every element where that is smaller.
  */
 export const bitmask: Encoding = {
   format: packed,
-  layout: (weight) => {
+  usesCodes: true,
+  layout: (weight, grid) => {
     const [rows = 0, columns = 0] = weight.shape
-    return Object.values(packedLayouts(weight, rows * columns)).map((part) => ({ ...part, varies: true }))
+    const values = Object.values(packedLayouts(weight, rows * columns))
+    if (!grid) return values.map(varying)
+    const [, inputs] = grid.transposed ? [columns, rows] : [rows, columns]
+    const bytes = ((rows * columns) / inputs) * codeBytes(inputs, grid.bits)
+    const codes = Object.values(codeLayouts(weight, grid, bytes))
+    // Both have a bitmask and row offsets.
+    const names = new Set(codes.map(({ name }) => name))
+    return [...codes, ...values.filter(({ name }) => !names.has(name))].map(varying)
   },
   encode: async (device, weight) => {
     const made: Tensor[] = []
     try {
-      const parts = await encode(device, weight, made)
+      const { codes } = weight
+      const parts =
+        (codes && (await encodeCodes(device, weight, codes, made))) ??
+        (await encodeValues(device, weight, made))
       for (const tensor of made) if (!parts?.some((part) => part.tensor === tensor)) tensor.dispose()
       return parts ?? (await dense.encode(device, weight))
     } catch (error) {
@@ -28,8 +41,27 @@ export const bitmask: Encoding = {
   },
 }
 
+const varying = (part: TensorLayout) => ({ ...part, varies: true })
+
+const bytesOf = (array: BigInt64Array) => new Uint8Array(array.buffer)
+
+const areSmaller = (parts: readonly TensorLayout[], weight: TensorLayout) =>
+  parts.reduce((sum, part) => sum + tensorBytes(part), 0) < tensorBytes(weight)
+
+/** Where rows begin that have these lengths, and where the last one ends. */
+function startsOf(lengths: Iterable<number>, rows: number): { starts: BigInt64Array; end: number } {
+  const starts = new BigInt64Array(rows)
+  let end = 0
+  let row = 0
+  for (const length of lengths) {
+    starts[row++] = BigInt(end)
+    end += length
+  }
+  return { starts, end }
+}
+
 /** The four parts of a matrix; undefined where they would take no less than the matrix. All that is made goes into `made`, too. */
-async function encode(
+async function encodeValues(
   device: Device,
   weight: PrunedWeight,
   made: Tensor[],
@@ -37,16 +69,9 @@ async function encode(
   const { matrix, shape } = weight
   const { bitmask, counts } = device.within(made, () => device.markValues(matrix))
   const lengths = await device.read(counts)
-  const starts = new BigInt64Array(lengths.length)
-  let count = 0
-  for (const [row, length] of lengths.entries()) {
-    starts[row] = BigInt(count)
-    count += length
-  }
+  const { starts, end: count } = startsOf(lengths, lengths.length)
   const layouts = packedLayouts(weight, count)
-  const bytes = Object.values(layouts).reduce((sum, part) => sum + tensorBytes(part), 0)
-  if (bytes >= tensorBytes(weight)) return undefined
-  const bytesOf = (array: BigInt64Array) => new Uint8Array(array.buffer)
+  if (!areSmaller(Object.values(layouts), weight)) return undefined
   return device.within(made, () => {
     const rowOffsets = device.upload(bytesOf(starts), [starts.length, 8])
     const sizes = BigInt64Array.from(shape, BigInt)
@@ -55,6 +80,45 @@ async function encode(
       { ...layouts.compressed, tensor: device.packValues(matrix, bitmask, rowOffsets, count) },
       { ...layouts.bitmask, tensor: bitmask },
       { ...layouts.rowOffsets, tensor: rowOffsets },
+    ]
+  })
+}
+
+/**
+ * The parts of a matrix of codes, with a bitmask and row offsets where that takes less; undefined where they would take no less than the
+ * matrix. All that is made goes into `made`, too.
+ */
+async function encodeCodes(
+  device: Device,
+  weight: PrunedWeight,
+  { grid, codes, scale, zeroPoints }: Codes,
+  made: Tensor[],
+): Promise<EncodedTensor[] | undefined> {
+  const { bits, groupSize, symmetric, transposed } = grid
+  const { rows, width } = codes
+  const zeros = symmetric ? undefined : zeroPoints
+  const { bitmask, counts } = device.within(made, () => device.markCodes(codes, zeros, bits))
+  const lengths = Array.from(await device.read(counts), (count) => codeBytes(count, bits))
+  const { starts, end } = startsOf(lengths, rows)
+  const all = rows * codeBytes(width, bits)
+  const marks = end + bitmask.bytes + starts.byteLength < all
+  const layouts = codeLayouts(weight, grid, marks ? end : all)
+  const { shape, rowOffsets, scale: scales, zeroPoint, bitmask: marked, codes: stream } = layouts
+  const parts = [shape, scales, stream, ...(zeros ? [zeroPoint] : []), ...(marks ? [rowOffsets, marked] : [])]
+  if (!areSmaller(parts, weight)) return undefined
+  return device.within(made, () => {
+    const sizes = BigInt64Array.from([rows, width, bits, groupSize, ...(transposed ? [1] : [])], BigInt)
+    const offsets = device.upload(bytesOf(starts), [rows, 8])
+    const packed = marks
+      ? device.packCodes(codes, bits, [end], { bitmask, offsets })
+      : device.packCodes(codes, bits, [rows, all / rows])
+    return [
+      { ...shape, tensor: device.upload(bytesOf(sizes), [sizes.length, 8]) },
+      ...(marks ? [{ ...rowOffsets, tensor: offsets }] : []),
+      { ...scales, tensor: scale.share() },
+      ...(zeros ? [{ ...zeroPoint, tensor: zeros.share() }] : []),
+      ...(marks ? [{ ...marked, tensor: bitmask }] : []),
+      { ...stream, tensor: packed },
     ]
   })
 }

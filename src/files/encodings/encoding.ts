@@ -1,6 +1,7 @@
 import type { Device, Tensor } from '../../native/device.js'
 import type { WeightFormat } from '../checkpoint.js'
-import type { TensorLayout } from '../safetensors.js'
+import type { Grid } from '../coded.js'
+import type { StoredTensor, TensorLayout } from '../safetensors.js'
 
 /**
  * The form in which pruned weights are written. Between the pruning and the file every pruned matrix passes `encode`,
@@ -13,20 +14,33 @@ export interface Encoding {
    */
   usesMask?: boolean
 
+  /** Whether the encoder looks at the codes of a weight that was rounded to a grid. Default: false. */
+  usesCodes?: boolean
+
   /** How the weight files are called. Default: those of dense weights. */
   format?: WeightFormat
 
   /**
    * The tensors that take the place of a weight, as far as they are known before it is pruned: space on the disk is
-   * checked, and room for the file's header is kept, by what this returns.
+   * checked, and room for the file's header is kept, by what this returns. `grid`: what the weight will be rounded to. Throws
+   * SparseGptError for a weight that the form has no place for.
    */
-  layout(weight: TensorLayout): PartLayout[]
+  layout(weight: TensorLayout, grid?: Grid): PartLayout[]
 
   /**
-   * The tensors to write in the place of a weight: those of `layout`, in its order, or, where all of those vary, the weight as it is.
-   * The caller disposes of them, which must leave the weight as it is. Throws SparseGptError.
+   * The tensors to write in the place of a weight: those of `layout`, in its order, of which those that vary may be missing, or, where
+   * all vary, the weight as it is. The caller disposes of them, which must leave the weight as it is. Throws SparseGptError.
    */
   encode(device: Device, weight: PrunedWeight): Promise<EncodedTensor[]>
+
+  /** Puts matrices in the place of the parts that `encode` has made of them, all of one file. Default: as in a folder of `format`. */
+  join?: (file: string, tensors: readonly StoredTensor[], grid: Grid | undefined) => Promise<StoredTensor[]>
+
+  /**
+   * What config.json is to say of the weights under the name quantization_config; undefined for nothing. `grids`: those of the weights that
+   * were rounded; `tensors`: all that the weight files have.
+   */
+  quantization?(grids: readonly Grid[], tensors: readonly TensorLayout[]): Record<string, unknown> | undefined
 }
 
 /** One of the tensors that take the place of a weight, before the weight is pruned. */
@@ -41,6 +55,19 @@ export interface PrunedWeight extends TensorLayout {
   matrix: Tensor
   /** The solver's mask, uint8 in the layout of `matrix`, 1 = pruned; there if `usesMask` is true. */
   mask: Tensor | undefined
+  /** Its codes; there if `usesCodes` is true and the weight was rounded. */
+  codes?: Codes | undefined
+}
+
+/** The codes of a matrix, whose elements are scale · (code - zero point), rounded to the dtype of the matrix. */
+export interface Codes {
+  grid: Grid
+  /** The codes, uint8 [out, in]. */
+  codes: Tensor
+  /** The scales, [out, groups], in the type of the matrix. */
+  scale: Tensor
+  /** The zero points, uint8 [out, groups]. */
+  zeroPoints: Tensor
 }
 
 /** A tensor to be written; `shape` and `dtype` are those that the file's header will name. */

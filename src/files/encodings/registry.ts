@@ -1,4 +1,5 @@
 import { bitmask } from './bitmask.js'
+import { compressedTensors } from './compressed-tensors.js'
 import { dense } from './dense.js'
 import type { Encoding } from './encoding.js'
 
@@ -6,6 +7,7 @@ import type { Encoding } from './encoding.js'
 export const encodings = {
   dense,
   bitmask,
+  'compressed-tensors': compressedTensors,
 } satisfies Record<string, Encoding>
 
 /** The name of an output encoding. */

@@ -1,11 +1,23 @@
 import type * as z from 'zod'
 import type { Choice, Device, Tensor } from '../../native/device.js'
+import type { Rounding } from '../../native/operations.js'
 import type { Statistic } from '../statistic.js'
 
 /** Which weights of a matrix go: those of the mask, else by the choice. */
 export interface Selection extends Choice {
   /** The mask of what is to go, uint8 [rows, columns], 1 = prune. */
   given?: Tensor | undefined
+  /** The type that the steps of grids are rounded to, where the kept weights are; default 'float32'. */
+  stepType?: Rounding['stepType'] | undefined
+}
+
+/** The grids that weights were rounded to, for each row and group: step · (code - zero). */
+export interface Grids {
+  bits: number
+  /** [rows, groups], of the selection's stepType. */
+  steps: Tensor
+  /** float32 [rows, groups]. */
+  zeros: Tensor
 }
 
 /** What became of a matrix. */
@@ -14,6 +26,8 @@ export interface Pruned {
   mask: Tensor
   /** The loss ½ tr(ΔW H ΔWᵀ), float64 [1]; absent where the method does not know it. */
   loss?: Tensor
+  /** What the kept weights were rounded to; absent where they were not. */
+  grids?: Grids | undefined
 }
 
 /** What the preparation for one input did. */

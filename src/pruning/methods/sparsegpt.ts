@@ -27,10 +27,16 @@ export const sparsegpt: Method<typeof options> = {
     const { blockSize, dampening = 0.01, bits, groupSize, symmetric = false, clip = false } = o
     const { dead, report } = device.factorHessian(hessian!, dampening)
     const factor = { factor: hessian!, dead }
-    const rounding =
-      bits === undefined ? undefined : { bits, groupSize, symmetric, clip, stepType: 'float32' as const }
     return {
-      prune: (weight, selection) => device.pruneSparsegpt(weight, factor, selection, { blockSize, rounding }),
+      prune: (weight, { stepType = 'float32', ...selection }) => {
+        if (bits === undefined) return device.pruneSparsegpt(weight, factor, selection, { blockSize })
+        const rounding = { bits, groupSize, symmetric, clip, stepType }
+        const { steps, zeros, ...pruned } = device.pruneSparsegpt(weight, factor, selection, {
+          blockSize,
+          rounding,
+        })
+        return { ...pruned, grids: steps && zeros && { bits, steps, zeros } }
+      },
       preparation: () => readReport(device, report),
     }
   },

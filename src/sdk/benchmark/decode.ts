@@ -195,8 +195,8 @@ function randomEngine(device: Device, size: string, dtype: BenchDType): Engine {
 /** Strips of random weights in the place of the matrices of a model, with 8 bits for the head where the others are codes. */
 function randomStrips(goal: DecodeGoal, values: DecodeValues): StripsOf {
   const sources = new Map<string, Uint8Array | Float32Array>()
-  return async (device, { rows, width }, _, name) => {
-    const isHead = name === 'head'
+  return async ({ device, architecture }, { rows, width }) => {
+    const isHead = rows === architecture.vocabularySize
     if ((goal === 'dense' || isHead) && values === 'bfloat16') return undefined
     const bits = values === 'bfloat16' ? 16 : values === 'int8' || isHead ? 8 : 4
     const pruned = isHead ? 'dense' : goal
