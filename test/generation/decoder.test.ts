@@ -11,7 +11,7 @@ import { goldenModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
-import { writeTinyModel } from '../tiny-model.js'
+import { randomTokens, writeTinyModel } from '../tiny-model.js'
 import { longGolden, promptOf } from './golden.js'
 
 /** The largest difference of the logits behind `ids` with a decoder from those without, as a share of their range. */
@@ -175,6 +175,31 @@ test('without a token to begin with there are no windows', async () => {
   const options = { count: 1, length: 8, temperature: 1, seed: 0, batch: 1 }
   await expectError(generateWindows(engineOf(model), options), 'INVALID_CHECKPOINT', /bos_token_id/)
   await model.dispose()
+})
+
+test('codes are multiplied as they are stored', async () => {
+  const folder = await writeTinyModel(await temporaryFolder(), 'llama', undefined, { bos_token_id: 3 })
+  const source = await loadModel(folder, { device: 'cpu' })
+  const tokens = randomTokens(200)
+  for (const [bits, symmetric] of [
+    [4, false],
+    [8, true],
+    [3, true],
+  ] as const) {
+    const out = join(await temporaryFolder(), 'pruned')
+    const calibration = { tokens, samples: 4, sequenceLength: 32 }
+    const options = { sparsity: 0.5, bits, symmetric, encoding: 'bitmask', headBits: 8 } as const
+    await prune(source, { ...options, calibration, out })
+    await withResident(out, 'float32', async (model, resident) => {
+      const dense = await ResidentModel.load(engineOf(model), 9)
+      // Float32 elements, against codes and their masks.
+      expect(resident.bytes).toBeLessThan(0.6 * dense.bytes)
+      const decoder = new Decoder(resident, 1, 32)
+      expect(await difference(model, decoder, [[5, 6, 7, 8, 9]])).toBeLessThan(0.02)
+      for (const owner of [decoder, dense]) owner.dispose()
+    })
+  }
+  await source.dispose()
 })
 
 test('a model keeps its weights for the next text, until they change', async () => {

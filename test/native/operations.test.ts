@@ -88,6 +88,11 @@ describe('the operation table', () => {
     spy.markCodes(codes, codes, 4)
     spy.packCodes(codes, 4, [9], { bitmask, offsets })
     spy.unpackCodes({ packed: vector(9), bitmask, offsets, zeroPoints: codes }, 4, codes, 'a file')
+    const form = { bits: 4, masked: true, group: 4, halfScales: false } as const
+    const matrix = { x: codes, grid: { zeros: codes, scales: codes } }
+    spy.measureStrips(matrix, form)
+    spy.packStrips(matrix, offsets, 99, form)
+    spy.multiplyStrips(x, { stream: vector(99), offsets, rows: 4, form }, vector(4))
     spy.multiply(x, t(8, 2))
     spy.accumulateRows(vector(8), x)
     spy.normGradient(x, x, vector(8), 1e-5, { dweight: vector(8), dbias: vector(8) })
