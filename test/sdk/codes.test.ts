@@ -128,30 +128,42 @@ describe('a matrix of codes', () => {
   afterAll(() => device.close())
 
   test.each([
-    [4, true, 3.15],
-    [4, false, 3.25],
-    [8, true, 5.15],
-    [2, true, 2.15],
-  ])('of %i bits, of which half are zero, takes %d bits a weight', async (bits, symmetric, most) => {
-    const [rows, columns] = [64, 4096]
-    const values = Float32Array.from({ length: rows * columns }, (_, i) =>
-      i % 2 ? 0 : ((i * 37) % 101) / 50 - 1,
-    )
-    const shape = [rows, columns]
-    const made = [device.upload(values, shape)]
-    const grid = { bits, groupSize: 128, symmetric, transposed: false }
-    const bytes = await device.within(made, async () => {
-      const matrix = device.cast(made[0]!, 'bfloat16')
-      const codes = { grid, ...nearestCodes(device, matrix, grid) }
-      const weight = { name: 'a.weight', dtype: 'BF16' as StoredDType, shape, matrix, mask: undefined, codes }
-      const parts = await bitmask.encode(device, weight)
-      for (const { tensor } of parts) tensor.dispose()
-      return parts.reduce((sum, part) => sum + tensorBytes(part), 0)
-    })
-    for (const tensor of made) tensor.dispose()
-    expect((8 * bytes) / (rows * columns)).toBeLessThan(most)
-    expect((8 * bytes) / (rows * columns)).toBeGreaterThan(most - 0.15)
-  })
+    // A bit for each code, half the codes, 16 bits for each group and 64 for each row; a little less where codes round to zero.
+    [4, true, 3.14],
+    [4, false, 3.2],
+    [8, true, 5.14],
+    // All codes are smaller than half of them and their marks.
+    [2, true, 2.13],
+  ])(
+    'of %i bits, symmetric %p, of which half are zero, takes %d bits a weight',
+    async (bits, symmetric, most) => {
+      const [rows, columns] = [64, 4096]
+      const values = Float32Array.from({ length: rows * columns }, (_, i) =>
+        i % 2 ? 0 : ((i * 37) % 101) / 50 - 1,
+      )
+      const shape = [rows, columns]
+      const made = [device.upload(values, shape)]
+      const grid = { bits, groupSize: 128, symmetric, transposed: false }
+      const bytes = await device.within(made, async () => {
+        const matrix = device.cast(made[0]!, 'bfloat16')
+        const codes = { grid, ...nearestCodes(device, matrix, grid) }
+        const weight = {
+          name: 'a.weight',
+          dtype: 'BF16' as StoredDType,
+          shape,
+          matrix,
+          mask: undefined,
+          codes,
+        }
+        const parts = await bitmask.encode(device, weight)
+        for (const { tensor } of parts) tensor.dispose()
+        return parts.reduce((sum, part) => sum + tensorBytes(part), 0)
+      })
+      for (const tensor of made) tensor.dispose()
+      expect((8 * bytes) / (rows * columns)).toBeLessThan(most)
+      expect((8 * bytes) / (rows * columns)).toBeGreaterThan(most - 0.35)
+    },
+  )
 })
 
 describe('the form of the output', () => {
@@ -243,7 +255,7 @@ describe('the form of the output', () => {
     expect(await storedIn(a)).toEqual(await storedIn(b))
     expect(await configOf(a)).toEqual(await configOf(model))
     expect(await inspect(quantized)).toMatchObject({ sparsity: (await inspect(dense)).sparsity })
-    expect(await plan(quantized)).toEqual(await plan(dense))
+    expect({ ...(await plan(quantized)), model: '' }).toEqual({ ...(await plan(dense)), model: '' })
   })
 
   test.each([
