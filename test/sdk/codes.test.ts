@@ -245,6 +245,73 @@ describe('the form of the output', () => {
     },
   )
 
+  test.each([
+    ['BF16', true],
+    ['BF16', false],
+    ['F16', false],
+  ] as const)(
+    'of %s, symmetric %p, 8 bits: codes that the rounded weights do not tell apart',
+    async (dtype, symmetric) => {
+      const folder = await temporaryFolder()
+      const source = await writeTinyModel(join(folder, 'model'))
+      const tensors = [...(await storedIn(source)).values()].map((tensor): TestTensor => {
+        const values = new Float32Array(Uint8Array.from(tensor.data).buffer)
+        // All below zero, so that codes are far from the zero point.
+        if (tensor.shape.length === 2)
+          for (let i = 0; i < values.length; i++) values[i] = -Math.abs(values[i]!)
+        const bits = new Uint32Array(values.buffer)
+        const half = (word: number) => ((word >>> 16) & 0x8000) | (((word >>> 13) - (112 << 10)) & 0x7fff)
+        const data = Uint16Array.from(bits, (word) =>
+          dtype === 'BF16' ? word >>> 16 : word << 1 === 0 ? 0 : half(word),
+        )
+        return { ...tensor, dtype, data: new Uint8Array(data.buffer) }
+      })
+      await writeSafetensors(join(source, 'model.safetensors'), tensors)
+      const dense = await pruned(source, join(folder, 'dense'), { bits: 8, symmetric })
+      for (const encoding of ['bitmask', 'compressed-tensors'] as const) {
+        const coded = await pruned(source, join(folder, encoding), { bits: 8, symmetric, encoding })
+        await unpack(coded, { out: join(folder, `${encoding}-unpacked`) })
+        expect(await storedIn(join(folder, `${encoding}-unpacked`))).toEqual(await storedIn(dense))
+      }
+    },
+  )
+
+  test('of groups: each has its scale, in every form', async () => {
+    const source = fileURLToPath(new URL('../files/pack-quantized/8-bits', import.meta.url))
+    const options = { bits: 4, groupSize: 32 } as const
+    const dense = await pruned(source, join(work, 'groups-dense'), options)
+    for (const encoding of ['bitmask', 'compressed-tensors'] as const) {
+      const coded = await pruned(source, join(work, `groups-${encoding}`), { ...options, encoding })
+      const { tensors } = await openCheckpoint(coded)
+      expect(tensors.get('model.layers.0.mlp.down_proj.weight')!.codes).toMatchObject({ groupSize: 32 })
+      await unpack(coded, { out: join(work, `groups-${encoding}-un`) })
+      expect(await storedIn(join(work, `groups-${encoding}-un`))).toEqual(await storedIn(dense))
+    }
+    const { quantization_config: settings } = await configOf(join(work, 'groups-compressed-tensors'))
+    expect(settings).toMatchObject({
+      config_groups: { group_0: { weights: { strategy: 'group', group_size: 32 } } },
+    })
+  })
+
+  test('config.json keeps the text of its other entries', async () => {
+    const source = await writeTinyModel(join(work, 'odd-config'))
+    const rest = JSON.stringify(await configOf(source)).slice(1, -1)
+    const odd = '{"big": 12345678901234567890, "eps": 1e-05, "odd": {"quantization_config": [NaN, "},{"]},'
+    await writeFile(join(source, 'config.json'), `${odd}${rest}}`)
+    const options = { bits: 4, encoding: 'compressed-tensors', method: 'sparsegpt' } as const
+    const out = await pruned(source, join(work, 'odd-out'), options)
+    const text = await readFile(join(out, 'config.json'), 'utf8')
+    for (const kept of [
+      '"big": 12345678901234567890',
+      '"eps": 1e-05',
+      '{"quantization_config": [NaN, "},{"]}',
+    ])
+      expect(text).toContain(kept)
+    await unpack(out, { out: join(work, 'odd-back') })
+    const back = await readFile(join(work, 'odd-back', 'config.json'), 'utf8')
+    expect(back.replace(/\s/g, '')).toBe(`${odd}${rest}}`.replace(/\s/g, ''))
+  })
+
   test('a quantized model is pruned again, and says nothing of it when it is written dense', async () => {
     const options = { bits: 8, encoding: 'compressed-tensors' as const }
     const quantized = await pruned(model, join(work, 'again-quantized'), options)
