@@ -57,6 +57,16 @@ for (const name of Object.keys(operations) as OperationName[]) {
   Object.defineProperty(Methods.prototype, name, { value: method })
 }
 
+/** Where the tensors go that a device makes. */
+interface Scope {
+  device: Device
+  tensors: Tensor[] | undefined
+  outer: Scope | undefined
+}
+
+/** The innermost open scope of any device. One for all devices: each storage that there is makes every promise a little slower. */
+const scopes = new AsyncLocalStorage<Scope>()
+
 /**
  * A device with its queue. Operations return at once and run in order on native threads; `synchronize` and `read` wait and
  * report the first failure since the last wait. Operations that make a tensor put it into the innermost open scope.
@@ -70,7 +80,6 @@ export class Device extends Methods {
   readonly work: Work = { flop: { linear: 0, attention: 0, gram: 0, factor: 0, solve: 0 }, bytes: 0 }
   private readonly handle: DeviceHandle
   private readonly index: number
-  private readonly scope = new AsyncLocalStorage<Tensor[] | undefined>()
 
   /**
    * `threads`: of the CPU, 0 for one per core. `executor`: what carries the operations out.
@@ -150,7 +159,7 @@ export class Device extends Methods {
       const result = this.within(mine, body)
       const kept = new Set<Tensor>(result === undefined ? [] : Array.isArray(result) ? result : [result])
       for (const tensor of mine) if (!kept.has(tensor)) tensor.dispose()
-      this.scope.getStore()?.push(...kept)
+      this.scope?.push(...kept)
       return result
     } catch (error) {
       for (const tensor of mine) tensor.dispose()
@@ -160,12 +169,18 @@ export class Device extends Methods {
 
   /** Runs `body`, until its promise settles if it returns one, with `tensors` as the scope; the caller disposes of them. */
   within<T>(tensors: Tensor[], body: () => T): T {
-    return this.scope.run(tensors, body)
+    return scopes.run({ device: this, tensors, outer: scopes.getStore() }, body)
+  }
+
+  private get scope(): Tensor[] | undefined {
+    let scope = scopes.getStore()
+    while (scope && scope.device !== this) scope = scope.outer
+    return scope?.tensors
   }
 
   /** Puts a tensor that no operation has made, such as a view, into the innermost open scope. */
   adopt(tensor: Tensor): Tensor {
-    this.scope.getStore()?.push(tensor)
+    this.scope?.push(tensor)
     return tensor
   }
 

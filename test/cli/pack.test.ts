@@ -1,15 +1,18 @@
-import { readFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, expect, test } from '@jest/globals'
 import { temporaryFolder } from '../temporary.js'
-import { writeTinyModel } from '../tiny-model.js'
+import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
 import { sparsegpt } from './run.js'
 
 let work: string
 let model: string
+let calibration: string
 beforeAll(async () => {
   work = await temporaryFolder()
   model = await writeTinyModel(join(work, 'model'))
+  calibration = join(work, 'text.txt')
+  writeFileSync(calibration, asText(randomTokens(100)))
 })
 
 test('pack and unpack print the sizes, or one object with --json', async () => {
@@ -39,6 +42,28 @@ test('pack and unpack print the sizes, or one object with --json', async () => {
     ),
   })
   expect(bytes(unpacked, 'model.safetensors').equals(before)).toBe(true)
+})
+
+test('prune stores codes with --bits and --head-bits', async () => {
+  const out = join(work, 'codes')
+  const prune = [
+    'prune',
+    model,
+    '--method',
+    'sparsegpt',
+    '--calibration',
+    calibration,
+    '--samples',
+    '2',
+    '--seqlen',
+    '8',
+  ]
+  const flags = ['--bits', '4', '--symmetric', '--encoding', 'bitmask', '--head-bits', '8', '--threads', '1']
+  expect(await sparsegpt([...prune, ...flags, '--out', out])).toMatchObject({ code: 0 })
+  const header = readFileSync(join(out, 'packed.safetensors'), 'latin1')
+  expect(header).toMatch(/model\.embed_tokens\.codes.*layers\.0\.self_attn\.q_proj\.codes/)
+  const wrong = await sparsegpt([...prune, '--encoding', 'compressed-tensors', '--out', join(work, 'none')])
+  expect(wrong).toMatchObject({ code: 2, stderr: expect.stringMatching(/needs bits 4 or 8/) })
 })
 
 test('what cannot be packed, or unpacked, is told with the reason', async () => {

@@ -143,9 +143,75 @@ function packed(tensors: readonly TestTensor[]): TestTensor[] {
   })
 }
 
+/** The tensors with matrices as codes of 4 bits, of which every second is zero: with a bitmask, or as pack-quantized has them. */
+function coded(tensors: readonly TestTensor[], form: 'bitmask' | 'pack-quantized'): TestTensor[] {
+  return tensors.flatMap((tensor) => {
+    if (!pruned(tensor) || !tensor.name.endsWith('.weight')) return [tensor]
+    const [rows, columns] = tensor.shape as [number, number]
+    const prefix = tensor.name.slice(0, -'.weight'.length)
+    const scale: Omit<TestTensor, 'name'> = {
+      dtype: 'F32',
+      shape: [rows, 1],
+      data: Buffer.from(new Float32Array(rows).fill(0.01).buffer),
+    }
+    if (form === 'pack-quantized') {
+      const words = Math.ceil(columns / 8)
+      const down = Math.ceil(rows / 8)
+      return [
+        {
+          name: `${prefix}.weight_packed`,
+          dtype: 'I32',
+          shape: [rows, words],
+          data: nibbles(rows, columns, 4 * words),
+        },
+        { ...scale, name: `${prefix}.weight_scale` },
+        { name: `${prefix}.weight_shape`, dtype: 'I64', shape: [2], data: integers([rows, columns], 'I64') },
+        {
+          name: `${prefix}.weight_zero_point`,
+          dtype: 'I32',
+          shape: [down, 1],
+          data: new Uint8Array(4 * down).fill(0x88),
+        },
+      ]
+    }
+    const kept = Math.ceil(columns / 2)
+    const width = Math.ceil(kept / 2)
+    const bits = new Uint8Array(rows * Math.ceil(columns / 8)).fill(0x55)
+    const spare = columns % 8
+    for (let i = 1; spare > 0 && i <= rows; i++) bits[(i * bits.length) / rows - 1]! &= 2 ** spare - 1
+    const starts = Array.from({ length: rows }, (_, i) => i * width)
+    return [
+      {
+        name: `${prefix}.code_shape`,
+        dtype: 'I64',
+        shape: [4],
+        data: integers([rows, columns, 4, columns], 'I64'),
+      },
+      { name: `${prefix}.row_offsets`, dtype: 'I64', shape: [rows], data: integers(starts, 'I64') },
+      { ...scale, name: `${prefix}.scale` },
+      { name: `${prefix}.zero_point`, dtype: 'U8', shape: [rows, 1], data: new Uint8Array(rows).fill(8) },
+      { name: `${prefix}.bitmask`, dtype: 'U8', shape: [rows, bits.length / rows], data: bits },
+      { name: `${prefix}.codes`, dtype: 'U8', shape: [rows * width], data: nibbles(rows, kept, width) },
+    ]
+  })
+}
+
+/** Rows of `count` codes of 4 bits, each in `bytes` bytes. */
+function nibbles(rows: number, count: number, bytes: number): Uint8Array {
+  const data = new Uint8Array(rows * bytes)
+  for (let i = 0; i < rows * count; i++) {
+    const j = i % count
+    data[Math.floor(i / count) * bytes + (j >> 1)]! |= ((i * 7) % 16) << (4 * (j & 1))
+  }
+  return data
+}
+
+const partName =
+  /\.(shape|compressed|bitmask|row_offsets|code_shape|codes|scale|zero_point|weight_(packed|scale|shape|zero_point))$/
+
 /** Packed parts of which one is gone, or does not fit the others any more. */
 function spoilParts(random: PythonRandom, tensors: TestTensor[]): TestTensor[] {
-  const parts = tensors.filter(({ name }) => /\.(shape|compressed|bitmask|row_offsets)$/.test(name))
+  const parts = tensors.filter(({ name }) => partName.test(name))
   const victim = pick(random, parts)
   if (chance(random, 10)) return tensors.filter((tensor) => tensor !== victim)
   if (chance(random, 10))
@@ -161,6 +227,14 @@ function spoilParts(random: PythonRandom, tensors: TestTensor[]): TestTensor[] {
         )
       : data.writeUInt8(random.randint(0, 255), random.randint(0, data.length - 1))
   return spoiled > 0 ? tensors.map((tensor) => (tensor === victim ? { ...tensor, data } : tensor)) : tensors
+}
+
+const quantization = {
+  quant_method: 'compressed-tensors',
+  format: 'pack-quantized',
+  config_groups: {
+    group_0: { targets: ['Linear'], weights: { num_bits: 4, type: 'int', strategy: 'channel' } },
+  },
 }
 
 const indexFile = 'model/model.safetensors.index.json'
@@ -361,7 +435,8 @@ const makers = {
   },
   'shard index': (random, model) => ({ files: shards(random, model) }),
   packed: (random, model) => {
-    const tensors = packed(model.tensors)
+    const form = pick(random, ['values', 'bitmask', 'pack-quantized'] as const)
+    const tensors = form === 'values' ? packed(model.tensors) : coded(model.tensors, form)
     const change = pick(random, ['header', 'bytes', 'parts', 'nothing'])
     const file =
       change === 'header'
@@ -373,7 +448,12 @@ const makers = {
           : safetensors(
               change === 'parts' ? fewTimes(random, tensors, (list) => spoilParts(random, list)) : tensors,
             )
-    return { files: { ...configOf(model), 'model/packed.safetensors': file } }
+    if (form !== 'pack-quantized') return { files: { ...configOf(model), 'model/packed.safetensors': file } }
+    const config = {
+      ...model.config,
+      quantization_config: chance(random, 30) ? mutateJson(random, quantization) : quantization,
+    }
+    return { files: { ...configOf({ ...model, config }), 'model/model.safetensors': file } }
   },
   'torch archive': (random, model) => ({
     files: { ...configOf(model), 'model/pytorch_model.bin': torchArchive(random, model) },
