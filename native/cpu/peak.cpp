@@ -83,13 +83,12 @@ double multiply_adds(ThreadPool& pool, DType dtype) {
   return total;
 }
 
-void read_memory(ThreadPool& pool, const std::vector<uint32_t>& words) {
+void read_memory(ThreadPool& pool, const uint32_t* words, size_t count) {
   const Level level = selected_level();
-  const auto count = static_cast<int64_t>(words.size());
-  const int64_t pieces = 16 * pool.threads();
-  pool.parallel_for(pieces, [&](int64_t i, int) {
-    const int64_t first = i * count / pieces, end = (i + 1) * count / pieces;
-    sink = static_cast<float>(read_vectors[level](words.data() + first, end - first));
+  const size_t pieces = 16 * static_cast<size_t>(pool.threads());
+  pool.parallel_for(static_cast<int64_t>(pieces), [&](int64_t i, int) {
+    const size_t first = static_cast<size_t>(i) * count / pieces, end = (static_cast<size_t>(i) + 1) * count / pieces;
+    sink = static_cast<float>(read_vectors[level](words + first, static_cast<int64_t>(end - first)));
   });
 }
 

@@ -1,7 +1,7 @@
 // What the processor can do at most, to measure everything else against.
 #pragma once
 
-#include <vector>
+#include <cstddef>
 
 #include "core/dtype.h"
 #include "core/thread_pool.h"
@@ -14,8 +14,8 @@ namespace sparsegpt::cpu {
 // Returns how many floating-point operations that were; the caller looks at the clock.
 double multiply_adds(ThreadPool& pool, DType dtype);
 
-// Reads all of `words` from memory, once, on every thread a part.
-void read_memory(ThreadPool& pool, const std::vector<uint32_t>& words);
+// Reads all words once, on every thread a part.
+void read_memory(ThreadPool& pool, const uint32_t* words, size_t count);
 SPARSEGPT_KERNEL(read_vectors, uint32_t, const uint32_t* p, int64_t count);
 
 }  // namespace sparsegpt::cpu

@@ -9,7 +9,7 @@ namespace sparsegpt::cpu::SPARSEGPT_ISA {
 namespace {
 
 // Far enough for memory to answer, near enough to stay in the first-level cache.
-constexpr int64_t ahead = 2048;
+constexpr int64_t ahead = 4096;
 
 inline uint64_t load_mask(const uint8_t* p, int64_t bytes) {
   uint64_t mask = 0;
@@ -55,7 +55,7 @@ const uint8_t* sum_elements(const StripProduct& o, const uint8_t* p, int64_t fir
     if (masked) p += 4 * bundle_tiles;
 #pragma GCC unroll 8
     for (int64_t i = 0; i < bundle_tiles; ++i) {
-      if (!masked || i % 2 == 0) __builtin_prefetch(p + ahead);
+      __builtin_prefetch(p + ahead);
       __m512i w = load_apart(p);
       if (masked) {
         const auto mask = static_cast<uint32_t>(load_mask(masks + 4 * i, 4));
@@ -124,7 +124,7 @@ const uint8_t* sum_codes(const StripProduct& o, const uint8_t* p, int64_t first,
       for (int64_t c = 0; c < chains; ++c) products[t][c] = _mm512_setzero_si512();
 #pragma GCC unroll 8
     for (int64_t i = 0; i < bundle_tiles; ++i) {
-      if (i % (masked ? 16 / bits : 8 / bits) == 0) __builtin_prefetch(p + ahead);
+      if (bits == 8 || i % 2 == 0) __builtin_prefetch(p + ahead);
       __m512i w = bits == 8 ? load_apart(p) : spread_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
       if (masked) {
         const uint64_t mask = load_mask(masks + 8 * i, 8);
