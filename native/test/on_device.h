@@ -1,11 +1,15 @@
 // A device on which every operation is awaited, and tensors to and from it.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <vector>
 
 #include "core/device.h"
+#include "cpu/cpu_kind.h"
+#include "cpu/dispatch.h"
 #include "test/matrix.h"
 
 namespace sparsegpt::test {
@@ -52,5 +56,18 @@ class OnDevice {
  private:
   Device device_;
 };
+
+// Calls body(device, name) with the CPU at each of its levels.
+template <typename Body>
+void for_every_level(const Body& body) {
+  const char* wanted = std::getenv("SPARSEGPT_CPU");
+  const std::string before = wanted != nullptr ? wanted : "";
+  for (cpu::Level level : cpu::available_levels()) {
+    setenv("SPARSEGPT_CPU", cpu::level_name(level), 1);
+    OnDevice device(cpu_kind().open(0, 2));
+    body(device, std::string(cpu::level_name(level)));
+  }
+  before.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", before.c_str(), 1);
+}
 
 }  // namespace sparsegpt::test

@@ -4,7 +4,6 @@
 
 #include <cstring>
 
-#include "cpu/dispatch.h"
 #include "test/twins.h"
 
 using namespace sparsegpt;
@@ -329,22 +328,10 @@ void check_codes(OnDevice& device, const std::string& name) {
   check_damaged_codes(device, name);
 }
 
-template <typename Body>
-void on_every_level(const Body& body) {
-  const char* wanted = std::getenv("SPARSEGPT_CPU");
-  const std::string before = wanted != nullptr ? wanted : "";
-  for (cpu::Level level : cpu::available_levels()) {
-    setenv("SPARSEGPT_CPU", cpu::level_name(level), 1);
-    OnDevice device(cpu_kind().open(0, 2));
-    body(device, cpu::level_name(level));
-  }
-  before.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", before.c_str(), 1);
-}
-
 }  // namespace
 
 TEST("packed: every level marks, packs and unpacks the same bits, and refuses parts that contradict each other") {
-  on_every_level([](OnDevice& device, const std::string& name) {
+  for_every_level([](OnDevice& device, const std::string& name) {
     Random random(1);
     check_device(device, random, name);
     check_damage(device, name);
@@ -361,7 +348,7 @@ TEST("packed: so does CUDA, from host memory") {
 }
 
 TEST("packed codes: every level makes, packs and unpacks the same ones, and refuses what is damaged") {
-  on_every_level([](OnDevice& device, const std::string& name) { check_codes(device, name); });
+  for_every_level([](OnDevice& device, const std::string& name) { check_codes(device, name); });
 }
 
 TEST("packed codes: so does CUDA, from host memory") {

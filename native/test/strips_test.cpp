@@ -1,7 +1,6 @@
 // Strips on every level of the CPU and on CUDA or its emulation, against sums in double precision.
 #include <cmath>
 
-#include "cpu/dispatch.h"
 #include "test/twins.h"
 
 using namespace sparsegpt;
@@ -106,14 +105,7 @@ void check_device(OnDevice& device, const std::string& name) {
 }  // namespace
 
 TEST("strips: products on every level are those of the matrix, of elements and of codes") {
-  const char* wanted = std::getenv("SPARSEGPT_CPU");
-  const std::string before = wanted != nullptr ? wanted : "";
-  for (cpu::Level level : cpu::available_levels()) {
-    setenv("SPARSEGPT_CPU", cpu::level_name(level), 1);
-    OnDevice device(cpu_kind().open(0, 2));
-    check_device(device, cpu::level_name(level));
-  }
-  before.empty() ? unsetenv("SPARSEGPT_CPU") : setenv("SPARSEGPT_CPU", before.c_str(), 1);
+  for_every_level([](OnDevice& device, const std::string& name) { check_device(device, name); });
 }
 
 TEST("strips: so are they on CUDA") {
