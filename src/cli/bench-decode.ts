@@ -18,7 +18,7 @@ interface Flags extends DeviceFlags {
   sizes?: string[]
   goals?: DecodeGoal[]
   values?: DecodeValues[]
-  tokens?: number
+  maxTokens?: number
   repeats?: number
   json?: true
 }
@@ -38,7 +38,7 @@ export function benchDecodeCommand(): Command {
     )
     .option('--goals <list>', `what is pruned of them: ${decodeGoals.join(', ')} (default: all)`, list)
     .option('--values <list>', `what is kept of each weight: ${decodeValues.join(', ')} (default: all)`, list)
-    .option('--tokens <n>', 'tokens of a run (default: 16)', number)
+    .option('--max-tokens <n>', 'tokens of a run (default: 16)', number)
     .option('--repeats <n>', 'runs of which the median is shown (default: 5)', number)
     .option('--json', 'print one JSON object on stdout')
   return deviceOptions(command, dtypeOption('element type of activations').default('bfloat16')).action(run)

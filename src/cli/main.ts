@@ -32,7 +32,7 @@ const program = new Command('sparsegpt')
   .addCommand(unpackCommand())
   .addCommand(benchCommand())
 
-for (const command of [program, ...program.commands]) {
+for (const command of [program, ...program.commands.flatMap((one) => [one, ...one.commands])]) {
   command.exitOverride()
   command.showHelpAfterError('(--help lists the options)')
 }

@@ -86,6 +86,8 @@ export class CheckpointWriter<Block = unknown> {
   readonly #running = new Set<Promise<unknown>>()
   /** The journal of a job that can be resumed. */
   #journal: Journal<Block> | undefined
+  /** What opening the first file threw that the folder taken over lacks. */
+  #missing: unknown
   /** What the job that is gone on with had finished. */
   #finished: JournalEntry<Block>[] = []
   /** The weights that were written since the last block was finished. */
@@ -170,7 +172,12 @@ export class CheckpointWriter<Block = unknown> {
     try {
       for (const [i, shard] of source.shards.entries()) {
         const path = join(folder.temporary, named(shard.file))
-        const handle = await open(path, folder.resumed ? 'r+' : 'wx+')
+        const handle = await open(path, folder.resumed ? 'r+' : 'wx+').catch((error: unknown) => {
+          if (!folder.resumed || systemCode(error) !== 'ENOENT') throw error
+          writer.#missing = error
+        })
+        // The job may be another one, which the journal knows.
+        if (!handle) break
         const output = { source: shard, layout: layouts[i]!, path, handle }
         writer.#shards.push(output)
         for (const { name } of shard.tensors) {
@@ -194,6 +201,7 @@ export class CheckpointWriter<Block = unknown> {
     this.#requireOpen('begin')
     try {
       await this.#track(this.#openJournal(job))
+      if (this.#missing !== undefined) throw this.#missing as Error
       await this.#track(this.#takeFinished())
     } catch (error) {
       throw this.#beginFailed(error)

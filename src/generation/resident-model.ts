@@ -1,3 +1,4 @@
+import { abortable } from '../abort.js'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
@@ -49,13 +50,20 @@ export class ResidentModel {
   }
 
   /**
-   * Loads a model for passes of `rows` tokens, but for its prompts. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL.
+   * Loads a model for passes of `rows` tokens, but for its prompts. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
    */
-  static async load(engine: Engine, rows: number, stripsOf: StripsOf = smallest): Promise<ResidentModel> {
+  static async load(
+    engine: Engine,
+    rows: number,
+    { stripsOf = smallest, signal }: { stripsOf?: StripsOf; signal?: AbortSignal | undefined } = {},
+  ): Promise<ResidentModel> {
     const model = new ResidentModel(engine, engine.weights.version, rows <= fewRows ? stripsOf : undefined)
     try {
       await model.loadHead()
-      for (let index = 0; index < engine.architecture.blockCount; index++) await model.loadBlock(index)
+      for (let index = 0; index < engine.architecture.blockCount; index++) {
+        abortable(signal)
+        await model.loadBlock(index)
+      }
     } catch (error) {
       model.dispose()
       throw error
@@ -64,14 +72,14 @@ export class ResidentModel {
   }
 
   /** The model that the engine has kept, for passes of a token, or one that it keeps from then on. The caller disposes of it. */
-  static async keptBy(engine: Engine): Promise<ResidentModel> {
+  static async keptBy(engine: Engine, signal?: AbortSignal): Promise<ResidentModel> {
     const { kept } = engine
     if (kept instanceof ResidentModel && kept.version === engine.weights.version) {
       kept.users++
       return kept
     }
     engine.keep(undefined)
-    const model = await ResidentModel.load(engine, 1)
+    const model = await ResidentModel.load(engine, 1, { signal })
     model.users++
     engine.keep(model)
     return model

@@ -67,7 +67,7 @@ export async function generateText(
   }
 
   const start = performance.now()
-  const model = await ResidentModel.keptBy(engine)
+  const model = await ResidentModel.keptBy(engine, signal)
   const decoder = new Decoder(model, 1, limit)
   try {
     const ids = [...prompt]

@@ -40,7 +40,7 @@ export async function generateWindows(engine: Engine, options: WindowOptions): P
     const windows = Math.min(batch, count - from)
     groups.push(Array.from({ length: windows }, () => new Int32Array(length).fill(first, 0, 1)))
   }
-  const model = await ResidentModel.load(engine, Math.min(batch, count))
+  const model = await ResidentModel.load(engine, Math.min(batch, count), { signal })
   try {
     let done = 0
     const step = (tokens: number) => options.onProgress?.((done += tokens) / (count * (length - 1)))

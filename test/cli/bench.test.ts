@@ -1,4 +1,6 @@
 import { expect, test } from '@jest/globals'
+import { temporaryFolder } from '../temporary.js'
+import { writeTinyModel } from '../tiny-model.js'
 import { sparsegpt } from './run.js'
 
 const quick = ['--device', 'cpu', '--repeats', '1', '--threads', '2']
@@ -85,4 +87,32 @@ test.each<[string[], RegExp]>([
     stdout: '',
     stderr: expect.stringMatching(message),
   })
+})
+
+test('decode: a model as it is, beside the rate at which memory is read', async () => {
+  const folder = await writeTinyModel(await temporaryFolder())
+  const run = await sparsegpt(['bench', 'decode', folder, ...quick, '--max-tokens', '4', '--json'])
+  expect(run.code).toBe(0)
+  const { device, readRate, repeats, lines } = JSON.parse(run.stdout)
+  expect({ device, repeats }).toEqual({
+    device: { device: 'cpu', name: expect.stringContaining('2 threads') },
+    repeats: 1,
+  })
+  expect(readRate).toBeGreaterThan(1e8)
+  expect(lines).toHaveLength(1)
+  const [line] = lines
+  expect(line.bytesPerToken).toBeGreaterThan(0)
+  expect(line.ofReadRate).toBeCloseTo((line.bytesPerToken * line.tokensPerSecond) / readRate, 6)
+  expect(line.blockSeconds * 2).toBeLessThan(1 / line.tokensPerSecond)
+})
+
+test.each([
+  [['--max-tokens', '0'], /--max-tokens/],
+  [['--sizes', 'gpt-5'], /--sizes: "gpt-5" is not one of llama-135m/],
+  [['--goals', '55%'], /--goals/],
+  [['some-model', '--values', 'int4'], /--values: is for random weights/],
+  [['--seqlen', '4'], /unknown option '--seqlen'/],
+])('decode %p is a usage error', async (args, message) => {
+  const { code, stderr } = await sparsegpt(['bench', 'decode', ...args])
+  expect({ code, stderr }).toEqual({ code: 2, stderr: expect.stringMatching(message) })
 })

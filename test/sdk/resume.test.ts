@@ -258,6 +258,7 @@ describe('a job that was stopped is not resumed', () => {
     ['allocation', { allocation: 'owl' }, /option allocation: uniform there, owl here/],
     ['method', { method: 'wanda' }, /option method: sparsegpt there, wanda here/],
     ['sequential', { sequential: 'layer' }, /option sequential: block there, layer here/],
+    ['encoding', { encoding: 'bitmask' }, /option encoding: dense there, bitmask here/],
     ['exclude', { exclude: /mlp/ }, /option exclude: not given there, \/mlp\/ here/],
     ['dampening', { dampening: 0.02 }, /option dampening: not given there, 0.02 here/],
     ['seed', { calibration: { ...calibration, seed: 1 } }, /calibration text/],

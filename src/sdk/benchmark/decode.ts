@@ -38,7 +38,7 @@ export interface DecodeBenchOptions {
   /** The element type of activations. Default bfloat16. */
   dtype?: BenchDType
   /** The number of tokens of a run. Default 16. */
-  tokens?: number
+  maxTokens?: number
   /** The number of runs of every case; medians are reported. Default 5. */
   repeats?: number
   onProgress?: (fraction: number, name: string) => void
@@ -70,13 +70,13 @@ export interface DecodeLine {
 
 const schema = z.strictObject({
   model: z.string().min(1).optional(),
-  sizes: z.array(z.string()).default(['llama-1.1b']),
-  goals: z.array(z.enum(decodeGoals)).default([...decodeGoals]),
-  values: z.array(z.enum(decodeValues)).default([...decodeValues]),
+  sizes: z.array(z.string()).min(1).optional(),
+  goals: z.array(z.enum(decodeGoals)).min(1).optional(),
+  values: z.array(z.enum(decodeValues)).min(1).optional(),
   device: deviceName.default('cpu'),
   threads: z.int().min(0).max(1024).default(0),
   dtype: z.enum(['float32', 'bfloat16']).default('bfloat16'),
-  tokens: z.int().min(1).max(1024).default(16),
+  maxTokens: z.int().min(1).max(1024).default(16),
   repeats: z.int().min(1).max(1000).default(5),
   onProgress: z.custom<(fraction: number, name: string) => void>((f) => typeof f === 'function').optional(),
   signal: z.instanceof(AbortSignal).optional(),
@@ -92,26 +92,38 @@ type Settings = z.output<typeof schema>
 export async function benchmarkDecode(options: DecodeBenchOptions = {}): Promise<DecodeBenchReport> {
   const o = parseOptions(schema, options, 'bench')
   const meter = new Meter(o)
+  const { sizes, goals, values } = o
   if (o.model !== undefined) {
+    for (const [name, given] of Object.entries({ sizes, goals, values })) {
+      if (!given) continue
+      const message = `bench: option ${name}: is for random weights; a model is measured as it is: leave out one of the two`
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
     const model = await loadModel(o.model, { device: o.device, threads: o.threads, dtype: o.dtype })
     try {
       const engine = engineOf(model)
-      const measured = await meter.measure(engine, await ResidentModel.load(engine, 1))
+      const measured = await meter.measure(engine, await ResidentModel.load(engine, 1, { signal: o.signal }))
       return meter.report(engine.device, [{ model: engine.name, ...measured }])
     } finally {
       await model.dispose()
     }
   }
-  const cases = o.sizes.flatMap((size) =>
-    o.values.flatMap((values) => o.goals.map((goal) => ({ size, values, goal }))),
+  const cases = (sizes ?? ['llama-1.1b']).flatMap((size) =>
+    (values ?? decodeValues).flatMap((kept) =>
+      (goals ?? decodeGoals).map((goal) => ({ size, values: kept, goal })),
+    ),
   )
   const device = new Device(o.device, o.threads)
   try {
     const lines: DecodeLine[] = []
     for (const { size, values, goal } of cases) {
+      abortable(o.signal)
       o.onProgress?.(lines.length / cases.length, `${size}, ${goal}, ${values}`)
       const engine = randomEngine(device, size, o.dtype)
-      const resident = await ResidentModel.load(engine, 1, randomStrips(goal, values))
+      const resident = await ResidentModel.load(engine, 1, {
+        signal: o.signal,
+        stripsOf: randomStrips(goal, values),
+      })
       lines.push({ model: size, goal, values, ...(await meter.measure(engine, resident)) })
     }
     return meter.report(device, lines)
@@ -131,7 +143,7 @@ class Meter {
     { device, architecture }: Engine,
     model: ResidentModel,
   ): Promise<Pick<DecodeLine, 'bytesPerToken' | 'tokensPerSecond' | 'blockSeconds' | 'ofReadRate'>> {
-    const { tokens, repeats, signal } = this.settings
+    const { maxTokens: tokens, repeats, signal } = this.settings
     const { bytes } = model
     const ids = [1, 2, 3, 4]
     const limit = ids.length + 2 + tokens * (repeats + 1)
