@@ -43,6 +43,12 @@ void for_indices(const char* name, cudaStream_t stream, int64_t count, const Fun
 // One block of threads for each row, or for some rows in turn.
 inline dim3 grid_of_rows(int64_t rows) { return dim3(static_cast<unsigned>(std::min<int64_t>(rows, 1 << 20))); }
 
+// One warp for each item of a range, or for some in turn: a warp begins with its index and goes on by the number of warps.
+constexpr int warp_size = 32, warps_per_block = block_threads / warp_size;
+__device__ inline int64_t warp_index() { return blockIdx.x * int64_t{warps_per_block} + threadIdx.x / warp_size; }
+__device__ inline int64_t warp_count() { return int64_t{gridDim.x} * warps_per_block; }
+inline dim3 grid_of_warps(int64_t items) { return grid_of_rows((items + warps_per_block - 1) / warps_per_block); }
+
 // A square tile that goes through shared memory, so that both sides are accessed along rows.
 constexpr int tile_side = 32, tile_rows = 8;
 

@@ -7,8 +7,6 @@ namespace sparsegpt::cuda {
 
 namespace {
 
-constexpr int warp_size = 32, rows_per_block = block_threads / warp_size;
-
 // The bitmask of a matrix.
 struct Bits {
   uint8_t* data;
@@ -35,10 +33,6 @@ Offsets offsets_of(const Tensor& offsets, const Tensor& values) {
   return {reinterpret_cast<const int64_t*>(offsets.bytes()), offsets.rows, values.columns};
 }
 
-__device__ inline int64_t first_row() { return blockIdx.x * int64_t{rows_per_block} + threadIdx.x / warp_size; }
-__device__ inline int64_t row_step() { return int64_t{gridDim.x} * rows_per_block; }
-dim3 grid_of_warps(int64_t rows) { return grid_of_rows((rows + rows_per_block - 1) / rows_per_block); }
-
 // Whether an element is to be kept: kept(row, column).
 template <typename T>
 struct ValueKept {
@@ -49,7 +43,7 @@ struct ValueKept {
 template <typename Kept>
 __global__ void mark_row(Bits bits, int32_t* counts, Kept is_kept) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  for (int64_t i = first_row(); i < bits.rows; i += row_step()) {
+  for (int64_t i = warp_index(); i < bits.rows; i += warp_count()) {
     int32_t count = 0;
     for (int64_t j = 0; j < bits.columns; j += warp_size) {
       const bool kept = j + lane < bits.columns && is_kept(i, j + lane);
@@ -64,7 +58,7 @@ __global__ void mark_row(Bits bits, int32_t* counts, Kept is_kept) {
 template <typename T>
 __global__ void pack_row(T* values, View x, Bits bits, Offsets offsets) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  for (int64_t i = first_row(); i < bits.rows; i += row_step()) {
+  for (int64_t i = warp_index(); i < bits.rows; i += warp_count()) {
     T* to = values + offsets[i];
     for (int64_t j = 0; j < bits.columns; j += warp_size) {
       const unsigned word = bits.at(i, j);
@@ -77,7 +71,7 @@ __global__ void pack_row(T* values, View x, Bits bits, Offsets offsets) {
 template <typename T>
 __global__ void unpack_row(View out, const T* values, Bits bits, Offsets offsets, int64_t* bad_row) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  for (int64_t i = first_row(); i < bits.rows; i += row_step()) {
+  for (int64_t i = warp_index(); i < bits.rows; i += warp_count()) {
     const int64_t begin = offsets[i], end = offsets[i + 1];
     int64_t count = 0;
     bool sound = (i == 0 ? begin == 0 : begin >= 0) && begin <= end && end <= offsets.end;
@@ -163,7 +157,7 @@ __global__ void unpack_codes(uint8_t* codes, int64_t rows, Packed packed, ZeroPo
   const int lane = static_cast<int>(threadIdx.x) % warp_size, width = packed.width;
   const Bits& bits = packed.bits;
   const unsigned mask = (1u << width) - 1;
-  for (int64_t i = first_row(); i < rows; i += row_step()) {
+  for (int64_t i = warp_index(); i < rows; i += warp_count()) {
     int64_t count = bits.columns, begin = i * packed.stride, end = begin + packed.stride;
     bool sound = true;
     if (bits.data != nullptr) {

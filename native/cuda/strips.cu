@@ -10,7 +10,6 @@ namespace sparsegpt::cuda {
 
 namespace {
 
-constexpr int warp_size = 32, rows_per_block = block_threads / warp_size;
 constexpr int64_t header_bytes = 4 * strip_rows;
 
 // What a row's parts take.
@@ -59,10 +58,6 @@ __device__ inline int64_t row_bytes(const Source& source, int64_t row, int lane)
   }
   return (bytes + 3) / 4 * 4;
 }
-
-__device__ inline int64_t warp_index() { return blockIdx.x * int64_t{rows_per_block} + threadIdx.x / warp_size; }
-__device__ inline int64_t warp_count() { return int64_t{gridDim.x} * rows_per_block; }
-dim3 grid_of_warps(int64_t warps) { return grid_of_rows((warps + rows_per_block - 1) / rows_per_block); }
 
 __global__ void measure_strips(int32_t* sizes, Source source, int64_t rows, int64_t strips) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;

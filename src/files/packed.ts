@@ -5,6 +5,17 @@ import { Parts, prefixOf } from './parts.js'
 import { readError } from './read-error.js'
 import type { PackedParts, StoredTensor, TensorLayout } from './safetensors.js'
 
+/** Where parts begin that lie one after another and have these lengths, and where the last one ends. */
+export function startsOf(lengths: ArrayLike<number>): { starts: BigInt64Array; end: number } {
+  const starts = new BigInt64Array(lengths.length)
+  let end = 0
+  for (let part = 0; part < lengths.length; part++) {
+    starts[part] = BigInt(end)
+    end += lengths[part]!
+  }
+  return { starts, end }
+}
+
 /**
  * The tensors that are stored of a packed matrix [rows, columns] with `count` values, as compressed-tensors 0.9 to 0.14 called them
  * (sparse-bitmask). The name of the matrix ends in '.weight'.

@@ -1,3 +1,4 @@
+import { startsOf } from '../files/packed.js'
 import type { CodedTensors } from '../models/weights.js'
 import type { Device, DType, Tensor } from '../native/device.js'
 import { elementBytes } from '../native/tensor.js'
@@ -71,15 +72,10 @@ export class Strips {
     const measured: Tensor[] = []
     try {
       const sizes = await device.read(device.within(measured, () => device.measureStrips(source, form)))
-      const places = new BigInt64Array(sizes.length)
-      let bytes = 0
-      for (const [strip, size] of sizes.entries()) {
-        places[strip] = BigInt(bytes)
-        bytes += size
-      }
+      const { starts, end } = startsOf(sizes)
       return device.within([], () => {
-        const offsets = device.upload(new Uint8Array(places.buffer), [sizes.length, 8])
-        const stream = device.packStrips(source, offsets, bytes + 64, form)
+        const offsets = device.upload(new Uint8Array(starts.buffer), [sizes.length, 8])
+        const stream = device.packStrips(source, offsets, end + 64, form)
         return new Strips(device, source.x.rows, form, offsets, stream)
       })
     } finally {

@@ -1,7 +1,7 @@
 import type { Device, Tensor } from '../../native/device.js'
 import { packed } from '../checkpoint.js'
 import { codeBytes, codeLayouts } from '../coded.js'
-import { packedLayouts } from '../packed.js'
+import { packedLayouts, startsOf } from '../packed.js'
 import { tensorBytes, type TensorLayout } from '../safetensors.js'
 import { dense } from './dense.js'
 import type { Codes, EncodedTensor, Encoding, PrunedWeight } from './encoding.js'
@@ -48,18 +48,6 @@ const bytesOf = (array: BigInt64Array) => new Uint8Array(array.buffer)
 const areSmaller = (parts: readonly TensorLayout[], weight: TensorLayout) =>
   parts.reduce((sum, part) => sum + tensorBytes(part), 0) < tensorBytes(weight)
 
-/** Where rows begin that have these lengths, and where the last one ends. */
-function startsOf(lengths: Iterable<number>, rows: number): { starts: BigInt64Array; end: number } {
-  const starts = new BigInt64Array(rows)
-  let end = 0
-  let row = 0
-  for (const length of lengths) {
-    starts[row++] = BigInt(end)
-    end += length
-  }
-  return { starts, end }
-}
-
 /** The four parts of a matrix; undefined where they would take no less than the matrix. All that is made goes into `made`, too. */
 async function encodeValues(
   device: Device,
@@ -69,7 +57,7 @@ async function encodeValues(
   const { matrix, shape } = weight
   const { bitmask, counts } = device.within(made, () => device.markValues(matrix))
   const lengths = await device.read(counts)
-  const { starts, end: count } = startsOf(lengths, lengths.length)
+  const { starts, end: count } = startsOf(lengths)
   const layouts = packedLayouts(weight, count)
   if (!areSmaller(Object.values(layouts), weight)) return undefined
   return device.within(made, () => {
@@ -99,7 +87,7 @@ async function encodeCodes(
   const zeros = symmetric ? undefined : zeroPoints
   const { bitmask, counts } = device.within(made, () => device.markCodes(codes, zeros, bits))
   const lengths = Array.from(await device.read(counts), (count) => codeBytes(count, bits))
-  const { starts, end } = startsOf(lengths, rows)
+  const { starts, end } = startsOf(lengths)
   const all = rows * codeBytes(width, bits)
   const marks = end + bitmask.bytes + starts.byteLength < all
   const layouts = codeLayouts(weight, grid, marks ? end : all)
