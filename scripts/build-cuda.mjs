@@ -5,15 +5,11 @@
 //
 // Needs nvcc; cuBLAS and cuSOLVER are downloaded where the toolkit has none (cuda-libraries.mjs). See docs/cuda.md.
 
-import { spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
+import { buildLibrary } from './build-library.mjs'
 import { downloadCudaLibraries } from './cuda-libraries.mjs'
-import { jobs, root } from './install.mjs'
 import { checkToolchain, describeProblems, findProgram } from './toolchain.mjs'
-
-const folder = join(root, 'build', 'cuda')
-const output = join(root, 'build', 'Release')
 
 /** nvcc where native/cuda/toolkit.cmake looks for it. */
 function findNvcc() {
@@ -30,22 +26,6 @@ function findNvcc() {
   return findProgram(...named, 'nvcc', ...folders.map((home) => join(home, 'bin', 'nvcc')))
 }
 
-function cmake(...args) {
-  const { status, stdout, stderr, error } = spawnSync('cmake', args, {
-    cwd: root,
-    encoding: 'utf8',
-    maxBuffer: 2 ** 28,
-  })
-  return { ok: status === 0, output: `${stdout ?? ''}${stderr ?? ''}${error?.message ?? ''}` }
-}
-
-function configure() {
-  return cmake(
-    ...['-S', '.', '-B', folder, '-DCMAKE_BUILD_TYPE=Release', `-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=${output}`],
-    ...['-DSPARSEGPT_CUDA=ON', '-DSPARSEGPT_TESTS=OFF'],
-  )
-}
-
 function build() {
   const nvcc = findNvcc()
   if (!nvcc) {
@@ -58,25 +38,12 @@ function build() {
   const problems = checkToolchain()
   if (problems.length > 0) return describeProblems(problems)
   console.log(`sparsegpt: compiling the CUDA backend with ${nvcc} (a minute or two)`)
-  const start = performance.now()
-  let result = configure()
-  if (!result.ok && result.output.includes('cuda-libraries.mjs')) {
-    const problem = downloadCudaLibraries()
-    if (problem) return problem
-    result = configure()
-  }
-  if (!result.ok && existsSync(folder)) {
-    // The cache may be from another place, generator or compiler.
-    rmSync(folder, { recursive: true, force: true })
-    result = configure()
-  }
-  if (result.ok) result = cmake('--build', folder, '--target', 'sparsegpt_cuda', '--parallel', String(jobs()))
-  if (!result.ok) return `${result.output}\ncompiling the CUDA backend failed, see above`
-  for (const line of result.output.split('\n').filter((text) => /\bwarning\b/i.test(text))) console.warn(line)
-  console.log(
-    `sparsegpt: ${join(output, 'libsparsegpt_cuda.so')} in ${((performance.now() - start) / 1000).toFixed(0)} s`,
-  )
-  return undefined
+  return buildLibrary({
+    name: 'cuda',
+    option: 'SPARSEGPT_CUDA',
+    subject: 'the CUDA backend',
+    mend: (output) => output.includes('cuda-libraries.mjs') && (downloadCudaLibraries() ?? true),
+  })
 }
 
 const problem = build()

@@ -53,7 +53,7 @@ const nativeSources = () =>
   newest(
     [
       join(root, 'CMakeLists.txt'),
-      ...['core', 'cpu', 'cuda', 'addon', 'backends.cpp'].map((name) => join(root, 'native', name)),
+      ...['core', 'cpu', 'cuda', 'mpi', 'addon', 'backends.cpp'].map((name) => join(root, 'native', name)),
     ],
     (path) => /\.(h|cpp|txt)$/.test(path),
   )

@@ -28,6 +28,7 @@ export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perpl
 export type { TextSource } from './text/source.js'
 export type { DatasetName } from './text/dataset.js'
 export { saveTokens } from './text/token-file.js'
+export { Communicator, MpiCommunicator } from './native/communicator.js'
 export type { DeviceName } from './native/device.js'
 export { devices, type DeviceInfo } from './native/devices.js'
 export type { PruningMethod } from './pruning/methods/methods.js'

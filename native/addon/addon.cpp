@@ -5,6 +5,7 @@ static Napi::Object init(Napi::Env, Napi::Object exports) {
   sparsegpt::addon::export_tensors(exports);
   sparsegpt::addon::export_files(exports);
   sparsegpt::addon::export_operations(exports);
+  sparsegpt::addon::export_mpi(exports);
   return exports;
 }
 NODE_API_MODULE(sparsegpt, init)

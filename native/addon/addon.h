@@ -39,6 +39,7 @@ void export_devices(Napi::Object exports);
 void export_tensors(Napi::Object exports);
 void export_files(Napi::Object exports);
 void export_operations(Napi::Object exports);
+void export_mpi(Napi::Object exports);
 
 template <typename Function>
 void export_function(Napi::Object exports, const char* name, const Function& function) {

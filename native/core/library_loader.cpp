@@ -49,31 +49,35 @@ std::string find_library(const std::string& file) {
   return folders().front() + "/" + file;
 }
 
-const BackendLibrary& load_backend_library(const std::string& path, const LibraryNeeds& needs) {
+const void* load_library(const std::string& path, const LibraryNeeds& needs, const char* entry_name, const char* interface) {
   // Libraries stay loaded: unloading code that has threads and exit handlers is asking for trouble.
-  static std::map<std::string, const BackendLibrary*> libraries;
+  static std::map<std::string, const void*> libraries;
   std::lock_guard<std::mutex> lock(mutex());
-  const BackendLibrary*& library = libraries[path];
-  if (library != nullptr) return *library;
-  const std::string backend = needs.backend;
+  const void*& library = libraries[path];
+  if (library != nullptr) return library;
+  const std::string subject = needs.subject;
   if (access(path.c_str(), F_OK) != 0)
     throw Error("DEVICE_UNAVAILABLE",
-                backend + " is not built (there is no " + path + "); " + needs.build_where + ": " + needs.build);
+                subject + " is not built (there is no " + path + "); " + needs.build_where + ": " + needs.build);
   if (needs.before_loading != nullptr) needs.before_loading();
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();
     throw Error("DEVICE_UNAVAILABLE",
-                backend + " cannot be loaded: " + (reason != nullptr ? reason : path) + "; " + needs.libraries);
+                subject + " cannot be loaded: " + (reason != nullptr ? reason : path) + "; " + needs.libraries);
   }
-  const auto entry = reinterpret_cast<BackendLibraryEntry>(dlsym(handle, backend_library_entry));
-  const BackendLibrary* found = entry != nullptr ? entry() : nullptr;
-  if (found == nullptr || std::strcmp(found->interface, SPARSEGPT_INTERFACE) != 0) {
+  const auto entry = reinterpret_cast<const void* (*)()>(dlsym(handle, entry_name));
+  const void* found = entry != nullptr ? entry() : nullptr;
+  if (found == nullptr || std::strcmp(*static_cast<const char* const*>(found), interface) != 0) {
     dlclose(handle);
     throw Error("DEVICE_UNAVAILABLE", path + " belongs to another version of sparsegpt; build it again: " + needs.build);
   }
   library = found;
-  return *library;
+  return library;
+}
+
+const BackendLibrary& load_backend_library(const std::string& path, const LibraryNeeds& needs) {
+  return *static_cast<const BackendLibrary*>(load_library(path, needs, backend_library_entry, SPARSEGPT_INTERFACE));
 }
 
 }  // namespace sparsegpt

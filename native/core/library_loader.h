@@ -1,4 +1,4 @@
-// Finds and loads backends that are shared libraries at run time, so that programs start where there is no driver or no such
+// Finds and loads shared libraries at run time, such as backends, so that programs start where there is no driver or no such
 // library.
 #pragma once
 
@@ -17,15 +17,19 @@ std::string find_library(const std::string& file);
 
 // What is said of a library that cannot be used, and what is looked for before it is loaded.
 struct LibraryNeeds {
-  const char* backend;  // "the CUDA backend"
+  const char* subject;  // "the CUDA backend"
   const char* build;  // the command that builds it
   const char* build_where;  // "on a machine with the CUDA toolkit"
   const char* libraries;  // what it needs to be loaded: "it needs ..."
   void (*before_loading)() = nullptr;  // once the file is there; throws DEVICE_UNAVAILABLE
 };
 
-// Loads it, once for each path; it stays for good. Throws DEVICE_UNAVAILABLE where it is missing, cannot be loaded, or belongs to
+// Loads a library, once for each path; it stays for good. Returns what its function `entry` does: a struct whose first member says which
+// interface it was built with, in the words of `interface`. Throws DEVICE_UNAVAILABLE where it is missing, cannot be loaded, or belongs to
 // another version, with what to do.
+const void* load_library(const std::string& path, const LibraryNeeds& needs, const char* entry, const char* interface);
+
+// The same of a backend.
 const BackendLibrary& load_backend_library(const std::string& path, const LibraryNeeds& needs);
 
 }  // namespace sparsegpt

@@ -12,6 +12,7 @@ import {
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
+import { ofRank, withRanks } from './ranks.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags {
@@ -20,6 +21,7 @@ interface Flags extends DeviceFlags {
   seqlen?: number
   windows?: number
   dense?: string
+  ranks?: number
   json?: true
 }
 
@@ -39,25 +41,34 @@ export function evalCommand(): Command {
       '--dense <model>',
       'also measure how far the next-token distributions are from this model: its folder, or a hub id',
     )
+    .option(
+      '--ranks <n>',
+      'the number of ranks that mpirun or srun has started: another one is refused',
+      number,
+    )
     .option('--json', 'print one JSON object on stdout')
   return deviceOptions(command).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { dataset, textField, seqlen, windows, dense, json } = flags
-  const result = await interruptible((signal) =>
-    withModel(model, flags, signal, (opened) =>
-      withProgress('evaluating', (progress) =>
-        perplexity(opened, {
-          ...textSource(dataset),
-          onDownload: showDownload(progress),
-          ...given({ textField, windows, dense, sequenceLength: seqlen }),
-          signal,
-          onProgress: (fraction) => progress.update(fraction),
-        }),
+  const { dataset, textField, seqlen, windows, dense, ranks, json } = flags
+  const { reports, ...result } = await withRanks(ranks, async (communicator) => ({
+    reports: (communicator?.rank ?? 0) === 0,
+    ...(await interruptible((signal) =>
+      withModel(model, ofRank(flags, communicator), signal, (opened) =>
+        withProgress('evaluating', (progress) =>
+          perplexity(opened, {
+            ...textSource(dataset),
+            onDownload: showDownload(progress),
+            ...given({ textField, windows, dense, sequenceLength: seqlen, communicator }),
+            signal,
+            onProgress: (fraction) => progress.update(fraction),
+          }),
+        ),
       ),
-    ),
-  )
+    )),
+  }))
+  if (!reports) return
   const { sequenceLength, ...rest } = result
   if (json) {
     process.stdout.write(`${JSON.stringify({ ...rest, seqlen: sequenceLength })}\n`)

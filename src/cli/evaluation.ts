@@ -1,3 +1,4 @@
+import type { Communicator } from '../native/communicator.js'
 import { preparePerplexity } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
 import { given, textSource } from './arguments.js'
@@ -11,14 +12,24 @@ import { withProgress, type Progress } from './progress.js'
  */
 export async function withEvaluation<Report extends object>(
   model: Model,
-  { text, seqlen, signal }: { text: string | undefined; seqlen: number | undefined; signal: AbortSignal },
+  {
+    text,
+    seqlen,
+    signal,
+    communicator,
+  }: {
+    text: string | undefined
+    seqlen: number | undefined
+    signal: AbortSignal
+    communicator?: Communicator | undefined
+  },
   job: () => Promise<Report>,
 ): Promise<{ report: Report & { perplexity?: number }; failure?: Error }> {
   if (text === undefined) return { report: await job() }
   let evaluating: Progress | undefined
   const measure = await withProgress('reading the evaluation text', (progress) =>
     preparePerplexity(model, {
-      ...given({ sequenceLength: seqlen }),
+      ...given({ sequenceLength: seqlen, communicator }),
       ...textSource(text),
       onDownload: showDownload(progress),
       signal,

@@ -2,6 +2,13 @@ import { SingleBar } from 'cli-progress'
 
 const secondsBetweenLines = 5
 
+let shown = true
+
+/** Says whether this process shows its progress; of several ranks one does. */
+export function showProgress(show: boolean): void {
+  shown = show
+}
+
 /** The display of progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
 export class Progress {
   private bar: SingleBar | undefined
@@ -14,6 +21,7 @@ export class Progress {
 
   /** Shows that the share `fraction` of the work is done, in [0, 1], and what `note` says of the work under way. */
   update(fraction: number, note = ''): void {
+    if (!shown) return
     const now = performance.now()
     if (fraction < this.last) this.first = undefined // another part of the work begins, such as after a download
     this.last = fraction

@@ -20,6 +20,7 @@ import { distillationPlace, distillationSummary } from './distill.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, withModel } from './open-model.js'
 import { withEvaluation } from './evaluation.js'
+import { ofRank, withRanks } from './ranks.js'
 import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
@@ -40,6 +41,7 @@ interface Flags extends DeviceFlags, PruningFlags {
   json?: true
   force?: true
   resume?: true
+  ranks?: number
 }
 
 /** The command `sparsegpt prune`, which prunes a model. */
@@ -76,42 +78,51 @@ export function pruneCommand(): Command {
     .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
+    .option(
+      '--ranks <n>',
+      'the number of ranks that mpirun or srun has started: another one is refused',
+      number,
+    )
     .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
   return deviceOptions(pruningOptions(command)).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
-  const { eval: evaluation, json, ...options } = rest
+  const { eval: evaluation, json, ranks, ...options } = rest
   const [ofText] = Object.keys(given({ textField, saveTokens }))
   if (calibration === undefined && ofText !== undefined) {
     const message = `option ${ofText}: is of the calibration text: give --calibration too`
     throw new SparseGptError('INVALID_OPTION', message)
   }
-  const { report, failure } = await interruptible((signal) =>
-    withModel(model, { device, dtype, threads }, signal, (opened) =>
-      withEvaluation(opened, { text: evaluation, seqlen, signal }, () =>
-        withProgress('pruning', (progress) => {
-          progress.update(0, 'reading the calibration text')
-          return prune(opened, {
-            ...pruningSettings(options),
-            ...(calibration === undefined
-              ? {}
-              : {
-                  calibration: {
-                    ...textSource(calibration),
-                    ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
-                    onDownload: showDownload(progress),
-                  },
-                }),
-            signal,
-            onProgress: (at) => progress.update(at.fraction, place(at)),
-          })
-        }),
+  const { report, failure, reports } = await withRanks(ranks, async (communicator) => {
+    const result = await interruptible((signal) =>
+      withModel(model, ofRank({ device, dtype, threads }, communicator), signal, (opened) =>
+        withEvaluation(opened, { text: evaluation, seqlen, signal, communicator }, () =>
+          withProgress('pruning', (progress) => {
+            progress.update(0, 'reading the calibration text')
+            return prune(opened, {
+              ...pruningSettings(options),
+              ...given({ communicator }),
+              ...(calibration === undefined
+                ? {}
+                : {
+                    calibration: {
+                      ...textSource(calibration),
+                      ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
+                      onDownload: showDownload(progress),
+                    },
+                  }),
+              signal,
+              onProgress: (at) => progress.update(at.fraction, place(at)),
+            })
+          }),
+        ),
       ),
-    ),
-  )
-  process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
+    )
+    return { ...result, reports: (communicator?.rank ?? 0) === 0 }
+  })
+  if (reports) process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
   // The pruned model stands, and so does its report.
   if (failure) throw failure
 }

@@ -38,8 +38,25 @@ export interface BackendTraits {
   loadsAhead: boolean
 }
 
-/** What the native addon offers beside devices: native/core/output_paths.h. */
+/** MPI as the native addon offers it: native/mpi/collectives.h. */
+export interface Mpi {
+  /** Starts MPI, at the first call. Throws DEVICE_UNAVAILABLE where it is not built or cannot be loaded. */
+  start(): { rank: number; size: number; localRank: number; localSize: number }
+  /** Enqueues the sum over ranks of a float32 tensor, in its place. */
+  allReduce(device: DeviceHandle, tensor: TensorHandle, upper: boolean): void
+  /** Enqueues the copy of a tensor's elements from `root` to all ranks. */
+  broadcast(device: DeviceHandle, tensor: TensorHandle, root: number): void
+  /** Returns what has come from other ranks, in bytes. */
+  received(): number
+  /** Ends the use of MPI once all ranks do. */
+  finish(): void
+  /** Ends all ranks, and this one, with an exit code. */
+  abort(code: number): void
+}
+
+/** What the native addon offers beside devices: MPI, and native/core/output_paths.h. */
 export interface SystemCalls {
+  mpi: Mpi
   /** Lets two paths change places in one step. False where the file system cannot. Throws WRITE_FAILED. */
   exchangePaths(a: string, b: string): boolean
 }

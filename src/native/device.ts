@@ -202,6 +202,11 @@ export class Device extends Methods {
     return made.length > 1 ? Object.fromEntries(made) : made[0]?.[1]
   }
 
+  /** Lets `enqueue` put something on the queue that is no operation of the table. */
+  handOver(enqueue: (device: DeviceHandle) => void): void {
+    native(() => enqueue(this.handle))
+  }
+
   // --- tensors ---
 
   /** Makes a tensor whose elements are not initialised. */

@@ -9,7 +9,8 @@ import type { Tensor } from './tensor.js'
  */
 
 /** What a device's time is spent on. */
-export type Phase = 'forward' | 'gradient' | 'statistics' | 'factor' | 'solve' | 'convert' | 'write'
+export type Phase =
+  'forward' | 'gradient' | 'statistics' | 'factor' | 'solve' | 'convert' | 'communicate' | 'write'
 
 /** The kinds of arithmetic that are counted. */
 export type Arithmetic = 'linear' | 'attention' | 'gram' | 'factor' | 'solve'
@@ -831,6 +832,8 @@ const transfers: Record<string, Phase> = {
   download: 'convert',
   releasePages: 'convert',
   offload: 'write',
+  allReduce: 'communicate',
+  broadcast: 'communicate',
 }
 
 /** The phase of an entry of a device's profile. */

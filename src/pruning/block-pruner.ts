@@ -11,6 +11,7 @@ import type { Choices } from './allocation/allocation.js'
 import type { Destination } from './destination.js'
 import {
   prepareSolver,
+  prunesRowsApart,
   solveLayer,
   Stopwatch,
   type PreparedSolver,
@@ -21,6 +22,7 @@ import type { Grids, Method, Preparation, Selection } from './methods/method.js'
 import { fitsWeights } from './methods/methods.js'
 import type { MethodSettings } from './options.js'
 import type { ProgressMeter } from './progress.js'
+import { gridsFor, type Ranks } from './ranks.js'
 import type { LayerReport } from './report.js'
 import { reconstructBlock, type ReconstructionSettings } from '../training/reconstruction.js'
 import { gramMatrix } from './statistic.js'
@@ -42,6 +44,8 @@ export interface BlockPrunerOptions {
   refit: boolean
   reconstruct?: ReconstructionSettings | undefined
   offload?: Offload | undefined
+  /** The ranks that the work is dealt to, if there are several. */
+  ranks?: Ranks | undefined
   destination: Pick<Destination, 'store' | 'storeParameter' | 'usesMask' | 'usesCodes'>
   meter: ProgressMeter
 }
@@ -52,6 +56,10 @@ export class BlockPruner {
   private readonly reports: LayerReport[] = []
   /** The matrices, float32 [out, in], that wait for the block's reconstruction, with their masks. */
   private readonly solved = new Map<string, { matrix: Tensor; mask: Tensor }>()
+  /** The checkpoint names of the layers, in the order in which they are pruned. */
+  private readonly order: string[] = []
+  /** The matrices, float32 [out, in], that this rank has pruned whole and the others wait for. */
+  private readonly kept = new Map<string, { matrix: Tensor; grids: Grids | undefined }>()
 
   constructor(
     private readonly engine: Engine,
@@ -80,7 +88,7 @@ export class BlockPruner {
     try {
       if (!this.statistics) {
         if (wanted.denseOutputs) await streams.passDense(this.index, this.denseWeights, this.collected)
-        for (const name of this.selected) await this.solveGroup([name], undefined)
+        await this.solveGroups([...this.selected].map((name) => ({ names: [name] })))
         if (wanted.outputs) await streams.passPruned(this.index, this.weights, this.forwarded)
       } else if (this.o.sequential === 'layer') {
         await this.pruneLayerwise(this.statistics, streams, wanted)
@@ -95,9 +103,10 @@ export class BlockPruner {
       this.statistics?.dispose()
       for (const { matrix, mask } of this.solved.values())
         for (const tensor of [matrix, mask]) tensor.dispose()
+      this.letGo()
     }
     streams.diverge()
-    return this.reports
+    return this.o.ranks ? this.o.ranks.merge(this.reports, this.order) : this.reports
   }
 
   private readonly collected = () => this.o.meter.step('collect')
@@ -110,6 +119,7 @@ export class BlockPruner {
     { outputs, denseOutputs }: { outputs: boolean; denseOutputs: boolean },
   ): Promise<void> {
     const { engine, index, weights } = this
+    const { ranks } = this.o
     const collect = async ({ pruned, dense }: BatchPair) => {
       const run = engine.runBlock(index, weights, pruned)
       const beside = dense && engine.runBlock(index, this.denseWeights, dense)
@@ -133,7 +143,8 @@ export class BlockPruner {
       this.o.offload?.(pruned.hidden)
     }
     await engine.paced(streams.pairs, collect, this.collected)
-    for (const group of statistics.takeAll()) await this.solveGroup(group.names, group)
+    if (ranks) await statistics.combine((...groups) => ranks.sum(...groups))
+    await this.solveGroups(statistics.takeAll().map(groupOf))
     if (outputs) await streams.passPruned(index, weights, this.forwarded)
   }
 
@@ -147,7 +158,7 @@ export class BlockPruner {
     { outputs, denseOutputs }: { outputs: boolean; denseOutputs: boolean },
   ): Promise<void> {
     const { engine, index, weights } = this
-    const { offload } = this.o
+    const { offload, ranks } = this.o
     const left = new Set(this.selected)
     const passes = streams.pairs.map(({ pruned, dense }) => ({
       batch: pruned,
@@ -181,8 +192,9 @@ export class BlockPruner {
         for (const name of reached.names) left.delete(name)
         if (streams.dense && (left.size > 0 || denseOutputs))
           await engine.paced(passes, advanceDense, this.collected)
+        if (ranks) await statistics.combine((...groups) => ranks.sum(...groups), reached)
         const group = statistics.take(reached)
-        if (group) await this.solveGroup(group.names, group)
+        if (group) await this.solveGroups([groupOf(group)])
         if (left.size > 0 || outputs) await engine.paced(passes, advance, this.collected)
       }
       for (const { dense, beside } of passes) if (beside && denseOutputs) await this.replace(dense, beside)
@@ -205,12 +217,40 @@ export class BlockPruner {
     this.o.offload?.(output)
   }
 
-  /** Prunes layers that share one input. */
-  private async solveGroup(names: readonly string[], statistics: GroupStatistics | undefined): Promise<void> {
+  /** Prunes layers by the inputs that they share; without statistics each by itself. */
+  private async solveGroups(groups: readonly LayerGroup[]): Promise<void> {
+    const owners = this.dealt(groups)
+    for (const group of groups) await this.solveGroup(group, owners)
+    for (const [name, owner] of owners) await this.receive(name, owner)
+    this.letGo()
+  }
+
+  /** Which rank prunes which layer whole; those that are not in it each prunes in part. */
+  private dealt(groups: readonly LayerGroup[]): Map<string, number> {
+    const { ranks, masks, choices, method } = this.o
+    if (!ranks) return new Map()
+    const whole = groups.flatMap(({ names, statistics }) =>
+      names.filter((name) => {
+        const layer = this.weights.spec.prefix + name
+        const selection = masks ? { given: true } : choices(layer)
+        return !prunesRowsApart(method, statistics, selection, this.o)
+      }),
+    )
+    return ranks.owners(new Map(whole.map((name) => [name, this.weights.linear(name).spec])))
+  }
+
+  /** Prunes layers that share one input, those apart that other ranks own. */
+  private async solveGroup(
+    { names, statistics }: LayerGroup,
+    owners: ReadonlyMap<string, number>,
+  ): Promise<void> {
     const { device } = this.engine
     const { sum, shift } = statistics ?? {}
     const made = [sum, shift].filter((tensor) => tensor !== undefined)
+    this.order.push(...names.map((name) => this.weights.spec.prefix + name))
+    const own = names.filter((name) => !this.isElsewhere(owners.get(name)))
     try {
+      if (own.length === 0) return
       await device.within(made, async () => {
         const watch = new Stopwatch(device)
         const prepared = prepareSolver(device, this.o.method, this.o.settings, statistics, this.o)
@@ -219,9 +259,9 @@ export class BlockPruner {
           ...(await prepared.solver.preparation?.()),
           seconds: await watch.seconds(),
         })
-        for (const name of names) {
-          const first = name === names[0]
-          const layer = await this.solve(name, prepared, first ? told : undefined)
+        for (const name of own) {
+          const first = name === own[0]
+          const layer = await this.solve(name, prepared, owners.has(name), first ? told : undefined)
           if (statistics?.pooled || statistics?.tokens === 0) layer.fewTokens = statistics.tokens
           this.reports.push(layer)
           this.o.meter.step('solve', { layer })
@@ -232,13 +272,19 @@ export class BlockPruner {
     }
   }
 
-  /** Prunes one layer. `prepared` tells what its report is to say of the preparation. */
+  private isElsewhere(owner: number | undefined): boolean {
+    return owner !== undefined && !this.o.ranks?.is(owner)
+  }
+
+  /** Prunes one layer. `whole`: whether other ranks wait for it; `prepared` tells what its report is to say of the preparation. */
   private async solve(
     name: string,
     solver: PreparedSolver,
+    whole: boolean,
     prepared: (() => Promise<Prepared>) | undefined,
   ): Promise<LayerReport> {
     const { device } = this.engine
+    const { ranks, settings } = this.o
     const weight = this.weights.linear(name)
     const layerName = this.weights.spec.prefix + name
     const made: Tensor[] = []
@@ -247,18 +293,62 @@ export class BlockPruner {
         const selection = await this.selection(layerName, weight)
         const dense = weight.solving()
         made.push(dense)
-        const solved = await solveLayer(device, solver, dense, selection)
-        if (this.o.reconstruct) {
-          weight.follow(dense)
-          this.solved.set(name, { matrix: dense.share(), mask: solved.mask.share() })
-        } else {
-          await this.store(weight, dense, solved.mask, solved.grids)
-        }
+        const solved =
+          ranks && !whole
+            ? await ranks.solveRows(solver, settings, dense, selection)
+            : await solveLayer(device, solver, dense, selection)
+        if (whole) this.keep(name, dense, solved)
+        else await this.finish(name, weight, dense, solved)
         return layerReport(layerName, weight, solved, await prepared?.())
       })
     } catch (error) {
       if (!(error instanceof SparseGptError) || error.code === 'ABORTED') throw error
       throw new SparseGptError(error.code, `${layerName}: ${error.message}`, { cause: error })
+    } finally {
+      for (const tensor of made) tensor.dispose()
+    }
+  }
+
+  /** Takes a pruned matrix, float32 [out, in], over: hands it on, or keeps it to be fitted. */
+  private async finish(
+    name: string,
+    weight: LinearWeight,
+    matrix: Tensor,
+    { mask, grids }: Pick<SolvedLayer, 'mask' | 'grids'>,
+  ): Promise<void> {
+    if (!this.o.reconstruct) return this.store(weight, matrix, mask, grids)
+    weight.follow(matrix)
+    this.solved.set(name, { matrix: matrix.share(), mask: mask.share() })
+  }
+
+  private keep(name: string, matrix: Tensor, { grids }: SolvedLayer): void {
+    const shared = grids && { ...grids, steps: grids.steps.share(), zeros: grids.zeros.share() }
+    this.kept.set(name, { matrix: matrix.share(), grids: shared })
+  }
+
+  private letGo(): void {
+    for (const { matrix, grids } of this.kept.values())
+      for (const tensor of [matrix, grids?.steps, grids?.zeros]) tensor?.dispose()
+    this.kept.clear()
+  }
+
+  /** Takes over a layer that `owner` has pruned whole. */
+  private async receive(name: string, owner: number): Promise<void> {
+    const { device } = this.engine
+    const { method, settings, ranks } = this.o
+    const weight = this.weights.linear(name)
+    const kept = this.kept.get(name)
+    const made: Tensor[] = []
+    try {
+      await device.within(made, async () => {
+        const matrix = kept?.matrix.share() ?? weight.solving()
+        made.push(matrix)
+        const stepType = weight.storedType
+        const grids = kept ? kept.grids : gridsFor(device, method, settings, matrix, { stepType })
+        for (const tensor of [matrix, grids?.steps, grids?.zeros])
+          if (tensor) await ranks?.copy(tensor, owner)
+        await this.finish(name, weight, matrix, { mask: device.markZeros(matrix), grids })
+      })
     } finally {
       for (const tensor of made) tensor.dispose()
     }
@@ -356,6 +446,14 @@ export class BlockPruner {
     return { given: weight.solvingMask(stored), stepType }
   }
 }
+
+/** Layers that share an input, and what is known of it. */
+interface LayerGroup {
+  names: readonly string[]
+  statistics?: GroupStatistics
+}
+
+const groupOf = (statistics: GroupStatistics): LayerGroup => ({ names: statistics.names, statistics })
 
 /** What the preparation did, and its time. */
 type Prepared = Partial<Preparation> & { seconds: number }

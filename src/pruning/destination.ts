@@ -59,6 +59,9 @@ export type BlockDestination = Pick<
   'store' | 'storeParameter' | 'usesMask' | 'usesCodes' | 'finished' | 'finishBlock'
 >
 
+/** Tells other ranks something, which all of them wait for. */
+type Share = (value: unknown) => Promise<unknown>
+
 /** The errors that the same job would meet again. */
 const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
@@ -78,13 +81,14 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     private readonly order: readonly string[],
     /** What weights are rounded to, by name: those that are awaited are on it already. */
     private readonly grids: ReadonlyMap<string, Grid>,
+    private readonly share: Share | undefined,
   ) {}
 
   /**
    * Opens the folder for `weights`, the names of those that will be stored in the form of `encoding`; `grids`: what some are rounded to, of
    * which those that nobody will store are rounded here; with `resume` that of an
    * earlier process, if there is one, which `begin` goes on with. `stateBytes`: what the job will write to `partialFolder`; `denseModel`: what
-   * it reads beside the engine's, which is not to be replaced either. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED, INVALID_CHECKPOINT.
+   * it reads beside the engine's, which is not to be replaced either; `share`: tells other ranks what FollowedDestination waits for. Throws OUTPUT_EXISTS, INVALID_OPTION, WRITE_FAILED, INVALID_CHECKPOINT.
    */
   static async create<Finished = FinishedBlock>(
     engine: Engine,
@@ -100,15 +104,17 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       stateBytes?: number
       denseModel?: Checkpoint | undefined
       grids?: ReadonlyMap<string, Grid>
+      share?: Share | undefined
     },
   ): Promise<FolderDestination<Finished>> {
-    const { encoding, grids = new Map<string, Grid>() } = options
+    const { encoding, share, grids = new Map<string, Grid>() } = options
     const awaited = new Set(weights)
     const rounded = [...grids.keys()].filter((name) => !awaited.has(name))
     const order = [...new Set([...writingOrder(engine, encoding), ...rounded])]
     const all = { ...options, encoded: [...new Set([...weights, ...order])] }
     const writer = await CheckpointWriter.create<Finished>(engine.checkpoint, out, all)
-    return new FolderDestination(engine, writer, encoding, awaited, order, grids)
+    await share?.({ partialFolder: writer.partialFolder, folder: writer.out })
+    return new FolderDestination(engine, writer, encoding, awaited, order, grids, share)
   }
 
   get folder(): string {
@@ -198,6 +204,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     const finished = await this.writer.finishedTensors()
     for (const { name } of finished) this.stored.add(name)
     this.engine.weights.readInstead(finished)
+    await this.share?.({ finished: this.finished, tensors: finished })
   }
 
   get finished(): Finished[] {
@@ -215,6 +222,7 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
       if (!this.stored.has(name)) await this.write(name, matrix, dense)
     }
     await this.writer.commit()
+    await this.share?.(undefined)
     this.engine.reopen(await openCheckpoint(this.folder))
   }
 

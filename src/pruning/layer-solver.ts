@@ -31,6 +31,8 @@ const tolerance = { far: 3e-3, near: 0.1 }
 
 /** A method that is prepared for an input, and what its weights are fitted with, if they are. */
 export interface PreparedSolver {
+  /** The method that prunes, which for want of inputs may be another than the one asked for. */
+  method: Method
   solver: Solver
   fitting?: Fitting
   /** Whether zeros of the matrix may become other weights. */
@@ -51,21 +53,40 @@ export function prepareSolver(
   { refit, alpha }: FitOptions,
 ): PreparedSolver {
   const { regrow } = settings
-  // An expert that no token has reached, nor any other of its kind before it, leaves only the weights to go by.
-  if (statistics?.tokens === 0 && !statistics.pooled) {
-    return { solver: withoutInputs.prepare(device, settings, undefined), regrow }
+  if (isUnreached(statistics)) {
+    return { method: withoutInputs, solver: withoutInputs.prepare(device, settings, undefined), regrow }
   }
   const shift = statistics?.shift
   const refits = refit || method.refits === true
   if (!statistics || !(refits || shift))
-    return { solver: method.prepare(device, settings, statistics?.sum), regrow }
+    return { method, solver: method.prepare(device, settings, statistics?.sum), regrow }
   // What layers before have spoilt is to be made up for with care: undamped it would be learnt by heart.
   const { dampening = shift ? 0.1 : 0.01 } = settings
   const squares = new LeastSquares(device, device.cast(statistics.sum, 'float32'), dampening)
   const sum = method.statistic?.ofGram(device, statistics.sum)
   const solver = method.prepare(device, method.refits ? { ...settings, dampening } : settings, sum)
-  return { solver, fitting: { squares, shift, alpha, refit: refits, near: method.refits === true }, regrow }
+  return {
+    method,
+    solver,
+    fitting: { squares, shift, alpha, refit: refits, near: method.refits === true },
+    regrow,
+  }
 }
+
+/** Whether no token has reached an expert, nor any other of its kind before it, which leaves only the weights to go by. */
+const isUnreached = (statistics: Partial<Pick<GroupStatistics, 'tokens' | 'pooled'>> | undefined): boolean =>
+  statistics?.tokens === 0 && !statistics.pooled
+
+/** Whether rows of a matrix can be pruned apart from each other: prepareSolver() of the same. */
+export const prunesRowsApart = (
+  method: Method,
+  statistics: (Pick<GroupStatistics, 'shift'> & Parameters<typeof isUnreached>[0]) | undefined,
+  selection: Parameters<Method['rowsApart']>[0],
+  { refit }: Pick<FitOptions, 'refit'>,
+): boolean =>
+  isUnreached(statistics)
+    ? withoutInputs.rowsApart(selection)
+    : !refit && !statistics?.shift && method.rowsApart(selection)
 
 /** What the pruning of one matrix came to. */
 export interface SolvedLayer {

@@ -16,6 +16,8 @@ export interface PhaseSeconds extends Record<Phase, number> {
   solve: number
   /** The time of reading, converting, transposing and copying weights. */
   convert: number
+  /** The time of exchanging tensors with other ranks, and of waiting for them. */
+  communicate: number
   /** The time of writing the pruned model, and activations that are offloaded. */
   write: number
   /** The rest, such as what JavaScript takes while the device waits. */
@@ -35,6 +37,7 @@ export function phaseSeconds(
     factor: 0,
     solve: 0,
     convert: 0,
+    communicate: 0,
     write: commit,
     other: 0,
   }

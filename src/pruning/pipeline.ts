@@ -13,6 +13,7 @@ import { methodNamed, needsDenseStream, type PruningMethod } from './methods/met
 import { defaultAlpha, type MethodSettings, type Pattern } from './options.js'
 import type { ProgressMeter } from './progress.js'
 import type { LayerReport } from './report.js'
+import type { Ranks } from './ranks.js'
 import { Streams } from './streams.js'
 
 /** Which layers of a model are to be pruned. */
@@ -84,6 +85,8 @@ export interface PipelineOptions extends MethodSettings {
   reconstruct?: ReconstructionSettings | undefined
   /** Moves activations out of the device's memory while they wait. */
   offload?: Offload | undefined
+  /** The ranks that the work is dealt to, if there are several. */
+  ranks?: Ranks | undefined
 }
 
 /** The number of blocks that are gone through to prune `layers`, those of selectLayers(). */
@@ -93,7 +96,7 @@ export const blocksToPass = (layers: readonly (readonly LinearSpec[])[]): number
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
  * `windows`: the calibration text's, all of one length; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
- * only passed.
+ * only passed. Several ranks are all handed all windows.
  */
 export async function pruneBlocks(
   engine: Engine,
@@ -105,7 +108,8 @@ export async function pruneBlocks(
 ): Promise<LayerReport[]> {
   const { device } = engine
   const last = blocksToPass(layers) - 1
-  const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
+  const own = o.ranks?.part(windows) ?? windows
+  const groups = batched(own, engine.windowsPerBatch(windows[0]?.length ?? 1))
   const { finished } = destination
   const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports

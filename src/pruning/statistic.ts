@@ -3,6 +3,8 @@ import type { Device, Tensor } from '../native/device.js'
 
 /** What a method needs to know of a layer's inputs: a sum over the calibration tokens. */
 export interface Statistic {
+  /** Whether the sum is a symmetric matrix, of which the upper triangle is made. */
+  symmetric: boolean
   /** The shape of the sum, float32, for inputs of `columns` features. */
   shape(columns: number): number[]
   /** Adds scale · what the rows of `input`, [tokens, columns], amount to. */
@@ -15,6 +17,7 @@ export interface Statistic {
 
 /** The Gram matrix Σ x xᵀ, [columns, columns], of which the upper triangle is made. */
 export const gramMatrix: Statistic = {
+  symmetric: true,
   shape: (columns) => [columns, columns],
   add: (device, sum, input, scale) => device.accumulateGram(sum, input, scale),
   ofGram: (_, gram) => gram,
@@ -23,6 +26,7 @@ export const gramMatrix: Statistic = {
 
 /** The sums of squares Σ x², [columns]. */
 export const squareSums: Statistic = {
+  symmetric: false,
   shape: (columns) => [columns],
   add: (device, sum, input, scale) => device.accumulateSquares(sum, input, scale),
   ofGram: (device, gram) => {

@@ -75,6 +75,16 @@ export class Statistics {
     })
   }
 
+  /** Lets `sum` add up what several ranks have collected of one group, or of all: before it is taken. */
+  async combine(
+    sum: (groups: readonly GroupStatistics[], statistic: Statistic) => Promise<void>,
+    one?: LinearGroup,
+  ): Promise<void> {
+    const key = one?.names.join()
+    const groups = [...this.groups].flatMap(([name, group]) => (name === (key ?? name) ? [group] : []))
+    await sum(groups, this.statistic)
+  }
+
   /**
    * Hands over what was collected for one group; the caller disposes of it. Its pool holds what was handed over before it.
    */

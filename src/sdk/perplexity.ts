@@ -4,6 +4,7 @@ import { batched, splitWindows } from '../text/windows.js'
 import { SparseGptError } from '../errors.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
+import { Communicator, endingAll, partOf } from '../native/communicator.js'
 import { parseOptions } from '../options.js'
 import { engineOf, openDense, type Model } from './model.js'
 import { abortable } from '../abort.js'
@@ -16,6 +17,8 @@ export interface PerplexityOptions extends TextSource {
   windows?: number
   /** The dense model to compare with: its folder, or its id on the hub. Default: none. */
   dense?: string
+  /** The ranks that measure together, each a part of the windows, as with `prune`. Default: this process alone. */
+  communicator?: Communicator
   /** A function that is called after each step with the share of the work done, in (0, 1]. */
   onProgress?: (fraction: number) => void
   /** A signal that stops the evaluation (ABORTED). */
@@ -40,6 +43,7 @@ const schema = textSource.extend({
   sequenceLength: z.int().min(2).optional(),
   windows: z.int().min(1).optional(),
   dense: z.string().min(1).optional(),
+  communicator: z.instanceof(Communicator).optional(),
   onProgress: z.custom<(fraction: number) => void>((value) => typeof value === 'function').optional(),
   signal: z.instanceof(AbortSignal).optional(),
 })
@@ -67,12 +71,17 @@ export async function preparePerplexity(
 ): Promise<() => Promise<Perplexity>> {
   const engine = engineOf(model, 'perplexity')
   const o = parseOptions(schema.strict(), options, 'perplexity')
-  return engine.job(o.signal, async (signal) => {
-    const sequenceLength = engine.sequenceLength(o.sequenceLength)
-    const tokens = await evaluationTokens(engine, o, { sequenceLength, signal })
-    const windows = splitWindows(tokens, sequenceLength, o.windows)
-    return () =>
-      engine.job(o.signal, async (stop) => {
+  const { communicator } = o
+  return endingAll(
+    communicator,
+    engine.job(o.signal, async (signal) => {
+      const sequenceLength = engine.sequenceLength(o.sequenceLength)
+      const read = () => evaluationTokens(engine, o, { sequenceLength, signal })
+      const tokens = communicator
+        ? await communicator.share(engine.device, communicator.rank === 0 ? await read() : new Int32Array(0))
+        : await read()
+      const windows = splitWindows(tokens, sequenceLength, o.windows)
+      const run = async (stop: AbortSignal) => {
         const options = { ...o, signal: stop }
         if (o.dense === undefined) return measure([engine], windows, tokens.length, options)
         const dense = await openDense(engine, o.dense, 'perplexity', options)
@@ -81,8 +90,10 @@ export async function preparePerplexity(
         } finally {
           dense.weights.dispose()
         }
-      })
-  })
+      }
+      return () => endingAll(communicator, engine.job(o.signal, run))
+    }),
+  )
 }
 
 /** A model, and beside it perhaps the dense one. */
@@ -92,12 +103,14 @@ async function measure(
   engines: Engines,
   windows: readonly Int32Array[],
   tokens: number,
-  o: Pick<z.output<typeof schema>, 'onProgress' | 'signal'>,
+  o: Pick<z.output<typeof schema>, 'onProgress' | 'signal' | 'communicator'>,
 ): Promise<Perplexity> {
   const [engine] = engines
+  const { communicator } = o
   const sequenceLength = windows[0]!.length
   const perBatch = engine.windowsPerBatch(sequenceLength)
-  const chunks = batched(windows, Math.max(1, Math.floor(tokensAtOnce / sequenceLength)))
+  const own = communicator ? partOf(windows, communicator) : windows
+  const chunks = batched(own, Math.max(1, Math.floor(tokensAtOnce / sequenceLength)))
 
   // The units of progress: a batch through a block of a model, or through the head.
   const batches = chunks.reduce((count, chunk) => count + Math.ceil(chunk.length / perBatch), 0)
@@ -105,19 +118,23 @@ async function measure(
   let done = 0
   const step = () => o.onProgress?.(++done / steps)
 
-  let [sum, divergence, index] = [0, 0, 0]
+  const measured = { losses: [] as number[], divergence: 0 }
   for (const chunk of chunks) {
-    const measured = await windowLosses(engines, chunk, perBatch, step, o.signal)
-    for (const loss of measured.losses) {
-      if (!Number.isFinite(loss)) {
-        const message = `the loss of window ${index} is ${loss}: the model's weights or activations are not finite`
-        throw new SparseGptError('NON_FINITE', message)
-      }
-      sum += loss
-      index++
-    }
-    divergence += measured.divergence
+    const { losses, divergence } = await windowLosses(engines, chunk, perBatch, step, o.signal)
+    measured.losses.push(...losses)
+    measured.divergence += divergence
   }
+  const parts = communicator ? await communicator.gather(engine.device, measured) : [measured]
+  let [sum, index] = [0, 0]
+  for (const loss of parts.flatMap(({ losses }) => losses)) {
+    if (!Number.isFinite(loss)) {
+      const message = `the loss of window ${index} is ${loss}: the model's weights or activations are not finite`
+      throw new SparseGptError('NON_FINITE', message)
+    }
+    sum += loss
+    index++
+  }
+  const divergence = parts.reduce((total, part) => total + part.divergence, 0)
   return {
     perplexity: Math.exp(sum / windows.length),
     ...(engines.length > 1 && { divergence: divergence / (windows.length * sequenceLength) }),

@@ -11,6 +11,7 @@ import { OutputFolder } from '../files/output-folder.js'
 import { SparseGptError } from '../errors.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
+import { Communicator, endingAll } from '../native/communicator.js'
 import type { Work } from '../native/device.js'
 import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
 import { tokenMatrices } from '../planning/required-tensors.js'
@@ -36,6 +37,7 @@ import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { phaseSeconds } from '../pruning/phases.js'
 import { blocksToPass, pruneBlocks, selectLayers } from '../pruning/pipeline.js'
 import { ProgressMeter } from '../pruning/progress.js'
+import { FollowedDestination, Ranks } from '../pruning/ranks.js'
 import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
 import type { DistillationProgress } from '../training/distillation.js'
 import type { DistillationLosses } from '../training/saved-training.js'
@@ -97,6 +99,11 @@ export interface PruneOptions extends ModelPruningOptions {
    * memory. Default: no limit; on a GPU 90 % of its memory.
    */
   memory?: number | string
+  /**
+   * The ranks that work on the job together, each of which calls this function with the same model and options: see
+   * docs/many-machines.md. Rank 0 alone reads the text and writes `out`, in a folder that all see. Default: this process alone.
+   */
+  communicator?: Communicator
   /** A function that is told how far the work has come. */
   onProgress?: (progress: PruneProgress) => void
   /** A signal that stops the work (ABORTED). */
@@ -134,6 +141,7 @@ const schema = modelPruningOptions
     profile: z.boolean().default(false),
     offload: path.optional(),
     memory: memorySize.optional(),
+    communicator: z.instanceof(Communicator).optional(),
     onProgress: z
       .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
       .optional(),
@@ -159,6 +167,11 @@ const schema = modelPruningOptions
     if (options.dense !== undefined && !needsDenseStream(options) && !options.distill) {
       const message = 'has no use: give target "dense", reconstruct or distill too'
       context.addIssue({ code: 'custom', path: ['dense'], message })
+    }
+    for (const option of ['reconstruct', 'distill'] as const) {
+      if (!options[option] || (options.communicator?.size ?? 1) === 1) continue
+      const message = `cannot be combined with communicator: several ranks do not train${ofQuality(options, option)}`
+      context.addIssue({ code: 'custom', path: [option], message })
     }
     const reader = options.calibration ? undefined : readerOfText(options)
     if (reader !== undefined) {
@@ -200,9 +213,10 @@ export async function prune(model: Model, options: PruneOptions): Promise<PruneR
   const start = performance.now()
   const engine = engineOf(model, 'prune')
   const o = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
-  return engine.job(o.signal, async (signal) =>
+  const job = engine.job(o.signal, async (signal) =>
     pruneModel(engine, { ...o, signal, allocation: await readAllocation(o.allocation) }, start),
   )
+  return endingAll(o.communicator, job)
 }
 
 /** The shares of zeros to prune to, one after the other; undefined for what a pattern or a mask says. */
@@ -211,6 +225,9 @@ const stepsOf = (o: { schedule?: readonly number[] | undefined; sparsity?: numbe
 
 async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<PruneReport> {
   const source = engine.folder
+  const { communicator } = o
+  const ranks = communicator && communicator.size > 1 ? new Ranks(engine.device, communicator) : undefined
+  const leads = ranks?.is(0) ?? true
   const layers = selectLayers(engine.architecture, o)
   // What decides the result must all be in files.
   const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
@@ -219,34 +236,38 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
       'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
     throw new SparseGptError('INVALID_OPTION', message)
   }
-  if (o.out !== undefined) await OutputFolder.check(o.out, o)
+  if (o.out !== undefined && leads) await OutputFolder.check(o.out, o)
   const { offload, work: planned } = await planMemory(engine, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
   if (o.profile) await engine.device.profile() // starts it
   abortable(o.signal)
   const dense = await openOther(engine, o)
   const beside = dense ? [dense] : []
-  let destination: FolderDestination | MemoryDestination | undefined
+  let destination: ModelDestination | undefined
   try {
     // Before the text is read, which can take long: two jobs must not both begin.
     destination =
       o.out === undefined
         ? new MemoryDestination(engine)
-        : await FolderDestination.create(engine, o.out, {
-            force: o.force,
-            resume: o.resume,
-            encoding: encodings[o.encoding],
-            weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
-            denseModel: dense?.checkpoint,
-            grids: gridsOf(engine, o, layers),
-          })
+        : ranks && !leads
+          ? await FollowedDestination.create(engine, ranks)
+          : await FolderDestination.create(engine, o.out, {
+              force: o.force,
+              resume: o.resume,
+              encoding: encodings[o.encoding],
+              weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
+              denseModel: dense?.checkpoint,
+              grids: gridsOf(engine, o, layers),
+              share: ranks && ((value) => ranks.share(value)),
+            })
     const reading = performance.now()
-    const { windows, text } = await drawCalibration(engine, o)
+    const drawn = leads ? await drawCalibration(engine, o) : { windows: [] }
+    const { windows, text } = ranks ? await ranks.share(drawn) : drawn
     const training = o.distill && (await drawTraining(engine, o, text))
     const calibration = secondsSince(reading)
     abortable(o.signal)
     if (o.out !== undefined && resumable)
-      await destination.begin(await identityOf(engine, o, { windows, masks, dense }))
+      await destination.begin(leads ? await identityOf(engine, o, { windows, masks, dense }) : {})
     const finished = destination.finished.length
     const asked = o.onProgress && (finished > 0 || training || !planned)
     const details = { finished, ...(training && { trainingWindows: training.length }) }
@@ -255,7 +276,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     // Steps on the way change a copy, so that the model stays as it is unless all goes well.
     const student = resumable ? engine : await openCopy(engine)
     if (student !== engine) beside.push(student)
-    const stages = { ...o, masks, offload, dense, training, meter }
+    const stages = { ...o, masks, offload, dense, training, meter, ranks }
     const { reports, losses } = await runSteps(student, stages, layers, windows, destination)
     const operations = o.profile ? await engine.device.profile() : undefined
     abortable(o.signal)
@@ -306,7 +327,10 @@ interface Stages extends Omit<Parsed, 'offload' | 'dense'> {
   /** The windows to train the whole model on, where that is asked for. */
   training: readonly Int32Array[] | undefined
   meter: ProgressMeter
+  ranks: Ranks | undefined
 }
+
+type ModelDestination = FolderDestination | MemoryDestination | FollowedDestination
 
 /**
  * Prunes `student` to every step of the schedule in turn and trains it after each, as the options say; what comes out of the last goes to
@@ -317,12 +341,12 @@ async function runSteps(
   { meter, training, ...o }: Stages,
   layers: LinearSpec[][],
   windows: readonly Int32Array[],
-  destination: FolderDestination | MemoryDestination,
+  destination: ModelDestination,
 ): Promise<{ reports: LayerReport[]; losses: DistillationLosses[] }> {
   const steps = stepsOf(o)
   let reports: LayerReport[] = []
   const losses: DistillationLosses[] = []
-  const into = async (last: boolean, work: (to: FolderDestination | MemoryDestination) => Promise<void>) => {
+  const into = async (last: boolean, work: (to: ModelDestination) => Promise<void>) => {
     if (last) return work(destination)
     const memory = new MemoryDestination(student)
     try {
@@ -426,7 +450,8 @@ function identityOf(
   }: { windows: readonly Int32Array[]; masks: MaskFile | undefined; dense: Engine | undefined },
 ): Promise<JobIdentity> {
   // The mask is known by its contents, the text by its tokens; the rest does not change the result.
-  const { out, force, resume, profile, offload, memory, onProgress, signal, calibration, mask, ...rest } = o
+  const { out, force, resume, profile, offload, memory, onProgress, signal, communicator, ...more } = o
+  const { calibration, mask, ...rest } = more
   const { quality, dense, ...deciding } = rest
   const alpha = o.target === 'dense' ? (o.alpha ?? defaultAlpha) : undefined
   return jobIdentity(engine, { ...deciding, alpha }, windows, masks, other)

@@ -27,6 +27,7 @@ export const admm: Method<typeof options> = {
   statistic: gramMatrix,
   rounds: false,
   refits: true,
+  rowsApart: () => false,
   options,
 
   prepare(device, { dampening = 0.01 }, gram) {

@@ -5,6 +5,7 @@ export const magnitude = {
   name: 'magnitude',
   statistic: undefined,
   rounds: false,
+  rowsApart: ({ given, pattern }) => (given ?? pattern) !== undefined,
   options: {},
 
   prepare: (device) => ({

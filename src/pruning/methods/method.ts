@@ -70,6 +70,8 @@ export interface Method<Options extends z.ZodRawShape = z.ZodRawShape> {
   rounds: boolean
   /** Whether it only chooses what goes, so that the kept weights are always fitted afterwards (option `refit`). */
   refits?: boolean
+  /** Whether what becomes of a row depends on nothing but that row and the inputs. */
+  rowsApart(selection: { given?: unknown; pattern?: unknown }): boolean
   /** The options of its own, as zod validates them. */
   options: Options
   /**

@@ -21,6 +21,7 @@ export const sparsegpt: Method<typeof options> = {
   name: 'sparsegpt',
   statistic: gramMatrix,
   rounds: true,
+  rowsApart: ({ given, pattern }) => (given ?? pattern) !== undefined,
   options,
 
   prepare(device, o, hessian) {

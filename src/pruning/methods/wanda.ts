@@ -6,6 +6,7 @@ export const wanda = {
   name: 'wanda',
   statistic: squareSums,
   rounds: false,
+  rowsApart: () => true,
   options: {},
 
   prepare: (device, _, squares) => ({
