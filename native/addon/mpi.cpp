@@ -29,10 +29,10 @@ void reduce(const Info& info) {
 
 // (device, tensor, root), enqueued
 void copy_to_all(const Info& info) {
-  DeviceHandle::from(info[0]).device().enqueue(
-      "broadcast", [tensor = read_tensor(info[1]), root = read<int>(info[2])](Backend& backend) {
-        broadcast(backend, MpiTransport::start(), tensor, root);
-      });
+  DeviceHandle::from(info[0]).device().enqueue("broadcast",
+                                               [tensor = read_tensor(info[1]), root = read<int>(info[2])](Backend& backend) {
+                                                 broadcast(backend, MpiTransport::start(), tensor, root);
+                                               });
 }
 
 // () => bytes that have come from other ranks

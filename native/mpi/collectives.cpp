@@ -28,8 +28,10 @@ class Elements {
     while (copied < most && row_ < count_) {
       const int64_t some = std::min(most - copied, columns_ - column_);
       float* here = rows_ + row_ * columns_ + column_;
-      if (out != nullptr) std::copy_n(here, some, out + copied);
-      else std::copy_n(in + copied, some, here);
+      if (out != nullptr)
+        std::copy_n(here, some, out + copied);
+      else
+        std::copy_n(in + copied, some, here);
       copied += some;
       column_ += some;
       if (column_ == columns_) {
@@ -73,7 +75,8 @@ void reduce_elements(Transport& transport, Elements elements, std::vector<float>
     const int64_t per = (count + ranks - 1) / ranks;
     std::fill(send.begin() + count, send.begin() + per * ranks, 0.0f);
     const int bytes = static_cast<int>(per * int64_t{sizeof(float)});
-    transport.all_to_all(reinterpret_cast<const std::byte*>(send.data()), reinterpret_cast<std::byte*>(receive.data()), bytes);
+    transport.all_to_all(reinterpret_cast<const std::byte*>(send.data()), reinterpret_cast<std::byte*>(receive.data()),
+                         bytes);
     sum_parts(receive.data(), ranks, per);
     std::copy_n(receive.data(), per, send.data() + transport.rank() * per);
     transport.all_gather(reinterpret_cast<std::byte*>(send.data()), bytes);

@@ -14,10 +14,13 @@ MpiWorld start() {
   int started = 0, provided = 0;
   MPI_Initialized(&started);
   // The queue's thread calls while it works, the main thread at the beginning and the end; an abort may come at any time.
-  if (!started) MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
-  else MPI_Query_thread(&provided);
+  if (!started)
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &provided);
+  else
+    MPI_Query_thread(&provided);
   if (provided < MPI_THREAD_SERIALIZED)
-    throw sparsegpt::Error("DEVICE_UNAVAILABLE", "this MPI allows no calls from several threads (MPI_THREAD_SERIALIZED is needed)");
+    throw sparsegpt::Error("DEVICE_UNAVAILABLE",
+                           "this MPI allows no calls from several threads (MPI_THREAD_SERIALIZED is needed)");
   MpiWorld world{};
   MPI_Comm_rank(MPI_COMM_WORLD, &world.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &world.size);
@@ -46,7 +49,7 @@ void abort(int code) { MPI_Abort(MPI_COMM_WORLD, code); }
 }  // namespace
 
 extern "C" __attribute__((visibility("default"))) const sparsegpt::MpiLibrary* sparsegpt_mpi_library() {
-  static const sparsegpt::MpiLibrary library{SPARSEGPT_MPI_INTERFACE, start,  all_to_all, all_gather,
-                                             broadcast,               finish, abort};
+  static const sparsegpt::MpiLibrary library{
+      SPARSEGPT_MPI_INTERFACE, start, all_to_all, all_gather, broadcast, finish, abort};
   return &library;
 }

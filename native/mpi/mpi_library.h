@@ -16,7 +16,8 @@ struct MpiWorld {
 struct MpiLibrary {
   const char* interface;  // a digest of this header as the library was built
   MpiWorld (*start)();  // once in a process; throws DEVICE_UNAVAILABLE
-  void (*all_to_all)(const std::byte* send, std::byte* receive, int bytes);  // `bytes` to and from each rank, in the order of ranks
+  void (*all_to_all)(const std::byte* send, std::byte* receive,
+                     int bytes);  // `bytes` to and from each rank, in the order of ranks
   void (*all_gather)(std::byte* all, int bytes);  // of each rank, whose own lie in their place
   void (*broadcast)(std::byte* data, int bytes, int root);
   void (*finish)();  // waits for all ranks

@@ -4,7 +4,8 @@
 
 namespace sparsegpt {
 
-const LibraryNeeds mpi_library_needs{"MPI", "npm run build:mpi", "where an MPI is installed (Debian: openmpi-bin libopenmpi-dev)",
+const LibraryNeeds mpi_library_needs{"MPI", "npm run build:mpi",
+                                     "where an MPI is installed (Debian: openmpi-bin libopenmpi-dev)",
                                      "it needs the MPI that it was built with (docs/many-machines.md)"};
 
 namespace {

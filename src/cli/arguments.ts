@@ -102,6 +102,8 @@ export interface PruningFlags extends MethodOptions {
   window?: number
   /** The unit that sees already pruned inputs. */
   sequential?: 'block' | 'layer'
+  /** The groups of windows whose Gram matrices are added in pairs. */
+  windowGroups?: number
   /** The regular expression that names of layers must match to be pruned. */
   include?: string
   /** The regular expression of the names of layers that stay dense. */
@@ -182,6 +184,11 @@ export function pruningOptions(command: Command): Command {
     .option(
       '--window <blocks>',
       'measure the reconstruction behind the next block too (2; default: 1)',
+      number,
+    )
+    .option(
+      '--window-groups <n>',
+      'groups of windows whose Gram matrices are added in pairs, so that the result is the same on 1, 2, 4 … n ranks (default: the ranks)',
       number,
     )
     .addOption(

@@ -120,14 +120,14 @@ export class BlockPruner {
   ): Promise<void> {
     const { engine, index, weights } = this
     const { ranks } = this.o
-    const collect = async ({ pruned, dense }: BatchPair) => {
+    const collect = async ({ pruned, dense, part }: BatchPair) => {
       const run = engine.runBlock(index, weights, pruned)
       const beside = dense && engine.runBlock(index, this.denseWeights, dense)
       const left = new Set(this.selected)
       const next = async () => {
         const reference = await beside?.advance()
         const group = await run.advance()
-        if (group) statistics.add(group, this.o.target === 'dense' ? reference : undefined)
+        if (group) statistics.add(group, this.o.target === 'dense' ? reference : undefined, part)
         return group
       }
       try {
@@ -160,9 +160,10 @@ export class BlockPruner {
     const { engine, index, weights } = this
     const { offload, ranks } = this.o
     const left = new Set(this.selected)
-    const passes = streams.pairs.map(({ pruned, dense }) => ({
+    const passes = streams.pairs.map(({ pruned, dense, part }) => ({
       batch: pruned,
       dense,
+      part,
       run: engine.runBlock(index, weights, pruned),
       beside: dense && engine.runBlock(index, this.denseWeights, dense),
       group: undefined as LinearGroup | undefined,
@@ -176,7 +177,8 @@ export class BlockPruner {
     }
     const advance = async (pass: Pass) => {
       pass.group = await pass.run.advance()
-      if (pass.group) statistics.add(pass.group, this.o.target === 'dense' ? pass.reference : undefined)
+      const { group, reference, part } = pass
+      if (group) statistics.add(group, this.o.target === 'dense' ? reference : undefined, part)
       if (!offload) return
       pass.run.offload(offload)
       pass.beside?.offload(offload)
@@ -273,7 +275,7 @@ export class BlockPruner {
   }
 
   private isElsewhere(owner: number | undefined): boolean {
-    return owner !== undefined && !this.o.ranks?.is(owner)
+    return owner !== undefined && owner !== this.o.ranks?.rank
   }
 
   /** Prunes one layer. `whole`: whether other ranks wait for it; `prepared` tells what its report is to say of the preparation. */

@@ -120,6 +120,12 @@ export interface ModelPruningOptions extends MethodOptions {
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
    */
   sequential?: 'block' | 'layer'
+  /**
+   * The number of groups of calibration windows whose Gram matrices are added in pairs, pairs of pairs and so on. Default: one for each rank
+   * that works on the job. Where it is given, 1, 2, 4 … groups a rank have the same result on any number of ranks; each doubling of a
+   * rank's groups takes memory for the Gram matrices once more.
+   */
+  windowGroups?: number
   /** A regular expression: only layers whose name (such as 'model.layers.0.mlp.up_proj') it matches are pruned. */
   include?: RegExp | string
   /** A regular expression: layers whose name it matches stay dense. */
@@ -180,6 +186,7 @@ export const modelPruningOptions = pruningOptions.extend({
   quality: z.enum(qualities).default('fast'),
   allocation,
   sequential: z.enum(['block', 'layer']).default('block'),
+  windowGroups: z.int().min(1).max(65536).optional(),
   include: regularExpression,
   exclude: regularExpression,
   minBlock: z.int().min(0).default(0),

@@ -4,6 +4,7 @@ import type { Architecture } from '../models/architecture.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { namedLinears, type LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
+import { partOf } from '../native/communicator.js'
 import { batched } from '../text/windows.js'
 import { allocate } from './allocation/allocation.js'
 import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
@@ -87,11 +88,32 @@ export interface PipelineOptions extends MethodSettings {
   offload?: Offload | undefined
   /** The ranks that the work is dealt to, if there are several. */
   ranks?: Ranks | undefined
+  /** The number of parts of the windows whose sums are added in pairs; default one for each rank. */
+  windowGroups?: number | undefined
 }
 
 /** The number of blocks that are gone through to prune `layers`, those of selectLayers(). */
 export const blocksToPass = (layers: readonly (readonly LinearSpec[])[]): number =>
   layers.findLastIndex((block) => block.length > 0) + 1
+
+/** The windows that this process passes, by parts whose sums are added in pairs. Throws INVALID_OPTION. */
+function partsOf(
+  windows: readonly Int32Array[],
+  { ranks, windowGroups }: Pick<PipelineOptions, 'ranks' | 'windowGroups'>,
+): (readonly Int32Array[])[] {
+  const { rank, size } = ranks ?? { rank: 0, size: 1 }
+  const parts = windowGroups ?? size
+  if (windows.length > 0 && windows.length < parts) {
+    const message = `prune: option samples: ${windows.length} windows are too few for ${parts} ${windowGroups === undefined ? 'ranks' : 'window groups'}: each takes one at least`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  if (!Number.isInteger(Math.log2(parts / size))) {
+    const message = `prune: option windowGroups: ${parts} groups cannot be dealt to ${size} ${size === 1 ? 'process' : 'ranks'}: each takes 1, 2, 4, 8 … groups`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  const all = Array.from({ length: parts }, (_, part) => partOf(windows, { rank: part, size: parts }))
+  return partOf(all, { rank, size })
+}
 
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
@@ -108,8 +130,9 @@ export async function pruneBlocks(
 ): Promise<LayerReport[]> {
   const { device } = engine
   const last = blocksToPass(layers) - 1
-  const own = o.ranks?.part(windows) ?? windows
-  const groups = batched(own, engine.windowsPerBatch(windows[0]?.length ?? 1))
+  const size = engine.windowsPerBatch(windows[0]?.length ?? 1)
+  const parts = partsOf(windows, o)
+  const groups = parts.flatMap((part) => batched(part, size))
   const { finished } = destination
   const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports
@@ -128,7 +151,11 @@ export async function pruneBlocks(
   }
   const options = { ...o, alpha: o.alpha ?? defaultAlpha, ...rest }
   const dense = needsDenseStream(o) ? (o.dense ?? engine) : undefined
-  const streams = new Streams(engine, groups, { dense, offload: o.offload })
+  const streams = new Streams(engine, groups, {
+    dense,
+    offload: o.offload,
+    parts: parts.flatMap((part, i) => batched(part, size).map(() => i)),
+  })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {
       meter.block = index

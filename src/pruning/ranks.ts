@@ -5,7 +5,7 @@ import { openCheckpoint } from '../files/checkpoint.js'
 import type { StoredTensor } from '../files/safetensors.js'
 import type { Engine } from '../models/engine.js'
 import type { LinearSpec } from '../models/specs.js'
-import { partOf, type Communicator } from '../native/communicator.js'
+import type { Communicator } from '../native/communicator.js'
 import type { Device, Tensor } from '../native/device.js'
 import type { Destination, FinishedBlock } from './destination.js'
 import { solveLayer, type PreparedSolver, type SolvedLayer } from './layer-solver.js'
@@ -34,14 +34,12 @@ export class Ranks {
     private readonly communicator: Communicator,
   ) {}
 
-  /** This rank's part of the windows, which follow each other. Throws INVALID_OPTION where there are fewer than ranks. */
-  part<T>(windows: readonly T[]): T[] {
-    const { size } = this.communicator
-    if (windows.length < size && windows.length > 0) {
-      const message = `option samples: ${windows.length} windows are too few for ${size} ranks: each takes one at least`
-      throw new SparseGptError('INVALID_OPTION', message)
-    }
-    return partOf(windows, this.communicator)
+  get rank(): number {
+    return this.communicator.rank
+  }
+
+  get size(): number {
+    return this.communicator.size
   }
 
   /** Sums what the ranks have collected; `symmetric`: of the sums the upper triangles suffice. */
@@ -104,11 +102,6 @@ export class Ranks {
     return owners
   }
 
-  /** Whether this rank is the one with that number. */
-  is(rank: number): boolean {
-    return this.communicator.rank === rank
-  }
-
   /** Gives all ranks what `owner` has of a tensor. */
   copy(tensor: Tensor, owner: number): Promise<void> {
     return this.communicator.broadcast(this.device, tensor, owner)
@@ -146,10 +139,11 @@ export class Ranks {
 
 /** What several ranks say of their shares of a layer as one. */
 function mergeReports(a: LayerReport, b: LayerReport): LayerReport {
+  const weights = a.rows * a.columns
   return {
     ...a,
     ...b,
-    sparsity: a.sparsity + b.sparsity,
+    sparsity: Math.round((a.sparsity + b.sparsity) * weights) / weights,
     loss: a.loss === null || b.loss === null ? null : a.loss + b.loss,
     seconds: Math.max(a.seconds, b.seconds),
   }

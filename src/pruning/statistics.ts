@@ -27,12 +27,25 @@ interface Pool {
   tokens: number
 }
 
+/** The sums of some parts of the windows that follow each other. */
+interface PartialSum extends Pick<GroupStatistics, 'sum' | 'shift'> {
+  /** The number of parts. */
+  parts: number
+}
+
+/** What is collected, and apart from it what was collected of the parts of the windows before. */
+interface Collected extends GroupStatistics {
+  /** The part that the windows under way are of. */
+  part: number
+  before: PartialSum[]
+}
+
 /**
  * Accumulates, for each group of linears of a block that share one input, what the method needs to know of that input. One
  * Gram matrix serves all linears of the group.
  */
 export class Statistics {
-  private readonly groups = new Map<string, GroupStatistics>()
+  private readonly groups = new Map<string, Collected>()
   private readonly pools = new Map<string, Pool>()
 
   constructor(
@@ -45,24 +58,52 @@ export class Statistics {
 
   /**
    * Adds the group's input, and its shift from that of `reference`, the same group of the dense stream; ignores groups of which no
-   * layer is to be pruned.
+   * layer is to be pruned. `part`: of the windows, 0 and up; each part has a sum of its own, and these are added in pairs, pairs of pairs and
+   * so on, so that it makes no difference where they are collected.
    */
-  add({ names, input, pool }: LinearGroup, reference?: LinearGroup): void {
+  add({ names, input, pool }: LinearGroup, reference?: LinearGroup, part = 0): void {
     const pruned = names.filter(this.selected)
     if (pruned.length === 0) return
     const key = names.join()
     let group = this.groups.get(key)
+    const columns = input.width
+    const zeros = (shape: number[]) => this.device.within([], () => this.device.zeros('float32', shape))
+    const begun = () => ({
+      part,
+      sum: zeros(this.statistic.shape(columns)),
+      shift: reference && pool === undefined ? zeros([columns, columns]) : undefined,
+    })
     if (!group) {
-      const columns = input.width
-      const zeros = (shape: number[]) => this.device.within([], () => this.device.zeros('float32', shape))
-      const sum = zeros(this.statistic.shape(columns))
-      const shift = reference && pool === undefined ? zeros([columns, columns]) : undefined
-      group = { names: pruned, columns, tokens: 0, sum, shift, pool, pooled: false }
+      group = { names: pruned, columns, tokens: 0, pool, pooled: false, before: [], ...begun() }
       this.groups.set(key, group)
+    } else if (group.part !== part) {
+      this.endPart(group)
+      Object.assign(group, begun())
     }
     group.tokens += input.rows
     this.statistic.add(this.device, group.sum, input, this.scale)
     if (group.shift && reference) this.addShift(group.shift, input, reference.input)
+  }
+
+  /** Puts what was collected of a part to the parts before, of which those are added that are of as many parts. */
+  private endPart({ before, sum, shift }: Collected): void {
+    before.push({ parts: 1, sum, shift })
+    while (before.length > 1 && before.at(-1)!.parts === before.at(-2)!.parts) {
+      const [a, b] = before.splice(-2) as [PartialSum, PartialSum]
+      this.device.add(a.sum, b.sum)
+      if (a.shift && b.shift) this.device.add(a.shift, b.shift)
+      b.sum.dispose()
+      b.shift?.dispose()
+      before.push({ ...a, parts: a.parts + b.parts })
+    }
+  }
+
+  /** Adds the parts of a group up, of which there are as many as a power of two. */
+  private joinParts(group: Collected): Collected {
+    if (group.before.length === 0) return group
+    this.endPart(group)
+    const [{ sum, shift }] = group.before as [PartialSum]
+    return Object.assign(group, { sum, shift, before: [] })
   }
 
   private addShift(shift: Tensor, input: Tensor, reference: Tensor): void {
@@ -81,7 +122,9 @@ export class Statistics {
     one?: LinearGroup,
   ): Promise<void> {
     const key = one?.names.join()
-    const groups = [...this.groups].flatMap(([name, group]) => (name === (key ?? name) ? [group] : []))
+    const groups = [...this.groups].flatMap(([name, group]) =>
+      name === (key ?? name) ? [this.joinParts(group)] : [],
+    )
     await sum(groups, this.statistic)
   }
 
@@ -93,6 +136,7 @@ export class Statistics {
     const taken = this.groups.get(key)
     this.groups.delete(key)
     if (taken) {
+      this.joinParts(taken)
       this.intoPool(taken)
       this.fromPool(taken)
     }
@@ -101,7 +145,7 @@ export class Statistics {
 
   /** Hands over everything, in the order of the block; the caller disposes of it. */
   takeAll(): GroupStatistics[] {
-    const taken = [...this.groups.values()]
+    const taken = [...this.groups.values()].map((group) => this.joinParts(group))
     this.groups.clear()
     for (const group of taken) this.intoPool(group)
     for (const group of taken) this.fromPool(group)
@@ -109,8 +153,10 @@ export class Statistics {
   }
 
   dispose(): void {
-    for (const { sum } of [...this.groups.values(), ...this.pools.values()]) sum.dispose()
-    for (const { shift } of this.groups.values()) shift?.dispose()
+    const groups = [...this.groups.values()]
+    for (const { sum } of [...groups, ...this.pools.values()]) sum.dispose()
+    for (const { shift, before } of groups)
+      for (const tensor of [shift, ...before.flatMap((part) => [part.sum, part.shift])]) tensor?.dispose()
     this.groups.clear()
     this.pools.clear()
   }

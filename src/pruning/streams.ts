@@ -5,6 +5,8 @@ import type { Batch, Engine, Offload } from '../models/engine.js'
 export interface BatchPair {
   pruned: Batch
   dense: Batch | undefined
+  /** The part of the windows that it is of, from 0. */
+  part: number
 }
 
 /**
@@ -22,12 +24,17 @@ export class Streams {
 
   /**
    * Embeds the windows of `groups`, a batch each. `dense`: the dense model where something asks for the dense stream, on the device of
-   * `engine`: that itself, whose blocks are dense until they are pruned, or another.
+   * `engine`: that itself, whose blocks are dense until they are pruned, or another. `parts`: the part of the windows
+   * that each group is of; default: all are of one.
    */
   constructor(
     private readonly engine: Engine,
     groups: readonly (readonly Int32Array[])[],
-    private readonly o: { dense: Engine | undefined; offload?: Offload | undefined },
+    private readonly o: {
+      dense: Engine | undefined
+      offload?: Offload | undefined
+      parts?: readonly number[]
+    },
   ) {
     const { dense, offload } = o
     this.offload = offload
@@ -38,7 +45,7 @@ export class Streams {
 
   /** The batches of both streams side by side. */
   get pairs(): BatchPair[] {
-    return this.pruned.map((pruned, i) => ({ pruned, dense: this.dense?.[i] }))
+    return this.pruned.map((pruned, i) => ({ pruned, dense: this.dense?.[i], part: this.o.parts?.[i] ?? 0 }))
   }
 
   /** Says that the pruned stream goes through a block that differs from the dense one. */

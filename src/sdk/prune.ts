@@ -227,7 +227,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   const source = engine.folder
   const { communicator } = o
   const ranks = communicator && communicator.size > 1 ? new Ranks(engine.device, communicator) : undefined
-  const leads = ranks?.is(0) ?? true
+  const leads = (ranks?.rank ?? 0) === 0
   const layers = selectLayers(engine.architecture, o)
   // What decides the result must all be in files.
   const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill

@@ -1,0 +1,131 @@
+import { execFile, spawn } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { beforeAll, describe, expect, test } from '@jest/globals'
+import { program } from '../cli/run.js'
+import { temporaryFolder } from '../temporary.js'
+
+const path = (name: string) => fileURLToPath(new URL(name, import.meta.url))
+const model = path('../../models/sotu-3m')
+const text = path('../../docs/performance.md')
+const child = path('child.mjs')
+
+/** Why nothing can be started here, if so. */
+const missing = await promisify(execFile)('mpirun', ['--version']).then(
+  () =>
+    existsSync(path('../../build/Release/libsparsegpt_mpi.so'))
+      ? undefined
+      : 'npm run build:mpi has not been run',
+  () => 'there is no mpirun',
+)
+if (missing !== undefined) console.warn(`SKIPPED: ranks that mpirun starts: ${missing}`)
+const describeWithMpi = missing === undefined ? describe : describe.skip
+
+interface Ended {
+  code: number | null
+  stdout: string
+  stderr: string
+  seconds: number
+}
+
+/** Runs a script on so many ranks. */
+function mpirun(ranks: number, ...args: string[]): Promise<Ended> {
+  const root = { OMPI_ALLOW_RUN_AS_ROOT: '1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: '1' }
+  const start = performance.now()
+  return new Promise((done, fail) => {
+    const started = spawn('mpirun', ['--oversubscribe', '-n', String(ranks), process.execPath, ...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...root },
+    })
+    let [stdout, stderr] = ['', '']
+    started.stdout.setEncoding('utf8').on('data', (part: string) => (stdout += part))
+    started.stderr.setEncoding('utf8').on('data', (part: string) => (stderr += part))
+    started.on('error', fail)
+    started.on('close', (code) => done({ code, stdout, stderr, seconds: (performance.now() - start) / 1000 }))
+  })
+}
+
+const job = (out: string) => {
+  const calibrated = ['--calibration', text, '--samples', '12', '--seqlen', '64', '--pattern', '2:4']
+  return [program, 'prune', model, '--out', out, ...calibrated, '--threads', '1', '--json']
+}
+const contents = (folder: string) =>
+  new Map(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name)).toString('base64')]))
+
+describeWithMpi('ranks that mpirun starts', () => {
+  let parent: string
+  let whole: Map<string, string>
+  beforeAll(async () => {
+    if (missing !== undefined) return
+    parent = await temporaryFolder()
+    const { code } = await mpirun(2, ...job(join(parent, 'whole')), '--window-groups', '4')
+    expect(code).toBe(0)
+    whole = contents(join(parent, 'whole'))
+  })
+
+  test.each([1, 4])('%d prune as 2 do; rank 0 alone reports', async (ranks) => {
+    const out = join(parent, `out-${ranks}`)
+    const { code, stdout } = await mpirun(ranks, ...job(out), '--window-groups', '4')
+    expect(code).toBe(0)
+    expect(contents(out)).toEqual(whole)
+    expect((JSON.parse(stdout) as { layers: unknown[] }).layers).toHaveLength(42)
+  })
+
+  test('eval measures what one process does', async () => {
+    const args = [program, 'eval', model, '--dataset', text, '--seqlen', '64', '--windows', '9', '--json']
+    const [one, three] = [await mpirun(1, ...args), await mpirun(3, ...args)]
+    expect(three.stdout).toBe(one.stdout)
+    expect(JSON.parse(three.stdout)).toMatchObject({ windows: 9 })
+  })
+
+  test('another number of ranks than --ranks says, and one that fails, end all with its message', async () => {
+    const { code, stderr } = await mpirun(2, ...job(join(parent, 'other')), '--ranks', '3')
+    expect(code).not.toBe(0)
+    expect(stderr).toMatch(
+      /rank [01] of 2: sparsegpt: --ranks: 3 ranks are wanted, but the launcher has started 2/,
+    )
+    const out = join(parent, 'whole')
+    const again = await mpirun(2, ...job(out))
+    expect(again.code).not.toBe(0)
+    expect(again.stderr).toMatch(/rank 0 of 2: sparsegpt: .*whole exists: .*\(--force\).* \[OUTPUT_EXISTS\]/)
+  })
+
+  test.each([
+    ['forward', 1, 2],
+    ['reduction', 0, 4],
+    ['solve', 1, 1],
+    ['write', 0, 2],
+  ])(
+    'when a rank is killed in %s (%d), the others end within seconds, and the job can be resumed on %d',
+    async (phase, rank, later) => {
+      const out = join(parent, phase)
+      const task = (more: object) =>
+        JSON.stringify({ model, text, out, options: { pattern: '2:4', windowGroups: 4, ...more } })
+      const killed = await mpirun(2, child, task({}), JSON.stringify({ rank, phase }))
+      expect(killed.code).not.toBe(0)
+      expect(killed.seconds).toBeLessThan(10)
+      expect(existsSync(out)).toBe(false)
+      const resumed = await mpirun(later, child, task({ resume: true }))
+      expect(resumed.code).toBe(0)
+      expect(contents(out)).toEqual(whole)
+      expect(readdirSync(parent).filter((name) => name.startsWith(`${phase}.partial`))).toEqual([])
+    },
+  )
+
+  test('an error that a program throws ends all ranks with its message', async () => {
+    const out = join(parent, 'error')
+    const task = JSON.stringify({ model, text, out, options: { pattern: '2:4' } })
+    const { code, stderr, seconds } = await mpirun(
+      2,
+      child,
+      task,
+      JSON.stringify({ rank: 1, phase: 'error' }),
+    )
+    expect(code).not.toBe(0)
+    expect(stderr).toMatch(/rank 1 of 2: Error: a rank has met an error/)
+    expect(seconds).toBeLessThan(10)
+    expect(existsSync(out)).toBe(false)
+  })
+})

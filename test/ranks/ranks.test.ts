@@ -1,0 +1,242 @@
+import { readFileSync } from 'node:fs'
+import { readdir, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { beforeAll, describe, expect, test } from '@jest/globals'
+import {
+  loadModel,
+  perplexity,
+  prune,
+  type LayerReport,
+  type Model,
+  type PruneOptions,
+} from '../../src/index.js'
+import { Device } from '../../src/native/device.js'
+import { launchedRanks } from '../../src/native/communicator.js'
+import { readTensors } from '../safetensors-file.js'
+import { expectError, temporaryFolder } from '../temporary.js'
+import { randomTokens } from '../tiny-model.js'
+import { InProcessCommunicator } from './in-process.js'
+
+const folder = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
+const text = { file: fileURLToPath(new URL('../../docs/performance.md', import.meta.url)) }
+const calibration = { ...text, samples: 12, sequenceLength: 64 }
+
+/** What each of `size` ranks makes of a model, side by side. */
+async function onRanks<T>(
+  size: number,
+  body: (model: Model, communicator: InProcessCommunicator) => Promise<T>,
+): Promise<T[]> {
+  const run = async (communicator: InProcessCommunicator) => {
+    const model = await loadModel(folder, { device: 'cpu', threads: 1 })
+    try {
+      return await body(model, communicator)
+    } finally {
+      await model.dispose()
+    }
+  }
+  return Promise.all(InProcessCommunicator.ranks(size).map(run))
+}
+
+/** Prunes into a folder on `size` ranks, 0 for none; returns the weights and each rank's report. */
+async function pruned(size: number, options: PruneOptions) {
+  const out = join(await temporaryFolder(), 'out')
+  const job = { calibration, out, ...options }
+  const reports = await (size === 0
+    ? loadModel(folder, { device: 'cpu', threads: 1 }).then(async (model) => {
+        const report = await prune(model, job)
+        await model.dispose()
+        return [report]
+      })
+    : onRanks(size, (model, communicator) => prune(model, { ...job, communicator })))
+  const files = new Map(
+    (await readdir(out)).map((name) => [name, readFileSync(join(out, name)).toString('base64')]),
+  )
+  return { files, reports, weights: () => readTensors(join(out, 'model.safetensors')) }
+}
+
+/** The share of entries that are zero in both or in neither, over the pruned matrices whose names match. */
+async function alike(left: Promise<Weights>, right: Promise<Weights>, names: RegExp): Promise<number> {
+  const [a, b] = [await left, await right]
+  let [same, all] = [0, 0]
+  for (const [name, { values }] of a) {
+    const others = b.get(name)!.values
+    if (!names.test(name) || !name.endsWith('proj.weight')) continue
+    all += values.length
+    values.forEach((value, i) => (same += Number((value === 0) === (others[i] === 0))))
+  }
+  return same / all
+}
+type Weights = Awaited<ReturnType<typeof readTensors>>
+
+/** A report without the time, and without the loss, whose summands are added in another order. */
+const stable = ({ seconds: _, loss: __, ...layer }: LayerReport) => layer
+
+test('a sum over ranks is a tree of pairs, of the upper triangle where that is all', async () => {
+  const big = 2 ** 24
+  const values = [big, 1, 1, -big]
+  const sums = await Promise.all(
+    InProcessCommunicator.ranks(4).map(async (communicator) => {
+      const device = new Device('cpu', 1)
+      const matrix = device.upload(new Float32Array(4).fill(values[communicator.rank]!), [2, 2])
+      await communicator.allReduce(device, matrix, { upper: true })
+      const sum = [...(await device.readFloat32(matrix))]
+      matrix.dispose()
+      await device.close()
+      return sum
+    }),
+  )
+  // (2²⁴ + 1) + (1 - 2²⁴) in float32, where 2²⁴ + 1 is 2²⁴ and 1 - 2²⁴ is exact.
+  expect(sums).toEqual(values.map((value) => [1, 1, value, 1]))
+})
+
+test('values of one rank, and of all, are everywhere', async () => {
+  const all = await onRanks(3, async (_, communicator) => {
+    const device = new Device('cpu', 1)
+    const shared = await communicator.share(device, { from: communicator.rank }, 1)
+    const gathered = await communicator.gather(device, communicator.rank * 10)
+    await device.close()
+    return { shared, gathered }
+  })
+  expect(all).toEqual(Array(3).fill({ shared: { from: 1 }, gathered: [0, 10, 20] }))
+})
+
+describe('what several ranks prune', () => {
+  test.each<[string, PruneOptions]>([
+    ['by rows: a pattern', { pattern: '2:4' }],
+    ['by rows: codes on grids', { pattern: '2:4', bits: 4, groupSize: 32, encoding: 'bitmask' }],
+    ['whole layers: by sparsity', { sparsity: 0.5 }],
+    ['whole layers, one group after another', { sparsity: 0.5, sequential: 'layer', refit: true }],
+    ['whole layers: codes on grids', { sparsity: 0.4, bits: 4, encoding: 'bitmask' }],
+    ['beside the dense stream', { sparsity: 0.5, target: 'dense', sequential: 'layer' }],
+    ['by rows, without a Gram matrix', { method: 'wanda' }],
+    ['without inputs', { method: 'magnitude' }],
+    ['spread by outliers', { sparsity: 0.5, allocation: 'owl' }],
+    ['step by step', { schedule: [0.3, 0.5] }],
+  ])('%s: as one process does with the same groups of windows, to the last bit', async (_, options) => {
+    const grouped = { ...options, windowGroups: 4 }
+    const alone = await pruned(0, grouped)
+    for (const size of [2, 4]) {
+      const { reports, files } = await pruned(size, grouped)
+      expect(files).toEqual(alone.files)
+      for (const report of reports) {
+        expect(report.layers.map(stable)).toEqual(alone.reports[0]!.layers.map(stable))
+        const losses = report.layers.map(
+          ({ loss }, i) => (loss ?? 0) / (alone.reports[0]!.layers[i]!.loss ?? 1),
+        )
+        for (const ratio of losses) if (ratio !== 0) expect(ratio).toBeCloseTo(1, 10)
+      }
+    }
+  })
+
+  test('without groups the order of the sums is what differs: the same masks to 99.9 % in the first block, the same bits again', async () => {
+    const options = { pattern: '2:4' }
+    const alone = await pruned(0, options)
+    for (const size of [2, 3]) {
+      const several = await pruned(size, options)
+      expect(await alike(several.weights(), alone.weights(), /layers\.0\./)).toBeGreaterThanOrEqual(0.999)
+      expect(several.files).not.toEqual(alone.files)
+      expect((await pruned(size, options)).files).toEqual(several.files)
+    }
+  })
+
+  test('the perplexity of what 1, 2 and 4 ranks prune is the same, and measured by them to the last bit', async () => {
+    const evaluation = { ...text, sequenceLength: 128, windows: 24 }
+    const found: number[] = []
+    for (const size of [1, 2, 4]) {
+      const measured = await onRanks(size, async (model, communicator) => {
+        await prune(model, { calibration, sparsity: 0.5, windowGroups: 4, communicator })
+        const together = await perplexity(model, { ...evaluation, communicator })
+        expect(together).toEqual(await perplexity(model, evaluation))
+        return together.perplexity
+      })
+      expect(new Set(measured).size).toBe(1)
+      found.push(measured[0]!)
+    }
+    expect(new Set(found).size).toBe(1)
+  })
+})
+
+describe('when something is wrong', () => {
+  let out: string
+  beforeAll(async () => {
+    out = join(await temporaryFolder(), 'out')
+  })
+  const rejected = (promise: Promise<unknown>) =>
+    promise.then(
+      () => 'fulfilled',
+      (error: unknown) => (error as Error).message,
+    )
+
+  test('an error on one rank ends all, and another number of ranks goes on with the job', async () => {
+    const job = { calibration, out, pattern: '2:4' }
+    const stop = new AbortController()
+    const messages = await onRanks(3, (model, communicator) =>
+      rejected(
+        prune(model, {
+          ...job,
+          communicator,
+          ...(communicator.rank === 2 && {
+            signal: stop.signal,
+            onProgress: ({ block, phase }) => {
+              if (block === 3 && phase === 'solve') stop.abort()
+            },
+          }),
+        }),
+      ),
+    )
+    expect(messages.map((message) => message.split(';')[0])).toEqual([
+      'rank 2: stopped by the signal',
+      'rank 2: stopped by the signal',
+      'stopped by the signal',
+    ])
+    await expect(stat(out)).rejects.toThrow('ENOENT')
+    const [report] = await onRanks(2, (model, communicator) =>
+      prune(model, { ...job, communicator, resume: true }),
+    )
+    const whole = await pruned(3, { pattern: '2:4' })
+    const weights = await readTensors(join(out, 'model.safetensors'))
+    const expected = await whole.weights()
+    expect(report!.layers).toHaveLength(whole.reports[0]!.layers.length)
+    // The blocks that three ranks have finished are theirs.
+    for (const [name, { values }] of weights) {
+      if (/layers\.[0-2]\./.test(name)) expect(values).toEqual(expected.get(name)!.values)
+    }
+  })
+
+  test('more ranks than windows, and training, are refused before anything is written', async () => {
+    const other = join(await temporaryFolder(), 'out')
+    const few = await onRanks(3, (model, communicator) =>
+      rejected(
+        prune(model, {
+          calibration: { tokens: randomTokens(600), samples: 2, sequenceLength: 32 },
+          communicator,
+        }),
+      ),
+    )
+    expect(few.some((message) => /option samples: 2 windows are too few for 3 ranks/.test(message))).toBe(
+      true,
+    )
+    await onRanks(2, async (model, communicator) => {
+      const trained = prune(model, { calibration, out: other, reconstruct: true, communicator })
+      await expectError(trained, 'INVALID_OPTION', /reconstruct: cannot be combined with communicator/)
+    })
+    await expect(stat(other)).rejects.toThrow('ENOENT')
+  })
+
+  test('what is no communicator is refused', async () => {
+    const model = await loadModel(folder, { device: 'cpu', threads: 1 })
+    const communicator = { rank: 0, size: 2 } as unknown as InProcessCommunicator
+    await expectError(prune(model, { calibration, communicator }), 'INVALID_OPTION', /communicator/)
+    await model.dispose()
+  })
+})
+
+test('the launcher says how many ranks there are', () => {
+  expect(launchedRanks({})).toBe(1)
+  expect(launchedRanks({ OMPI_COMM_WORLD_SIZE: '4' })).toBe(4)
+  expect(launchedRanks({ PMI_SIZE: '2', PMI_RANK: '0' })).toBe(2)
+  // srun that does not connect its tasks starts jobs that know nothing of each other.
+  expect(launchedRanks({ SLURM_STEP_NUM_TASKS: '8' })).toBe(1)
+  expect(launchedRanks({ SLURM_STEP_NUM_TASKS: '8', PMIX_RANK: '3' })).toBe(8)
+})
