@@ -1,24 +1,27 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import type { DeviceName } from '../native/device.js'
-import { plan, type Plan } from '../sdk/plan.js'
+import { plan, type Plan, type RankedPlan } from '../sdk/plan.js'
 import {
   dtypeOption,
   given,
   modelArgument,
+  number,
   pruningOptions,
   pruningSettings,
   type PruningFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
-import { withProgress } from './progress.js'
+import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends PruningFlags {
   device: Exclude<DeviceName, 'auto'>
   dtype: 'float32' | 'bfloat16'
   offload?: true
+  ranks?: number
+  bandwidth?: string
   json?: true
 }
 
@@ -30,6 +33,12 @@ export function planCommand(): Command {
     .option('--offload', 'with activations in a file while they wait')
     .option('--device <device>', 'whose memory: cpu or cuda', 'cpu')
     .addOption(dtypeOption('element type of activations').default('float32'))
+    .option(
+      '--ranks <n>',
+      'what each of n ranks, on machines like this one, would take, and the time, of which the rates are measured here',
+      number,
+    )
+    .option('--bandwidth <rate>', 'of a rank: 100Gbps, or 12.5GB/s (default: 10Gbps)')
     .option('--json', 'print one JSON object on stdout')
   return pruningOptions(command).action(async (model: string, { json, seqlen, ...flags }: Flags) => {
     const result = await interruptible((signal) =>
@@ -46,7 +55,8 @@ export function planCommand(): Command {
   })
 }
 
-function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan): string {
+function tables(result: Plan | RankedPlan): string {
+  const { model, blocks, prunedWeights, memory, disk, flop, received } = result
   const bytes = (value: number) => `${(value / 1e9).toFixed(value < 1e9 ? 3 : 1)} GB`
   const { parts } = memory
   const rows: [string, string][] = [
@@ -74,6 +84,10 @@ function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan): str
     ['  Gram matrices', tera(flop.gram)],
     ['  factorisations', tera(flop.factor)],
     ['  solver', tera(flop.solve)],
+    ...(received === undefined
+      ? []
+      : ([['received from other ranks', bytes(received)]] as [string, string][])),
+    ...('ranks' in result ? times(result) : []),
   ]
   const table = new Table({
     colAligns: ['left', 'right'],
@@ -82,6 +96,22 @@ function tables({ model, blocks, prunedWeights, memory, disk, flop }: Plan): str
   })
   table.push(...rows)
   return `${model}: ${blocks} blocks, ${(prunedWeights / 1e9).toFixed(3)} billion weights to prune\n${table.toString()}\n`
+}
+
+/** The lines about the time of a rank. */
+function times({ ranks, seconds, efficiency }: RankedPlan): [string, string][] {
+  return [
+    [
+      `time on ${ranks} ${ranks === 1 ? 'rank' : 'ranks'}, without conversions and the disk`,
+      duration(seconds.total),
+    ],
+    ['  linear layers and attention', duration(seconds.linear + seconds.attention)],
+    ['  Gram matrices', duration(seconds.gram)],
+    ['  factorisations', duration(seconds.factor)],
+    ['  solver', duration(seconds.solve)],
+    ['  communication', duration(seconds.communicate)],
+    ['parallel efficiency', `${(efficiency * 100).toFixed(0)} %`],
+  ]
 }
 
 const tera = (flop: number) => `${(flop / 1e12).toFixed(flop < 1e13 ? 3 : 0)} TFLOP`

@@ -70,9 +70,9 @@ export async function endingAll<T>(communicator: Communicator | undefined, part:
   }
 }
 
-/** A rank's part of `items`: such as follow each other, in the order of ranks. */
+/** A rank's part of `items`: such as follow each other, in the order of ranks, of which none has more than rank 0. */
 export function partOf<T>(items: readonly T[], { rank, size }: Pick<Communicator, 'rank' | 'size'>): T[] {
-  const [begin, end] = [rank, rank + 1].map((r) => Math.floor((r * items.length) / size))
+  const [begin, end] = [rank, rank + 1].map((r) => Math.ceil((r * items.length) / size))
   return items.slice(begin, end)
 }
 

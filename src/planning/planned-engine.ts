@@ -59,17 +59,21 @@ export class PlannedEngine extends Engine {
 
   private counts(): Counts {
     const { flop, bytes } = this.device.work
-    const { bytesRead, bytesOffloaded } = this.executor
-    return { ...flop, bytes, bytesRead, bytesOffloaded }
+    const { bytesRead, bytesOffloaded, bytesReceived } = this.executor
+    return { ...flop, bytes, bytesRead, bytesOffloaded, bytesReceived }
   }
 
-  private count({ bytes = 0, bytesRead = 0, bytesOffloaded = 0, ...flop }: Counts, times: number): void {
+  private count(
+    { bytes = 0, bytesRead = 0, bytesOffloaded = 0, bytesReceived = 0, ...flop }: Counts,
+    times: number,
+  ): void {
     const { work } = this.device
     work.bytes += times * bytes
     for (const kind of Object.keys(work.flop) as (keyof typeof work.flop)[])
       work.flop[kind] += times * (flop[kind] ?? 0)
     this.executor.bytesRead += times * bytesRead
     this.executor.bytesOffloaded += times * bytesOffloaded
+    this.executor.bytesReceived += times * bytesReceived
   }
 }
 

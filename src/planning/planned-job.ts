@@ -16,10 +16,12 @@ import {
   type PipelineOptions,
 } from '../pruning/pipeline.js'
 import { ProgressMeter } from '../pruning/progress.js'
+import { Ranks } from '../pruning/ranks.js'
 import { Distillation, measurements } from '../training/distillation.js'
 import type { distillationOptions } from '../training/options.js'
 import { heldOutCount } from '../training/schedule.js'
 import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
+import { PlannedCommunicator } from './planned-communicator.js'
 import { PlannedEngine } from './planned-engine.js'
 import { askForEveryTensor } from './required-tensors.js'
 import { ShapeExecutor } from './shape-executor.js'
@@ -52,9 +54,13 @@ export interface Plan {
   }
   /** The number of floating-point operations by kind; a multiply-add is two. */
   flop: Record<Arithmetic | 'total', number>
+  /** What comes from other ranks, where there are several; the rest of the plan is of the one that has most to do. */
+  received?: number
 }
 
-export interface PlannedJob extends Omit<PipelineOptions, 'offload' | 'dense'>, LayerSelection {
+export interface PlannedJob extends Omit<PipelineOptions, 'offload' | 'dense' | 'ranks'>, LayerSelection {
+  /** The number of ranks; the first of them is planned, which has most to do. Default 1. */
+  ranks?: number | undefined
   /** The device whose memory is counted. */
   device: Exclude<DeviceName, 'auto'>
   dtype: 'float32' | 'bfloat16'
@@ -82,7 +88,7 @@ export interface JobNeeds extends Pick<Plan, 'blocks' | 'prunedWeights' | 'memor
   /** What the device is handed. */
   work: Work
   /** What goes to and comes from the disk, in bytes. */
-  traffic: Pick<ShapeExecutor, 'bytesRead' | 'bytesOffloaded' | 'spillFileBytes'>
+  traffic: Pick<ShapeExecutor, 'bytesRead' | 'bytesOffloaded' | 'spillFileBytes' | 'bytesReceived'>
 }
 
 /** Plans the pruning of a model with this config.json. */
@@ -107,13 +113,14 @@ export async function planPruning(
       offloadFile: traffic.spillFileBytes,
     },
     flop: { ...flop, total: Object.values(flop).reduce((a, b) => a + b, 0) },
+    ...((job.ranks ?? 1) > 1 && { received: traffic.bytesReceived }),
   }
 }
 
 /** Runs the pruning of a model with this config.json on shapes only. */
 export async function jobNeeds(
   config: Record<string, unknown>,
-  { offload, writes, finished = 0, distill, schedule, trainingWindows, ...job }: PlannedJob,
+  { offload, writes, finished = 0, distill, schedule, trainingWindows, ranks = 1, ...job }: PlannedJob,
 ): Promise<JobNeeds> {
   const steps = schedule ?? [job.sparsity]
   const hasOther = job.dense === true || steps.length > 1 || distill !== undefined
@@ -134,6 +141,7 @@ export async function jobNeeds(
   const dense = hasOther ? new PlannedEngine(device, architecture, weights, executor, role) : undefined
   const settings = {
     ...o,
+    ranks: ranks > 1 ? new Ranks(device, new PlannedCommunicator(ranks, executor)) : undefined,
     dense: twoStreams ? dense : undefined,
     offload: spill && ((tensor: Tensor) => device.offload(tensor, spill)),
   }
@@ -174,7 +182,8 @@ export async function jobNeeds(
   const { peak } = executor
   const inHostMemory = device.traits.inHostMemory
   const tokens = windows.length * sequenceLength
-  const stateBytes = (twoStreams ? 2 : 1) * tokens * architecture.hiddenSize * elementBytes[o.dtype]
+  const passed = Math.ceil(windows.length / ranks) * sequenceLength
+  const stateBytes = (twoStreams ? 2 : 1) * passed * architecture.hiddenSize * elementBytes[o.dtype]
   const hiddenStates = offload ? 0 : Math.min(stateBytes, peak.parts.activations)
   const parts = {
     process: inHostMemory ? processBytes + tokens * Int32Array.BYTES_PER_ELEMENT : 0,

@@ -63,6 +63,8 @@ export class ShapeExecutor implements Executor {
   /** What went to and came from the spill file. */
   bytesOffloaded = 0
   spillFileBytes = 0
+  /** What comes from other ranks. */
+  bytesReceived = 0
   readonly shapeTensor: Addon['shapeTensor']
   readonly scratchBytes: Addon['scratchBytes']
   private spilledBytes = 0

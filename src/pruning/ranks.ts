@@ -110,7 +110,12 @@ export class Ranks {
   /** The reports of all layers, in the order of `names`, from those of each rank about its share of them. */
   async merge(own: readonly LayerReport[], names: readonly string[]): Promise<LayerReport[]> {
     const reports = (await this.communicator.gather(this.device, own)).flat()
-    return names.map((name) => reports.filter((report) => report.name === name).reduce(mergeReports))
+    const byName = new Map<string, LayerReport>()
+    for (const report of reports) {
+      const other = byName.get(report.name)
+      byName.set(report.name, other ? mergeReports(other, report) : report)
+    }
+    return names.flatMap((name) => byName.get(name) ?? [])
   }
 
   /** The value of rank 0, on every rank. */
@@ -123,7 +128,7 @@ export class Ranks {
     const { size } = this.communicator
     const tiles = Math.ceil(count / lanes)
     return Array.from({ length: size }, (_, r) => {
-      const [first, end] = [r, r + 1].map((i) => Math.min(count, Math.floor((i * tiles) / size) * lanes))
+      const [first, end] = [r, r + 1].map((i) => Math.min(count, Math.ceil((i * tiles) / size) * lanes))
       return { first: first!, count: end! - first! }
     })
   }

@@ -3,8 +3,10 @@ import { readConfig } from '../files/checkpoint.js'
 import { resolveModel } from '../hub/model-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { DeviceName } from '../native/device.js'
+import type { Arithmetic } from '../native/operations.js'
 import { namedDevice } from '../native/devices.js'
 import { parseOptions } from '../options.js'
+import { measureRates } from './benchmark/rates.js'
 import { planPruning, type Plan } from '../planning/planned-job.js'
 import { readAllocation } from '../pruning/allocation/recipe.js'
 import {
@@ -29,10 +31,44 @@ export interface PlanOptions extends ModelPruningOptions {
   sequenceLength?: number
   /** Whether activations are kept in a file while they wait, as with `prune`'s option `offload`. Default false. */
   offload?: boolean
+  /**
+   * The number of ranks that work on the job, each on a machine like this one; one of them is planned. The seconds that it would take are then
+   * estimated, of which the rates of this machine are measured. Default: one process, without an estimate.
+   */
+  ranks?: number
+  /** How fast a rank sends to others while it receives: '100Gbps' in bits, '12.5GB/s' in bytes. Default '10Gbps'. */
+  bandwidth?: string
   /** A function that is called while config.json is downloaded from the hub. */
   onDownload?: (progress: DownloadProgress) => void
   signal?: AbortSignal
 }
+
+/** The estimated time of a job on several ranks. */
+export interface RankedPlan extends Plan {
+  /** The number of ranks. */
+  ranks: number
+  /** The seconds of a rank by what it spends them on; conversions and the disk come on top. */
+  seconds: Record<Arithmetic | 'communicate' | 'total', number>
+  /** The seconds that one rank would take for all, by `ranks` times those of a rank. */
+  efficiency: number
+  /** The rates that were measured, in FLOP/s. */
+  rates: Record<Arithmetic, number>
+}
+
+const units = { k: 1e3, m: 1e6, g: 1e9, t: 1e12 }
+
+/** Validates a bandwidth such as '100Gbps'; bytes/s. */
+const bandwidth = z.string().transform((text, context): number => {
+  const [, amount, unit, kind] = /^(\d+(?:\.\d+)?)\s*([kmgt])(bps|bit\/s|b\/s)$/i.exec(text.trim()) ?? []
+  const bits = Number(amount) * (units[unit?.toLowerCase() as keyof typeof units] ?? NaN)
+  if (bits > 0) return kind?.toLowerCase() === 'b/s' ? bits : bits / 8
+  context.issues.push({
+    code: 'custom',
+    input: text,
+    message: "must be a bandwidth such as '100Gbps' or '12.5GB/s'",
+  })
+  return z.NEVER
+})
 
 const schema = modelPruningOptions
   .extend({
@@ -41,6 +77,8 @@ const schema = modelPruningOptions
     samples,
     sequenceLength: z.int().min(1).optional(),
     offload: z.boolean().default(false),
+    ranks: z.int().min(1).max(65536).optional(),
+    bandwidth: bandwidth.default(10e9 / 8),
     onDownload: z
       .custom<(progress: DownloadProgress) => void>((value) => typeof value === 'function')
       .optional(),
@@ -58,9 +96,27 @@ const schema = modelPruningOptions
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */
-export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan> {
+export async function plan(pathOrHubId: string, options: PlanOptions & { ranks: number }): Promise<RankedPlan>
+export async function plan(pathOrHubId: string, options?: PlanOptions): Promise<Plan>
+export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan | RankedPlan> {
   const o = parseOptions(z.preprocess(withQuality, schema), options, 'plan')
   const allocation = await readAllocation(o.allocation)
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
-  return planPruning(name, await readConfig(folder), { ...o, allocation, writes: true })
+  const config = await readConfig(folder)
+  const job = { ...o, allocation, writes: true }
+  const planned = await planPruning(name, config, job)
+  const { ranks } = o
+  if (ranks === undefined) return planned
+  const alone = ranks === 1 ? planned : await planPruning(name, config, { ...job, ranks: 1 })
+  const rates = await measureRates(o.device, o.dtype)
+  const secondsOf = ({ flop, received = 0 }: Plan) => {
+    const seconds = Object.fromEntries(arithmetic.map((kind) => [kind, flop[kind] / rates[kind]]))
+    const all = { ...seconds, communicate: received / o.bandwidth }
+    const total = Object.values(all).reduce((a, b) => a + b, 0)
+    return { ...all, total } as RankedPlan['seconds']
+  }
+  const seconds = secondsOf(planned)
+  return { ...planned, ranks, seconds, efficiency: secondsOf(alone).total / ranks / seconds.total, rates }
 }
+
+const arithmetic: readonly Arithmetic[] = ['linear', 'attention', 'gram', 'factor', 'solve']

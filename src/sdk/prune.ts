@@ -399,6 +399,7 @@ const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'o
   ...o.calibration,
   samples: o.calibration?.samples ?? 1,
   device: device.name,
+  ranks: o.communicator?.size,
   dtype: weights.dtype,
   writes: o.out !== undefined,
   dense: o.dense !== undefined,

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { beforeAll, describe, expect, test } from '@jest/globals'
+import { plan, type PlanOptions } from '../../src/index.js'
 import { program } from '../cli/run.js'
 import { temporaryFolder } from '../temporary.js'
 
@@ -71,6 +72,17 @@ describeWithMpi('ranks that mpirun starts', () => {
     expect(code).toBe(0)
     expect(contents(out)).toEqual(whole)
     expect((JSON.parse(stdout) as { layers: unknown[] }).layers).toHaveLength(42)
+  })
+
+  test.each<[number, PlanOptions]>([
+    [2, { pattern: '2:4' }],
+    [4, { sparsity: 0.5, sequential: 'layer' }],
+  ])('%d ranks receive what plan says, to 5 %%', async (ranks, options) => {
+    const out = join(parent, `volume-${ranks}`)
+    const { stdout } = await mpirun(ranks, child, JSON.stringify({ model, text, out, options }))
+    const { received } = JSON.parse(stdout) as { received: number }
+    const planned = await plan(model, { ...options, samples: 12, sequenceLength: 64, ranks })
+    expect(Math.abs(received / planned.received! - 1)).toBeLessThan(0.05)
   })
 
   test('eval measures what one process does', async () => {

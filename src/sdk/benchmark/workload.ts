@@ -3,7 +3,8 @@ import { BlockWeights } from '../../models/block-weights.js'
 import { Engine } from '../../models/engine.js'
 import { familyOf } from '../../models/registry.js'
 import { Weights } from '../../models/weights.js'
-import type { Device, DType, Tensor } from '../../native/device.js'
+import type { Device, DType, Tensor, Work } from '../../native/device.js'
+import type { Arithmetic } from '../../native/operations.js'
 import { sparsegpt } from '../../pruning/methods/sparsegpt.js'
 import type { BenchCase } from './case.js'
 
@@ -13,6 +14,10 @@ export interface Run {
   seconds: number
   /** The number of their floating-point operations, as the operation table counts them. */
   flop: number
+  /** The time of each operation, by name. */
+  operations: Record<string, number>
+  /** The floating-point operations by kind. */
+  kinds: Work['flop']
 }
 
 /** A case on a device, with random data. */
@@ -122,14 +127,16 @@ export class RandomWeights extends Weights {
 async function timed(device: Device, body: () => unknown): Promise<Run> {
   await device.profile()
   const made: Tensor[] = []
-  const before = total(device)
+  const before = { ...device.work.flop }
   await device.within(made, body)
   for (const tensor of made) tensor.dispose()
-  const seconds = Object.values(await device.profile()).reduce((a, b) => a + b, 0)
-  return { seconds, flop: total(device) - before }
+  const operations = await device.profile()
+  const kinds = { ...device.work.flop }
+  for (const kind of Object.keys(kinds) as Arithmetic[]) kinds[kind] -= before[kind]
+  return { seconds: sum(Object.values(operations)), flop: sum(Object.values(kinds)), operations, kinds }
 }
 
-const total = ({ work }: Device) => Object.values(work.flop).reduce((a, b) => a + b, 0)
+const sum = (values: number[]) => values.reduce((a, b) => a + b, 0)
 
 /** Uniform integers of 32 bits; the same every time. */
 export function randomIntegers(count: number): Int32Array {
