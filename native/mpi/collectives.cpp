@@ -10,8 +10,8 @@ namespace sparsegpt {
 
 namespace {
 
-constexpr int64_t chunk_elements = int64_t{1} << 22;  // that are summed at a time
-constexpr int64_t chunk_bytes = int64_t{1} << 26;  // that are copied at a time
+constexpr int64_t chunk_elements = int64_t{1} << 21;  // that are summed at a time
+constexpr int64_t chunk_bytes = int64_t{1} << 24;  // that are copied at a time
 
 // The elements of some rows of a matrix one after the other, in each row from column `row - first_row` on or, of a whole matrix,
 // all of them.

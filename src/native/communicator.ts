@@ -124,10 +124,11 @@ export class MpiCommunicator extends Communicator {
     return Math.max(1, Math.min(availableParallelism(), Math.floor(cpus().length / this.localSize)))
   }
 
-  /** Writes the error to stderr, with this rank, and ends all ranks with exit code 1. */
+  /** Writes the error to stderr, with this rank, and ends all ranks with exit code 1, or 2 for an option that is not allowed. */
   abort(error: unknown): void {
     process.stderr.write(`rank ${this.rank} of ${this.size}: ${this.describe(error)}\n`)
-    nativeAddon().mpi.abort(1)
+    const isUsage = error instanceof SparseGptError && error.code === 'INVALID_OPTION'
+    nativeAddon().mpi.abort(isUsage ? 2 : 1)
   }
 
   /** Ends the use of MPI; waits for all ranks. */

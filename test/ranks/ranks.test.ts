@@ -19,7 +19,8 @@ import { randomTokens } from '../tiny-model.js'
 import { InProcessCommunicator } from './in-process.js'
 
 const folder = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
-const text = { file: fileURLToPath(new URL('../../docs/performance.md', import.meta.url)) }
+/** Tokens all over the vocabulary. */
+const text = { tokens: Array.from({ length: 2000 }, (_, i) => (i * i * 31 + i * 7919) % 2048) }
 const calibration = { ...text, samples: 12, sequenceLength: 64 }
 
 /** What each of `size` ranks makes of a model, side by side. */
@@ -114,7 +115,7 @@ describe('what several ranks prune', () => {
     ['spread by outliers', { sparsity: 0.5, allocation: 'owl' }],
     ['step by step', { schedule: [0.3, 0.5] }],
   ])('%s: as one process does with the same groups of windows, to the last bit', async (_, options) => {
-    const grouped = { ...options, windowGroups: 4 }
+    const grouped = { ...options, windowGroups: 4, maxBlock: 2 }
     const alone = await pruned(0, grouped)
     for (const size of [2, 4]) {
       const { reports, files } = await pruned(size, grouped)
@@ -130,7 +131,7 @@ describe('what several ranks prune', () => {
   })
 
   test('without groups the order of the sums is what differs: the same masks to 99.9 % in the first block, the same bits again', async () => {
-    const options = { pattern: '2:4' }
+    const options = { pattern: '2:4', maxBlock: 2 }
     const alone = await pruned(0, options)
     for (const size of [2, 3]) {
       const several = await pruned(size, options)
@@ -141,7 +142,7 @@ describe('what several ranks prune', () => {
   })
 
   test('the perplexity of what 1, 2 and 4 ranks prune is the same, and measured by them to the last bit', async () => {
-    const evaluation = { ...text, sequenceLength: 128, windows: 24 }
+    const evaluation = { ...text, sequenceLength: 128, windows: 9 }
     const found: number[] = []
     for (const size of [1, 2, 4]) {
       const measured = await onRanks(size, async (model, communicator) => {
