@@ -72,6 +72,10 @@ function packagesAreInstalled() {
   })
 }
 
+const mpiIsFresh = () =>
+  newest([join(root, 'build', 'Release', 'libsparsegpt_mpi.so')]) >=
+  newest(['library.cpp', 'mpi_library.h'].map((name) => join(root, 'native', 'mpi', name)))
+
 function distIsFresh() {
   const built = newest([join(root, 'dist')])
   // tsc writes nothing when there is an error (--noEmitOnError), so new files mean a build that passed.
@@ -100,6 +104,12 @@ async function main() {
     } catch (error) {
       fail(error instanceof BuildError ? error.message : error)
     }
+  }
+
+  // Where there is no MPI, what needs it is not tested.
+  if (findProgram('mpicxx') && !mpiIsFresh()) {
+    const { ok, code } = run(process.execPath, ['scripts/build-mpi.mjs'])
+    if (!ok) fail('setup: compiling the library for MPI failed, see above', code)
   }
 
   if (!distIsFresh()) {

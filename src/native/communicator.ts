@@ -84,8 +84,8 @@ export class MpiCommunicator extends Communicator {
   private readonly localSize: number
 
   /**
-   * Starts MPI, which waits for all ranks; once in a process. `describe`: makes the text of an error that ends the job. Throws DEVICE_UNAVAILABLE when MPI is not built (npm run build:mpi) or cannot
-   * be loaded.
+   * Starts MPI, which waits for all ranks; once in a process. `describe`: makes the text of an error that ends the job. Throws
+   * DEVICE_UNAVAILABLE when MPI is not built (npm run build:mpi) or cannot be loaded.
    */
   constructor(private readonly describe = describeError) {
     super()

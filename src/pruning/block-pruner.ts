@@ -386,6 +386,7 @@ export class BlockPruner {
         next,
         settings,
         offload: o.offload,
+        communicator: o.ranks?.communicator,
         step: () => o.meter.step('reconstruct'),
       })
     } finally {

@@ -31,7 +31,7 @@ const lanes = 16
 export class Ranks {
   constructor(
     private readonly device: Device,
-    private readonly communicator: Communicator,
+    readonly communicator: Communicator,
   ) {}
 
   get rank(): number {

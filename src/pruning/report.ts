@@ -58,6 +58,8 @@ export interface PruneReport {
   seconds: number
   /** The peak of this process's resident memory since its start, in bytes. */
   peakRssBytes: number
+  /** The number of ranks that have worked on the job, where it was several, and what has come to this one from the others, in bytes. */
+  ranks?: { count: number; bytesReceived: number }
   /** Where the time went; with the option `profile`. */
   phases?: PhaseSeconds
   /** What became of each layer, in the order of the model. */

@@ -168,10 +168,9 @@ const schema = modelPruningOptions
       const message = 'has no use: give target "dense", reconstruct or distill too'
       context.addIssue({ code: 'custom', path: ['dense'], message })
     }
-    for (const option of ['reconstruct', 'distill'] as const) {
-      if (!options[option] || (options.communicator?.size ?? 1) === 1) continue
-      const message = `cannot be combined with communicator: several ranks do not train${ofQuality(options, option)}`
-      context.addIssue({ code: 'custom', path: [option], message })
+    if (options.distill && (options.communicator?.size ?? 1) > 1) {
+      const message = `cannot be combined with communicator: several ranks do not train the whole model${ofQuality(options, 'distill')}`
+      context.addIssue({ code: 'custom', path: ['distill'], message })
     }
     const reader = options.calibration ? undefined : readerOfText(options)
     if (reader !== undefined) {
@@ -227,6 +226,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   const source = engine.folder
   const { communicator } = o
   const ranks = communicator && communicator.size > 1 ? new Ranks(engine.device, communicator) : undefined
+  const receivedBefore = communicator?.bytesReceived ?? 0
   const leads = (ranks?.rank ?? 0) === 0
   const layers = selectLayers(engine.architecture, o)
   // What decides the result must all be in files.
@@ -294,6 +294,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
       ...(losses.length > 0 && { distillation: losses }),
       seconds,
       peakRssBytes: process.resourceUsage().maxRSS * 1024,
+      ...(ranks && { ranks: ranksReport(ranks.communicator, receivedBefore) }),
       ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
       layers: reports,
     }
@@ -303,6 +304,11 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     for (const { weights } of beside) weights.dispose()
   }
 }
+
+const ranksReport = ({ size, bytesReceived }: Communicator, before: number) => ({
+  count: size,
+  bytesReceived: bytesReceived - before,
+})
 
 /** What weights are rounded to, by name. */
 function gridsOf(engine: Engine, o: Parsed, layers: readonly LinearSpec[][]): Map<string, Grid> {

@@ -1,6 +1,7 @@
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { LinearWeight } from '../models/linear-weight.js'
+import type { Communicator } from '../native/communicator.js'
 import type { Device, Tensor } from '../native/device.js'
 import { RecordedBlock, type ParameterGradients } from './recorded-block.js'
 
@@ -127,6 +128,15 @@ export class BlockTrainer implements ParameterGradients {
   resume(step: number): void {
     this.steps = step
     for (const { value, linear } of this.parameters.values()) linear?.follow(value)
+  }
+
+  /** Replaces the gradients by those of all ranks together, divided by `count`. */
+  async average(communicator: Communicator, count: number): Promise<void> {
+    const { device } = this.engine
+    for (const { gradient } of this.parameters.values()) {
+      await communicator.allReduce(device, gradient)
+      device.scale(gradient, 1 / count)
+    }
   }
 
   /**

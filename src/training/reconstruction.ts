@@ -1,6 +1,7 @@
 import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
+import type { Communicator } from '../native/communicator.js'
 import type { Device, Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer, recordBlock, type Recording } from './block-trainer.js'
@@ -43,6 +44,8 @@ export interface ReconstructionTask {
   settings: ReconstructionSettings
   /** Moves what is not needed for the moment out of the device's memory. */
   offload?: Offload | undefined
+  /** The ranks that fit the block together, if there are several: `inputs` and `targets` are of this one's windows. */
+  communicator?: Communicator | undefined
   /** What is called after each part of the work; it may throw. */
   step: () => void
 }
@@ -58,13 +61,14 @@ interface Part {
  * Fits the pruned matrices of a block, its biases and its norms so that the block, fed the pruned model's hidden states, gives the
  * dense model's outputs: Adam on the error relative to each token's norm, with masks fixed. A norm larger than is typical counts for
  * less: the few tokens of huge norm that all others attend to would be spoilt else. A part of the windows is held out: what is kept is the
- * state after the epoch that was best on them, if any was better than the beginning. Resolves to the report and the names of the biases
- * and norms that were trained.
+ * state after the epoch that was best on them, if any was better than the beginning. Of several ranks each holds some of its windows out,
+ * and a step takes the mean of their gradients, so that all end with the same. Resolves to the report and the names of the biases and
+ * norms that were trained.
  */
 export async function reconstructBlock(
   task: ReconstructionTask,
 ): Promise<ReconstructionReport & { parameters: string[] }> {
-  const { engine, index, weights, settings, step } = task
+  const { engine, index, weights, settings, step, communicator } = task
   const { epochs } = settings
   const views: Tensor[] = []
   const trainer = new BlockTrainer(engine, index, weights, task.solved)
@@ -74,16 +78,23 @@ export async function reconstructBlock(
     const before = await meanError(task, heldOut, norms)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
-    const total = epochs * training.length
+    const counts = await ofAll(task, [training.length])
+    const perEpoch = Math.max(...counts)
+    const total = epochs * perEpoch
     const random = new PythonRandom(index)
     let steps = 0
     for (let epoch = 1; epoch <= epochs; epoch++) {
-      const pass = async (part: Part) => {
-        await descend(task, trainer, part, norms)
+      const pass = async (part: Part | undefined) => {
+        if (part) await descend(task, trainer, part, norms)
+        const place = steps % perEpoch
+        if (communicator) await trainer.average(communicator, counts.filter((count) => count > place).length)
         await trainer.step(learningRate(steps++, total, settings.learningRate))
-        put(task, part)
+        if (part) put(task, part)
       }
-      await engine.paced(shuffled(training, random), pass, step)
+      const parts: (Part | undefined)[] = shuffled(training, random)
+      // A rank that has fewer parts than another takes part in all steps.
+      while (parts.length < perEpoch) parts.push(undefined)
+      await engine.paced(parts, pass, step)
       const current = await meanError(task, heldOut, norms)
       if (current < best) {
         ;[best, bestEpoch] = [current, epoch]
@@ -164,7 +175,7 @@ async function meanError(
   }
   try {
     await engine.paced(parts, pass, step)
-    const values = await elements(device, errors)
+    const values = await ofAll(task, await elements(device, errors))
     return values.reduce((a, b) => a + b, 0) / values.length
   } finally {
     for (const tensor of errors) tensor.dispose()
@@ -182,7 +193,7 @@ async function medianNorms(task: ReconstructionTask, parts: readonly Part[]): Pr
         device.within(norms, () => device.rowDots(targets[i]!, targets[i]!))
         task.offload?.(targets[i]!)
       }
-      const sorted = (await elements(device, norms)).sort()
+      const sorted = Float32Array.from(await ofAll(task, await elements(device, norms))).sort()
       medians.push(sorted[sorted.length >> 1] ?? 0)
     } finally {
       for (const tensor of norms) tensor.dispose()
@@ -196,6 +207,15 @@ async function elements(device: Device, tensors: readonly Tensor[]): Promise<Flo
   const parts: Float32Array[] = []
   for (const tensor of tensors) parts.push(await device.readFloat32(tensor))
   return Float32Array.from(parts.flatMap((part) => [...part]))
+}
+
+/** The numbers of all ranks. */
+async function ofAll<Numbers extends readonly number[] | Float32Array>(
+  { engine, communicator }: ReconstructionTask,
+  own: Numbers,
+): Promise<number[]> {
+  const parts = communicator ? await communicator.gather(engine.device, own) : [own]
+  return parts.flatMap((part) => [...part])
 }
 
 /** Cuts the batches into the parts of a step, and holds out the last windows. The views are the caller's to dispose of. */

@@ -36,7 +36,6 @@ const report = await prune(model, {
     if (victim === communicator.rank && phase === here && at.block === 2) die()
   },
 })
-if (communicator.rank === 0)
-  console.log(JSON.stringify({ received: communicator.bytesReceived, layers: report.layers.length }))
+if (communicator.rank === 0) console.log(JSON.stringify(report))
 await model.dispose()
 communicator.close()

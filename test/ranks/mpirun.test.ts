@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import { plan, type PlanOptions } from '../../src/index.js'
+import { plan, type PlanOptions, type PruneReport } from '../../src/index.js'
 import { program } from '../cli/run.js'
 import { temporaryFolder } from '../temporary.js'
 
@@ -80,9 +80,10 @@ describeWithMpi('ranks that mpirun starts', () => {
   ])('%d ranks receive what plan says, to 5 %%', async (ranks, options) => {
     const out = join(parent, `volume-${ranks}`)
     const { stdout } = await mpirun(ranks, child, JSON.stringify({ model, text, out, options }))
-    const { received } = JSON.parse(stdout) as { received: number }
+    const { bytesReceived, count } = (JSON.parse(stdout) as PruneReport).ranks!
+    expect(count).toBe(ranks)
     const planned = await plan(model, { ...options, samples: 12, sequenceLength: 64, ranks })
-    expect(Math.abs(received / planned.received! - 1)).toBeLessThan(0.05)
+    expect(Math.abs(bytesReceived / planned.received! - 1)).toBeLessThan(0.05)
   })
 
   test('eval measures what one process does', async () => {

@@ -141,6 +141,30 @@ describe('what several ranks prune', () => {
     }
   })
 
+  test("blocks are fitted with the mean of the ranks' gradients, to the same weights on all", async () => {
+    const options = { sparsity: 0.6, reconstruct: { epochs: 2 }, maxBlock: 2 }
+    const several = await onRanks(3, async (model, communicator) => {
+      // One of the ranks has fewer windows than the others.
+      const report = await prune(model, {
+        ...options,
+        calibration: { ...calibration, samples: 11 },
+        communicator,
+      })
+      const { data } = await model.logits([[1, 2, 3, 4, 5, 6, 7, 8]])
+      return { data, fitted: report.layers.map(({ reconstruction }) => reconstruction!) }
+    })
+    for (const { data, fitted } of several) {
+      expect(data).toEqual(several[0]!.data)
+      for (const { steps, heldOut } of fitted) {
+        expect(steps).toBe(6)
+        expect(heldOut.after).toBeLessThan(heldOut.before)
+      }
+    }
+    // The same from files that hold what was trained.
+    const [one, again] = [await pruned(2, options), await pruned(2, options)]
+    expect(one.files).toEqual(again.files)
+  })
+
   test('the perplexity of what 1, 2 and 4 ranks prune is the same, and measured by them to the last bit', async () => {
     const evaluation = { ...text, sequenceLength: 128, windows: 9 }
     const found: number[] = []
@@ -205,7 +229,7 @@ describe('when something is wrong', () => {
     }
   })
 
-  test('more ranks than windows, and training, are refused before anything is written', async () => {
+  test('more ranks than windows, and distillation, are refused before anything is written', async () => {
     const other = join(await temporaryFolder(), 'out')
     const few = await onRanks(3, (model, communicator) =>
       rejected(
@@ -219,8 +243,8 @@ describe('when something is wrong', () => {
       true,
     )
     await onRanks(2, async (model, communicator) => {
-      const trained = prune(model, { calibration, out: other, reconstruct: true, communicator })
-      await expectError(trained, 'INVALID_OPTION', /reconstruct: cannot be combined with communicator/)
+      const trained = prune(model, { calibration, out: other, distill: true, communicator })
+      await expectError(trained, 'INVALID_OPTION', /distill: cannot be combined with communicator/)
     })
     await expect(stat(other)).rejects.toThrow('ENOENT')
   })

@@ -56,6 +56,31 @@ describe('arithmetic and disk of a small OPT, from its config alone', () => {
     expect(flop.linear).toBe(2 * tokens * (4 * matrices - h * f))
   })
 
+  test('of four ranks each passes a quarter of the windows, solves a quarter of the rows and factors all', async () => {
+    const options = { ...size, pattern: '2:4' } as const
+    const [alone, one] = [await plan(folder, options), await plan(folder, { ...options, ranks: 4 })]
+    for (const kind of ['linear', 'attention', 'gram', 'solve'] as const)
+      expect(one.flop[kind]).toBeCloseTo(alone.flop[kind] / 4, -2)
+    expect(one.flop.factor).toBe(alone.flop.factor)
+    // A triangle comes in quarters of three others, to be summed and once more when it is; rows come from their ranks.
+    const triangles = (3 * h * (h + 1) + f * (f + 1)) / 2
+    const matrices = 4 * h * h + 2 * h * f
+    expect(one.received).toBeCloseTo(4 * 4 * ((2 * 3 * triangles) / 4 + (3 / 4) * matrices), -3)
+    expect(one.memory.parts.hiddenStates).toBe(alone.memory.parts.hiddenStates / 4)
+    const { seconds, rates, efficiency, ranks } = one
+    expect(ranks).toBe(4)
+    expect(seconds.gram).toBeCloseTo(one.flop.gram / rates.gram, 10)
+    expect(seconds.communicate).toBeCloseTo(one.received! / 1.25e9, 10)
+    expect(efficiency).toBeGreaterThan(0.2)
+    expect(efficiency).toBeLessThan(1)
+    const ofBandwidth = (bandwidth: string) => plan(folder, { ...options, ranks: 2, bandwidth })
+    await expectError(
+      ofBandwidth('fast'),
+      'INVALID_OPTION',
+      /bandwidth: must be a bandwidth such as '100Gbps'/,
+    )
+  })
+
   test('a dense target takes another pass through the dense block, and a product for each Gram matrix', async () => {
     const matrices = 4 * h * h + 2 * h * f
     const squares = 3 * h * h + f * f
