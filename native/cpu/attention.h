@@ -32,9 +32,9 @@ SPARSEGPT_KERNEL(few_queries_scratch, int64_t, const AttentionHead& head);
 SPARSEGPT_KERNEL(attend_few, void, const AttentionHead& head, float* scratch);
 
 // Floats that attend() needs as scratch. Nothing is read through the head's pointers.
-SPARSEGPT_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
-SPARSEGPT_KERNEL(attend, void, const AttentionHead& head, float* scratch);
-SPARSEGPT_KERNEL(attention_gradient_scratch, int64_t, const AttentionGradientHead& head);
-SPARSEGPT_KERNEL(attend_gradient, void, const AttentionGradientHead& head, float* scratch);
+SPARSEGPT_TILED_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
+SPARSEGPT_TILED_KERNEL(attend, void, const AttentionHead& head, float* scratch);
+SPARSEGPT_TILED_KERNEL(attention_gradient_scratch, int64_t, const AttentionGradientHead& head);
+SPARSEGPT_TILED_KERNEL(attend_gradient, void, const AttentionGradientHead& head, float* scratch);
 
 }  // namespace sparsegpt::cpu
