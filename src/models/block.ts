@@ -71,6 +71,6 @@ export interface Block {
   zeros(rows: number, width: number): Tensor
   /** Adds rows to sums: sums[ids[t]] += factors[t] · x[t]; no id occurs twice. Consumes x. */
   addRows(sums: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void
-  /** The numbers as a vector on the device. */
+  /** The numbers as a vector on the device. They do not depend on where the tokens stand: a pass may be repeated with them. */
   upload(array: Float32Array | Int32Array): Tensor
 }

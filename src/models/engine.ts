@@ -298,8 +298,8 @@ export class Engine {
     return tensor
   }
 
-  /** The angles of at least the positions below `end`. */
-  private rotaryTables(end: number): RotaryTables | undefined {
+  /** The angles of at least the positions below `end`; the engine's own. */
+  rotaryTables(end: number): RotaryTables | undefined {
     const { rotary } = this.architecture
     if (!rotary) return undefined
     const frequencies = rotary.frequencies(end)

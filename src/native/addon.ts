@@ -22,6 +22,9 @@ export interface FileHandle {
 export interface SpillFileHandle {
   [brand]: 'spillFile'
 }
+export interface RecordingHandle {
+  [brand]: 'recording'
+}
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
 
@@ -82,8 +85,17 @@ export interface Addon {
   createSpillFile(folder: string): SpillFileHandle
   offload(device: DeviceHandle, tensor: TensorHandle, file: SpillFileHandle | undefined): void
 
-  /** Enqueues an operation of the table (operations.ts). */
-  run(device: DeviceHandle, operation: string, fields: Fields): void
+  /** Enqueues an operation of the table (operations.ts). With a recording, it is added to that too, with `call.advance`. */
+  run(
+    device: DeviceHandle,
+    operation: string,
+    fields: Fields,
+    call?: { advance?: Record<string, number> },
+    recording?: RecordingHandle,
+  ): void
+  createRecording(): RecordingHandle
+  /** Enqueues what was recorded, `pass` steps of what advances after that. */
+  replay(device: DeviceHandle, recording: RecordingHandle, pass: number): void
 
   /** Makes a tensor that has a shape and no memory, for scratchBytes. `mapped`: as if in a file. */
   shapeTensor(dtype: DType, rows: number, columns: number, mapped: boolean): TensorHandle

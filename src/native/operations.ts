@@ -36,6 +36,8 @@ export interface Call {
   flop?: number
   /** How many rows are read of an operand, where it is not all of them. */
   rowsRead?: Record<string, number>
+  /** By how much a setting grows, or by how many elements an operand moves, whenever the call is carried out once more: see Recording. */
+  advance?: Record<string, number>
 }
 
 export interface Operation<Arguments extends unknown[] = never[], C extends Call = Call> {

@@ -8,6 +8,7 @@ import {
   type Fields,
   type FileHandle,
   type HostArray,
+  type RecordingHandle,
   type SpillFileHandle,
   type TensorHandle,
 } from '../native/addon.js'
@@ -259,6 +260,8 @@ export class ShapeExecutor implements Executor {
   }
 
   createSpillFile = () => ({}) as SpillFileHandle
+  createRecording = () => ({}) as RecordingHandle
+  replay = () => undefined
 
   offload(_: DeviceHandle, handle: TensorHandle): void {
     const { storage } = shapeOf(handle)
