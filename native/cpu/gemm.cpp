@@ -18,8 +18,8 @@ namespace {
 // most 8 MB and 1 MB for each thread (more only where a depth beyond 65536 units meets a C that is not float32).
 constexpr int64_t block_rows = 144, block_depth = 512, block_columns = 1024;
 constexpr int64_t packed_b_floats = int64_t{2} << 20;
-// Tile registers multiply faster than L3 gives panels of B: more rows meet each.
-constexpr int64_t tile_block_rows = 512;
+// Tile registers multiply faster than L3 gives panels of B: more rows meet each. Panels are as deep as L1 holds.
+constexpr int64_t tile_block_rows = 256, tile_block_depth = 384;
 // Smaller blocks of rows where there would be too few for the threads to share evenly.
 constexpr int64_t block_rows_least = 48, blocks_per_thread = 4;
 
@@ -42,7 +42,7 @@ struct Plan {
         unit(pairs ? 2 : 1),
         units(round_up(divide_up(g.k, unit), tiles ? tile_units : 1)) {
     // The depth of a block decides how sums are rounded: the same for any number of threads.
-    step = equal_parts(units, block_depth, 16);
+    step = equal_parts(units, tiles ? tile_block_depth : block_depth, 16);
     // B at once: if it is too deep, less depth where the sums may stay in C, else fewer columns.
     const int64_t wide = round_up(std::min<int64_t>(g.n, 4096), nr);
     part_depth = direct ? std::max<int64_t>(packed_b_floats / wide / step, 1) * step : std::max(units, step);

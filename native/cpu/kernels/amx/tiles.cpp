@@ -84,11 +84,12 @@ void micro_tiles(int64_t units, const float* a, const float* b, const GemmTile& 
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t u = 0; u < units; u += tile_units) {
-    _tile_loadd(4, a, 64);
+    // The panel of B stays in L1 for the next tiles, that of A does not.
+    _tile_stream_loadd(4, a, 64);
     _tile_loadd(6, b, 128);
     _tile_loadd(7, b + side, 128);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, a + side * tile_units, 64);
+    _tile_stream_loadd(5, a + side * tile_units, 64);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
