@@ -18,7 +18,9 @@
 
 namespace sparsegpt {
 
-enum class Activation { relu, gelu, gelu_tanh, silu };
+// relu2 is the square of relu. The last two are those of gpt-oss's experts, with its constants: clamped_swish(x) is
+// c · sigmoid(1.702 c) of c = min(x, 7), and clamped_linear(x) is 1 + x, with x between -7 and 7.
+enum class Activation { relu, gelu, gelu_tanh, silu, relu2, clamped_swish, clamped_linear };
 
 // The fields by which JavaScript hands an operation over (head_dim is headDim there), and the operands that it writes.
 #define SPARSEGPT_FIELDS(...)                              \

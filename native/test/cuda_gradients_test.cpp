@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "test/activations.h"
 #include "test/twins.h"
 
 using namespace sparsegpt;
@@ -82,7 +83,7 @@ TEST("cuda gradients: norms, activations, gates, columns, dot products and error
           CHECK_TWIN(dbias, 2e-6);
         }
         const Twin steep = both.random(random, type, rows, columns, -6, 6);
-        for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+        for (Activation kind : all_activations) {
           const Twin wide = both.random(random, other, rows, columns + 4), dy = wide.columns(2, columns);
           both.run([&](Backend& b, const auto& at) { b.run(ActivateGradient{at(dy), at(steep), kind}); });
           CHECK_TWIN(wide, tolerance_of(other));

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "test/activations.h"
 #include "test/problem.h"
 #include "test/twins.h"
 
@@ -202,7 +203,7 @@ TEST("cuda: elementwise operations, norms, rotary, fused projections") {
         const double tolerance = tolerance_of(type);
         const Twin y = both.random(random, seed == 2 ? DType::f32 : type, rows, columns);
         const Twin weight = both.random(random, DType::f32, 1, columns), bias = both.random(random, DType::f32, 1, columns);
-        for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+        for (Activation kind : all_activations) {
           const Twin x = both.random(random, type, rows, columns + 4, -6, 6), view = x.columns(2, columns);
           both.run([&](Backend& b, const auto& at) { b.run(Activate{at(view), kind}); });
           CHECK_TWIN(x, tolerance);

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "cpu/cpu_backend.h"
+#include "test/activations.h"
 #include "test/on_device.h"
 
 using namespace sparsegpt;
@@ -62,16 +63,6 @@ constexpr DType types[] = {DType::f32, DType::bf16, DType::f16};
 double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 4e-3 : 3e-2; }
 
 std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }
-
-double activation(double x, Activation kind) {
-  switch (kind) {
-    case Activation::relu: return std::max(x, 0.0);
-    case Activation::gelu: return x / 2 * std::erfc(-x / std::sqrt(2.0));
-    case Activation::gelu_tanh: return x / 2 * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case Activation::silu: return x / (1 + std::exp(-x));
-  }
-  return x;
-}
 
 }  // namespace
 
@@ -173,7 +164,7 @@ TEST("gradients: norms sum their parameters' gradients over many rows") {
 
 TEST("gradients: activations and gates") {
   Bench bench;
-  for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+  for (Activation kind : all_activations) {
     for (DType type : types) {
       Random random(30 + static_cast<uint64_t>(kind));
       const int64_t rows = random.integer(1, 4), columns = random.integer(1, 300);
@@ -185,10 +176,10 @@ TEST("gradients: activations and gates") {
       Vector by_x(x.size()), gated_by_x(x.size()), by_up(x.size());
       for (size_t i = 0; i < x.size(); ++i) {
         const double h = 1e-6, value = x[i];
-        const double slope = (activation(value + h, kind) - activation(value - h, kind)) / (2 * h);
+        const double slope = (activate(value + h, kind) - activate(value - h, kind)) / (2 * h);
         by_x[i] = dy[i] * slope;
         gated_by_x[i] = by_x[i] * up[i];
-        by_up[i] = dy[i] * activation(value, kind);
+        by_up[i] = dy[i] * activate(value, kind);
       }
       const Tensor plain = bench.floats(type, rows, columns, dy), gated = bench.floats(type, rows, columns, dy);
       bench.run(ActivateGradient{plain, xt, kind});

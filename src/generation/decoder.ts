@@ -14,7 +14,7 @@ export class Decoder {
   private caches: KeyValueCache[]
   /** How many tokens of each sequence the caches hold. */
   private cached = 0
-  private frequencies: Float32Array | undefined
+  private frequencies: (Float32Array | undefined)[] = []
 
   /** `limit`: the number of tokens that a sequence has at most. */
   constructor(
@@ -39,8 +39,8 @@ export class Decoder {
     const { engine, count } = this
     const total = sequences[0]?.length ?? 0
     // Where the frequencies depend on how long a sequence is, all keys have to be rotated anew.
-    const frequencies = engine.architecture.rotary?.frequencies(total)
-    if (frequencies !== this.frequencies && this.cached > 0) this.forget()
+    const frequencies = [...this.caches.keys()].map((block) => engine.rotaryOf(block)?.frequencies(total))
+    if (frequencies.some((of, block) => of !== this.frequencies[block]) && this.cached > 0) this.forget()
     this.frequencies = frequencies
     const atOnce = Math.max(1, Math.floor(tokensAtOnce / count))
     for (;;) {

@@ -37,7 +37,7 @@ export class BlockWeights {
     return this.linears.get(name) ?? this.missing(name)
   }
 
-  /** The bias of a linear layer, float32 [rows]. */
+  /** The bias of a linear layer, float32 [rows], or of a norm. */
   bias(name: string): Tensor | undefined {
     return this.parameters.get(`${name}.bias`)
   }

@@ -3,37 +3,75 @@ import { quoted } from '../quoted.js'
 import { bloom } from './families/bloom.js'
 import { falcon } from './families/falcon.js'
 import type { Family } from './family.js'
-import { gemma, gemma2 } from './families/gemma.js'
+import { gemma, gemma2, gemma3Text } from './families/gemma.js'
 import { gptNeo } from './families/gpt-neo.js'
 import { gptNeox } from './families/gpt-neox.js'
-import { gpt2 } from './families/gpt2.js'
+import { gpt2, gptBigcode } from './families/gpt2.js'
 import { gptj } from './families/gptj.js'
 import { llama } from './families/llama.js'
-import { mistral } from './families/mistral.js'
+import { ministral, mistral } from './families/mistral.js'
 import { mixtral } from './families/mixtral.js'
 import { opt } from './families/opt.js'
 import { phi } from './families/phi.js'
 import { phi3 } from './families/phi3.js'
-import { qwen2, qwen3 } from './families/qwen.js'
+import { qwen2, qwen2Moe, qwen3, qwen3Moe } from './families/qwen.js'
+import { arcee } from './families/arcee.js'
+import { cohere, cohere2 } from './families/cohere.js'
+import { exaone4 } from './families/exaone4.js'
+import { glm, glm4 } from './families/glm.js'
+import { granite } from './families/granite.js'
+import { helium } from './families/helium.js'
+import { hunyuanV1Dense } from './families/hunyuan.js'
+import { mpt } from './families/mpt.js'
+import { nemotron } from './families/nemotron.js'
+import { olmo2, olmo3 } from './families/olmo.js'
+import { phimoe } from './families/phimoe.js'
+import { seedOss } from './families/seed-oss.js'
+import { smollm3 } from './families/smollm3.js'
+import { stablelm } from './families/stablelm.js'
+import { starcoder2 } from './families/starcoder2.js'
 import { checkNotQuantized } from './quantization.js'
 
 const families: readonly Family[] = [
+  arcee,
   bloom,
+  cohere,
+  cohere2,
+  exaone4,
   falcon,
   gemma,
   gemma2,
+  gemma3Text,
+  glm,
+  glm4,
   gpt2,
+  gptBigcode,
   gptj,
   gptNeo,
   gptNeox,
+  granite,
+  helium,
+  hunyuanV1Dense,
   llama,
+  ministral,
   mistral,
   mixtral,
+  mpt,
+  nemotron,
+  olmo2,
+  olmo3,
   opt,
   phi,
   phi3,
+  phimoe,
   qwen2,
+  qwen2Moe,
   qwen3,
+  qwen3Moe,
+  seedOss,
+  smollm3,
+  stablelm,
+  starcoder2,
 ]
 
 /** The family of a config.json; throws UNSUPPORTED_MODEL that lists the known ones, and for quantized weights. */

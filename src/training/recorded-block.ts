@@ -1,6 +1,6 @@
 import type { AttentionHeads } from '../models/block.js'
 import type { BlockWeights } from '../models/block-weights.js'
-import { EagerBlock, headColumns, type Placement } from '../models/eager-block.js'
+import { EagerBlock, groupColumns, type Placement } from '../models/eager-block.js'
 import { route, routeGradient, type ExpertLoad, type Routing } from '../models/routing.js'
 import type { Steps } from '../models/steps.js'
 import type { Activation, Device, DType, Tensor } from '../native/device.js'
@@ -261,6 +261,16 @@ export class RecordedBlock extends EagerBlock {
     return out
   }
 
+  override scale(x: Tensor, factor: number): Tensor {
+    const from = this.overwritten(x)
+    const out = super.scale(x, factor)
+    this.record(out, (dy) => {
+      this.device.scale(dy, factor)
+      this.give(from, dy)
+    })
+    return out
+  }
+
   override residual(x: Tensor, y: Tensor): Tensor {
     const [fromX, fromY] = [this.valueIn(x), this.overwritten(y)]
     const out = super.residual(x, y)
@@ -298,26 +308,43 @@ export class RecordedBlock extends EagerBlock {
     const from = this.valueIn(fused)
     const { width } = fused
     const parts = super.splitColumns(fused, ...counts)
-    let first = 0
-    const places = counts.map((count) => {
-      first += count
-      return { first: first - count, count, stride: count }
-    })
-    this.recordParts(from, parts, places, width)
+    this.recordParts(from, parts, groupColumns(counts), width)
     return parts
   }
 
-  override splitHeads(
-    fused: Tensor,
-    heads: number,
-    kvHeads: number,
-    headDim: number,
-  ): [q: Tensor, k: Tensor, v: Tensor] {
+  override splitGroups(fused: Tensor, groups: number, ...counts: number[]): Tensor[] {
     const from = this.valueIn(fused)
     const { width } = fused
-    const parts = super.splitHeads(fused, heads, kvHeads, headDim)
-    this.recordParts(from, parts, headColumns(heads, kvHeads, headDim), width)
+    const parts = super.splitGroups(fused, groups, ...counts)
+    this.recordParts(from, parts, groupColumns(counts), width)
     return parts
+  }
+
+  override joinGroups(groups: number, ...parts: Tensor[]): Tensor {
+    const from = parts.map((part) => this.valueIn(part))
+    const places = groupColumns(parts.map(({ width }) => width / groups))
+    const out = super.joinGroups(groups, ...parts)
+    this.record(out, (dy) => {
+      from.forEach((value, i) => {
+        this.give(value, this.device.takeColumns(dy, { groups, ...places[i]! }))
+      })
+    })
+    return out
+  }
+
+  override repeatColumns(x: Tensor, times: number): Tensor {
+    const from = this.valueIn(x)
+    const { width } = x
+    const out = super.repeatColumns(x, times)
+    this.record(out, (dy) => {
+      const sum = this.device.takeColumns(dy, { groups: 1, first: 0, count: width, stride: 0 })
+      for (let i = 1; i < times; i++) {
+        const columns = this.device.adopt(dy.columns(i * width, width))
+        this.device.add(sum, columns)
+      }
+      this.give(from, sum)
+    })
+    return out
   }
 
   private recordParts(
@@ -345,11 +372,11 @@ export class RecordedBlock extends EagerBlock {
 
   // --- routed experts ---
 
-  override *route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]> {
+  override *route(scores: Tensor, routing: Routing, preference?: string): Steps<ExpertLoad[]> {
     const from = this.valueIn(scores)
     const { rows, width } = scores
-    const elements = (yield { read: scores }) as Float32Array
-    const host = route(elements, routing)
+    const { elements, preferences } = yield* this.routed(scores, preference)
+    const host = route(elements, routing, preferences)
     const loads = this.loads(host)
     const shares = loads.map((load) => this.valueIn(load.shares))
     this.steps.push(async () => {
@@ -357,7 +384,7 @@ export class RecordedBlock extends EagerBlock {
       const read = gradients.map((gradient) =>
         gradient ? this.device.readFloat32(gradient) : Promise.resolve(new Float32Array(0)),
       )
-      const dscores = routeGradient(host, await Promise.all(read), rows)
+      const dscores = routeGradient(elements, routing, host, await Promise.all(read))
       for (const gradient of gradients) gradient?.dispose()
       this.give(from, this.device.upload(dscores, [rows, width]))
     })
