@@ -17,6 +17,7 @@ import { phi3 } from './families/phi3.js'
 import { qwen2, qwen2Moe, qwen3, qwen3Moe } from './families/qwen.js'
 import { arcee } from './families/arcee.js'
 import { cohere, cohere2 } from './families/cohere.js'
+import { deepseekV2, deepseekV3 } from './families/deepseek.js'
 import { exaone4 } from './families/exaone4.js'
 import { glm, glm4 } from './families/glm.js'
 import { granite } from './families/granite.js'
@@ -37,6 +38,8 @@ const families: readonly Family[] = [
   bloom,
   cohere,
   cohere2,
+  deepseekV2,
+  deepseekV3,
   exaone4,
   falcon,
   gemma,

@@ -558,9 +558,9 @@ export const operations = {
     settings: { kind },
   })),
 
-  /** The way back of takeColumns: columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
+  /** Undoes takeColumns(): columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
   putColumns: operation(
-    'gradient',
+    'forward',
     (out: Tensor, x: Tensor, part: { first: number; count: number; stride: number }) => ({
       change: { out },
       read: { x },

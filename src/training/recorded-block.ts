@@ -196,7 +196,10 @@ export class RecordedBlock extends EagerBlock {
       const { device } = this
       const sums = (of: string) => this.gradients.of(`${name}.${of}`) ?? device.zeros('float32', [width])
       const into = { dweight: sums('weight'), ...(centred && { dbias: sums('bias') }) }
-      const rows = (tensor: Tensor) => tensor.reshape([(tensor.rows * tensor.width) / width, width])
+      const rows = (tensor: Tensor) =>
+        tensor.width === width
+          ? tensor.share()
+          : tensor.reshape([(tensor.rows * tensor.width) / width, width])
       const [read, gradient] = [rows(x), rows(dy)]
       device.normGradient(read, gradient, weight, epsilon, into, gradient)
       for (const view of [read, gradient]) view.dispose()

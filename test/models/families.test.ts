@@ -89,7 +89,13 @@ describe('models that are refused', () => {
       /"mamba" .* bloom, .*falcon, gemma/,
     ],
     ['an unknown scaling', llama, { rope_scaling: { type: 'mrope' } }, 'UNSUPPORTED_MODEL', rope],
-    ['YaRN by a factor of 0', llama, { rope_scaling: { type: 'yarn', factor: 0 } }, 'UNSUPPORTED_MODEL', rope],
+    [
+      'YaRN by a factor of 0',
+      llama,
+      { rope_scaling: { type: 'yarn', factor: 0 } },
+      'UNSUPPORTED_MODEL',
+      rope,
+    ],
     ['both directions', gemma, { use_bidirectional_attention: true }, 'UNSUPPORTED_MODEL', /bidirectional/],
     [
       'blocks without a kind',

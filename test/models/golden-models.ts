@@ -4,6 +4,8 @@ export const goldenModels = [
   'bloom',
   'cohere',
   'cohere2',
+  'deepseek_v2',
+  'deepseek_v3',
   'exaone4',
   'falcon',
   'gemma',
