@@ -3,6 +3,7 @@ import { basename, join, resolve } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { foreignContents } from './foreign-contents.js'
+import { splitFused } from './fused.js'
 import { duplicateKey } from './json-keys.js'
 import { packQuantized } from './pack-quantized.js'
 import { joinPacked, joinPackQuantized } from './packed.js'
@@ -66,7 +67,7 @@ export interface Shard {
   file: string
   /**
    * The tensors of the file, in the order in which it lists them: by offset in a safetensors file. Where there is an index,
-   * those that it lists in this file. A packed matrix is one tensor.
+   * those that it lists in this file. A packed matrix is one tensor, and each part of a fused one.
    */
   tensors: StoredTensor[]
   /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
@@ -120,10 +121,12 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     bits === undefined
       ? format.join
       : (file: string, tensors: StoredTensor[]) => joinPackQuantized(file, tensors, bits)
+  const partsOf = async (file: string, stored: StoredTensor[]) =>
+    splitFused(joined ? await joined(file, stored) : stored)
   if (names.includes(single)) {
     const file = join(path, single)
     const { tensors: stored, metadata } = await read(file)
-    const shard = { file: single, tensors: joined ? await joined(file, stored) : stored, metadata }
+    const shard = { file: single, tensors: await partsOf(file, stored), metadata }
     const tensors = new Map(shard.tensors.map((tensor) => [tensor.name, tensor]))
     return { folder: path, config, format, shards: [shard], tensors }
   }
@@ -142,7 +145,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     // The index decides: what it does not list, or lists elsewhere, is no part of the checkpoint.
     const listed = shard.tensors.filter(({ name }) => mapped.get(name) === file)
     for (const { name } of listed) stored.add(name)
-    const own = joined ? await joined(join(path, file), listed) : listed
+    const own = await partsOf(join(path, file), listed)
     for (const tensor of own) tensors.set(tensor.name, tensor)
     shards.push({ file, ...shard, tensors: own })
   }

@@ -565,7 +565,7 @@ function weightIndex(
 ): string {
   const tensors = shards.flatMap(([, list]) => list)
   const files = shards
-    .flatMap(([file, list]) => list.map(({ name }): [string, string] => [name, file]))
+    .flatMap(([file, list]) => list.map(({ name, fused }): [string, string] => [fused?.name ?? name, file]))
     .sort(([a], [b]) => (a < b ? -1 : 1))
   const index = {
     metadata: { ...metadata, total_size: tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0) },

@@ -30,7 +30,7 @@ export interface Block {
   pooledLinears(pool: string, input: Tensor, ...names: string[]): Steps<Tensor[]>
   /** The output of one linear layer; consumes `input`. */
   linear(input: Tensor, name: string): Steps<Tensor>
-  /** The product of x with a parameter that is a matrix [out, in], in float32 if not said otherwise. */
+  /** The product of x with a parameter that is a matrix [out, in], plus its bias if it has one; in float32 if not said otherwise. */
   product(x: Tensor, name: string, dtype?: DType): Tensor
   /**
    * What every expert is to work on, by a router's scores, float32 [tokens, experts]; consumes them. The parameter `preference`,

@@ -81,7 +81,7 @@ export class EagerBlock implements Block {
   }
 
   product(x: Tensor, name: string, dtype: DType = 'float32'): Tensor {
-    return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, dtype)
+    return this.device.linear(x, this.weights.parameter(`${name}.weight`), this.weights.bias(name), dtype)
   }
 
   *route(scores: Tensor, routing: Routing, preference?: string): Steps<ExpertLoad[]> {

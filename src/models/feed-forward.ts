@@ -94,12 +94,18 @@ export interface Experts {
   activation: Activation
   /** The name of the router's matrix, [experts, hidden], without '.weight'. */
   router: string
+  /** Whether the router has a bias, [experts]. */
+  routerBias?: boolean
   /** The parameter, [experts], by which some experts are preferred to others: see Block.route. */
   preference?: string
-  /** The beginning of the names of all experts' linears; what follows is the expert's number. */
-  prefix: string
-  /** The names of an expert's gate, up and down. Default: those of gatedMlp(). */
-  names?: [gate: string, up: string, down: string]
+  /** An expert's linears: those that read its input, and the one behind the gate. */
+  names: (expert: number) => { first: string[]; down: string }
+  /** How gate and up lie in the columns of one linear, where `first` is that: halves, or by turns. Default: they are two. */
+  gateUp?: 'halves' | 'by turns'
+  /** How the linears are stored. Default: as matrices [out, in], without a bias. */
+  stored?: Pick<LinearSpec, 'bias' | 'layout'>
+  /** What takes the place of f(gate) · up; consumes both. */
+  gate?: (block: Block, gate: Tensor, up: Tensor) => Tensor
   /** An MLP that every token goes through besides; with the matrix `gate`, [1, hidden], times the sigmoid of its product. */
   shared?: { mlp: FeedForward; gate?: string } | undefined
 }
@@ -109,20 +115,26 @@ export interface Experts {
  * linear layer: it is tiny, and pruning it would change which expert sees which token, for which no weight update makes up.
  */
 export function experts(e: Experts): FeedForward {
-  const { routing, hidden, inner, shared } = e
-  const [gate, up, down] = e.names ?? ['gate_proj', 'up_proj', 'down_proj']
-  const name = (expert: number, matrix: string) => `${e.prefix}${expert}.${matrix}`
+  const { routing, hidden, inner, shared, stored = { bias: false } } = e
+  const names = Array.from({ length: routing.experts }, (_, expert) => e.names(expert))
+  const gated = e.gate ?? ((b: Block, gate: Tensor, up: Tensor) => b.gated(gate, up, e.activation))
+  const split = (b: Block, outputs: Tensor[]) =>
+    e.gateUp === undefined
+      ? outputs
+      : e.gateUp === 'halves'
+        ? b.splitColumns(outputs[0]!, inner, inner)
+        : b.splitGroups(outputs[0]!, inner, 1, 1)
   return {
     linears: [
-      ...Array.from({ length: routing.experts }, (_, expert) => [
-        { name: name(expert, gate), rows: inner, columns: hidden, bias: false },
-        { name: name(expert, up), rows: inner, columns: hidden, bias: false },
-        { name: name(expert, down), rows: hidden, columns: inner, bias: false },
-      ]).flat(),
+      ...names.flatMap(({ first, down }) => [
+        ...first.map((name) => ({ name, rows: (2 * inner) / first.length, columns: hidden, ...stored })),
+        { name: down, rows: hidden, columns: inner, ...stored },
+      ]),
       ...(shared?.mlp.linears ?? []),
     ],
     parameters: [
       { name: `${e.router}.weight`, shape: [routing.experts, hidden] },
+      ...(e.routerBias ? [{ name: `${e.router}.bias`, shape: [routing.experts] }] : []),
       ...(e.preference === undefined ? [] : [{ name: e.preference, shape: [routing.experts] }]),
       ...(shared?.gate === undefined ? [] : [{ name: `${shared.gate}.weight`, shape: [1, hidden] }]),
     ],
@@ -132,11 +144,10 @@ export function experts(e: Experts): FeedForward {
       const sums = b.zeros(x.rows, hidden)
       for (const [expert, { tokens, shares }] of loads.entries()) {
         // Experts without tokens take part, with inputs of no rows: every batch goes through the same groups.
+        const { first, down } = names[expert]!
         const inputs = b.rows(x, tokens)
-        const first = [name(expert, gate), name(expert, up)]
-        const [gates, ups] = yield* b.pooledLinears(`${e.prefix}${gate}/${up}`, inputs, ...first)
-        const gated = b.gated(gates!, ups!, e.activation)
-        const [output] = yield* b.pooledLinears(`${e.prefix}${down}`, gated, name(expert, down))
+        const [gate, up] = split(b, yield* b.pooledLinears('experts, first', inputs, ...first))
+        const [output] = yield* b.pooledLinears('experts, down', gated(b, gate!, up!), down)
         b.addRows(sums, output!, tokens, shares)
       }
       const { dtype } = x
@@ -158,3 +169,14 @@ export function experts(e: Experts): FeedForward {
     },
   }
 }
+
+/** The names of experts' gate, up and down as matrices of their own, below `prefix` and the expert's number. */
+export const expertNames =
+  (
+    prefix: string,
+    [gate, up, down]: [gate: string, up: string, down: string] = ['gate_proj', 'up_proj', 'down_proj'],
+  ) =>
+  (expert: number) => ({
+    first: [`${prefix}${expert}.${gate}`, `${prefix}${expert}.${up}`],
+    down: `${prefix}${expert}.${down}`,
+  })

@@ -20,7 +20,7 @@ import { cohere, cohere2 } from './families/cohere.js'
 import { deepseekV2, deepseekV3 } from './families/deepseek.js'
 import { exaone4 } from './families/exaone4.js'
 import { glm, glm4 } from './families/glm.js'
-import { granite } from './families/granite.js'
+import { granite, granitemoe } from './families/granite.js'
 import { helium } from './families/helium.js'
 import { hunyuanV1Dense } from './families/hunyuan.js'
 import { mpt } from './families/mpt.js'
@@ -53,6 +53,7 @@ const families: readonly Family[] = [
   gptNeo,
   gptNeox,
   granite,
+  granitemoe,
   helium,
   hunyuanV1Dense,
   llama,

@@ -151,6 +151,8 @@ export class RecordedBlock extends EagerBlock {
     this.record(out, (dy) => {
       const sum = this.gradients.of(`${name}.weight`)
       if (sum) this.device.accumulateProduct(sum, dy, read)
+      const bias = this.gradients.of(`${name}.bias`)
+      if (bias) this.device.accumulateRows(bias, dy)
       this.give(from, this.device.multiply(dy, weight, read.dtype))
     })
     return out

@@ -19,6 +19,7 @@ export const goldenModels = [
   'gpt_neox',
   'gptj',
   'granite',
+  'granitemoe',
   'helium',
   'hunyuan_v1_dense',
   'llama',

@@ -25,6 +25,14 @@ def digest(gradient):
     return [float(f"{x.item():.7g}") for x in ((gradient * cosines(gradient)).sum(), gradient.norm())]
 
 
+def parts(name, tensor):
+    """The matrices or biases of experts that are in one tensor; others as they are."""
+    stem, end = (name.removesuffix("_bias"), "bias") if name.endswith("_proj_bias") else (name.removesuffix(".weight"), "weight")
+    if tensor.dim() < 3 and end == "weight":
+        return [(name, tensor)]
+    return [(f"{stem}.{i}.{end}", part) for i, part in enumerate(tensor)]
+
+
 def gradients(folder):
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
@@ -54,7 +62,11 @@ def gradients(folder):
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)
         tensors = load_file(Path(saved) / "model.safetensors")
-    of_blocks = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+    of_blocks = {
+        part: gradient
+        for name, tensor in tensors.items() if name.startswith(f"{prefix}.")
+        for part, gradient in parts(name, tensor)
+    }
     return {
         "input": digest(seen["input"].grad),
         "parameters": {name: digest(tensor) for name, tensor in sorted(of_blocks.items())},

@@ -2,7 +2,7 @@ import * as z from 'zod'
 import { llamaArchitecture, llamaConfig } from './llama.js'
 import type { Architecture } from '../architecture.js'
 import { checkExperts, checkHeads, checkSupported, parseConfig, size, type Family } from '../family.js'
-import { experts, gatedMlp } from '../feed-forward.js'
+import { expertNames, experts, gatedMlp } from '../feed-forward.js'
 import { latentAttention } from '../latent-attention.js'
 import { yarnScale } from '../rotary.js'
 import type { Routing } from '../routing.js'
@@ -74,7 +74,7 @@ function architecture(
     activation,
     router: 'mlp.gate',
     ...(preference !== undefined && { preference }),
-    prefix: 'mlp.experts.',
+    names: expertNames('mlp.experts.'),
     shared: c.n_shared_experts
       ? {
           mlp: gatedMlp({

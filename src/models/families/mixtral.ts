@@ -1,7 +1,7 @@
 import * as z from 'zod'
 import { llamaArchitecture, llamaConfig } from './llama.js'
 import { checkExperts, parseConfig, size, tokenCount, type Family } from '../family.js'
-import { experts } from '../feed-forward.js'
+import { expertNames, experts } from '../feed-forward.js'
 
 const schema = llamaConfig.extend({
   rms_norm_eps: z.number().positive().default(1e-5),
@@ -27,8 +27,7 @@ export const mixtral: Family = {
         inner: c.intermediate_size,
         activation: c.hidden_act,
         router: 'block_sparse_moe.gate',
-        prefix: 'block_sparse_moe.experts.',
-        names: ['w1', 'w3', 'w2'],
+        names: expertNames('block_sparse_moe.experts.', ['w1', 'w3', 'w2']),
       }),
     })
   },

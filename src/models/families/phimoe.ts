@@ -1,7 +1,7 @@
 import * as z from 'zod'
 import { llamaArchitecture, llamaConfig } from './llama.js'
 import { checkExperts, checkSupported, parseConfig, size, tokenCount, type Family } from '../family.js'
-import { experts } from '../feed-forward.js'
+import { expertNames, experts } from '../feed-forward.js'
 
 const schema = llamaConfig.extend({
   num_key_value_heads: size.nullable().default(8),
@@ -38,8 +38,7 @@ export const phimoe: Family = {
         inner: c.intermediate_size,
         activation: c.hidden_act,
         router: 'block_sparse_moe.gate',
-        prefix: 'block_sparse_moe.experts.',
-        names: ['w1', 'w3', 'w2'],
+        names: expertNames('block_sparse_moe.experts.', ['w1', 'w3', 'w2']),
       }),
     })
   },

@@ -10,7 +10,7 @@ import {
   tokenCount,
   type Family,
 } from '../family.js'
-import { experts, gatedMlp, type Experts, type FeedForward } from '../feed-forward.js'
+import { expertNames, experts, gatedMlp, type Experts, type FeedForward } from '../feed-forward.js'
 
 const schema = llamaConfig.extend({
   use_sliding_window: z.boolean().default(false),
@@ -82,7 +82,7 @@ function expertsByBlock(
     inner: c.moe_intermediate_size,
     activation,
     router: 'mlp.gate',
-    prefix: 'mlp.experts.',
+    names: expertNames('mlp.experts.'),
     shared,
   })
   const isSparse = (block: number) =>
