@@ -8,8 +8,9 @@
 
 namespace sparsegpt::test {
 
-constexpr Activation all_activations[] = {Activation::relu,  Activation::gelu,          Activation::gelu_tanh,     Activation::silu,
-                                          Activation::relu2, Activation::clamped_swish, Activation::clamped_linear};
+constexpr Activation all_activations[] = {Activation::relu,          Activation::gelu,  Activation::gelu_tanh,
+                                          Activation::silu,          Activation::relu2, Activation::clamped_swish,
+                                          Activation::clamped_linear};
 
 inline double activate(double x, Activation kind) {
   switch (kind) {

@@ -24,7 +24,6 @@ using namespace sparsegpt::test;
 
 namespace {
 
-
 // What lies behind the end of every output, to see that it is left alone.
 constexpr float guard = 1234.5f;
 constexpr int64_t guards = 20;

@@ -55,6 +55,8 @@ export interface AttentionVariant {
   /** Whether a block has rotary positions. Default: all have. */
   rotates?: (block: number) => boolean
   usualTheta?: number
+  /** Whether each head has a sink: the parameter self_attn.sinks. */
+  sinks?: boolean
   /** Rotary positions that do not follow from the config alone. */
   rotary?: Attention['rotary']
 }
@@ -68,6 +70,7 @@ export function selfAttention(c: AttentionConfig, variant: AttentionVariant = {}
   const headDim = c.head_dim ?? hidden / heads
   if (variant.partialRotary === undefined) checkWholeHeads(c, headDim)
   const { bias, epsilon = 1e-6, interleaved, queryKeyNorms: norms } = variant
+  const sinks = variant.sinks ? 'self_attn.sinks' : undefined
   const names = (norms?.names ?? ['q_norm', 'k_norm']).map((name) => `self_attn.${name}`)
   const norm = (name: string, columns: number) => ({
     name: `${name}.weight`,
@@ -92,9 +95,12 @@ export function selfAttention(c: AttentionConfig, variant: AttentionVariant = {}
       { name: first[2], rows: kvSize, ...qkv },
       { name: 'self_attn.o_proj', rows: hidden, columns: qSize, bias: bias?.output ?? false },
     ],
-    parameters: norms
-      ? [norm(names[0]!, norms.row ? qSize : headDim), norm(names[1]!, norms.row ? kvSize : headDim)]
-      : [],
+    parameters: [
+      ...(norms
+        ? [norm(names[0]!, norms.row ? qSize : headDim), norm(names[1]!, norms.row ? kvSize : headDim)]
+        : []),
+      ...(sinks === undefined ? [] : [{ name: sinks, shape: [heads] }]),
+    ],
 
     *rest(b, [q, k, v]) {
       const rotated = [q!, k!] as const
@@ -108,6 +114,7 @@ export function selfAttention(c: AttentionConfig, variant: AttentionVariant = {}
         headDim,
         scale: variant.attentionScale ?? headDim ** -0.5,
         softcap: variant.attentionSoftcap,
+        sinks,
       })
       return yield* b.linear(attended, 'self_attn.o_proj')
     },

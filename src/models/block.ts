@@ -3,7 +3,10 @@ import type { ExpertLoad, Routing } from './routing.js'
 import type { Steps } from './steps.js'
 
 /** What a family's forward pass says of its attention; sequences, positions and the window are the block's. */
-export type AttentionHeads = Omit<AttentionShape, 'sequences' | 'start' | 'window'>
+export interface AttentionHeads extends Omit<AttentionShape, 'sequences' | 'start' | 'window' | 'sinks'> {
+  /** The parameter, [heads], that has the heads' sinks, if they have some. */
+  sinks?: string | undefined
+}
 
 /**
  * The operations that a block's forward pass is written in, with the block's weights at hand. An operation consumes an operand

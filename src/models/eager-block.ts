@@ -116,8 +116,13 @@ export class EagerBlock implements Block {
     return out
   }
 
-  protected attentionShape(heads: AttentionHeads): AttentionShape {
-    return { ...heads, window: this.weights.spec.window, sequences: this.placed.sequences.count }
+  protected attentionShape({ sinks, ...heads }: AttentionHeads): AttentionShape {
+    return {
+      ...heads,
+      sinks: sinks === undefined ? undefined : this.weights.parameter(sinks),
+      window: this.weights.spec.window,
+      sequences: this.placed.sequences.count,
+    }
   }
 
   activation(x: Tensor, kind: Activation): Tensor {

@@ -4,6 +4,7 @@ import { bloom } from './families/bloom.js'
 import { falcon } from './families/falcon.js'
 import type { Family } from './family.js'
 import { gemma, gemma2, gemma3Text } from './families/gemma.js'
+import { gptOss } from './families/gpt-oss.js'
 import { gptNeo } from './families/gpt-neo.js'
 import { gptNeox } from './families/gpt-neox.js'
 import { gpt2, gptBigcode } from './families/gpt2.js'
@@ -52,6 +53,7 @@ const families: readonly Family[] = [
   gptj,
   gptNeo,
   gptNeox,
+  gptOss,
   granite,
   granitemoe,
   helium,

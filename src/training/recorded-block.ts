@@ -236,7 +236,11 @@ export class RecordedBlock extends EagerBlock {
     const shape = this.attentionShape({ ...heads, slopes })
     const [queries, keys, values] = inputs as [Kept, Kept, Kept]
     this.record(out, (dy) => {
-      const { dq, dk, dv } = this.device.attentionGradient(queries.read, keys.read, values.read, dy, shape)
+      const dsinks = shape.sinks && this.device.zeros('float32', [dy.rows, heads.heads])
+      const read = [queries.read, keys.read, values.read] as const
+      const { dq, dk, dv } = this.device.attentionGradient(...read, dy, shape, dsinks)
+      const sum = heads.sinks === undefined ? undefined : this.gradients.of(heads.sinks)
+      if (sum && dsinks) this.device.accumulateRows(sum, dsinks)
       this.give(queries.value, dq)
       this.give(keys.value, dk)
       this.give(values.value, dv)

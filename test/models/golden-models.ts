@@ -17,6 +17,7 @@ export const goldenModels = [
   'gpt_bigcode',
   'gpt_neo',
   'gpt_neox',
+  'gpt_oss',
   'gptj',
   'granite',
   'granitemoe',
