@@ -219,10 +219,21 @@ TEST("backend: queries that stand behind earlier keys, in several sequences, wit
       for (int64_t i = 0; i < later * heads * dim; ++i)
         CHECK_EQUAL(actual[static_cast<size_t>(s * later * heads * dim + i)],
                     expected[static_cast<size_t>((s * length + start) * heads * dim + i)]);
-    CHECK_THROWS_CODE(
-        bench.run(Attention{
-            out, few, keys, values.column_range(1, width), {}, batch, start + unused + 1, heads, kv_heads, dim, 0.4f, 7, 0}),
-        "INTERNAL", "the last query has no key");
+    CHECK_THROWS_CODE(bench.run(Attention{out,
+                                          few,
+                                          keys,
+                                          values.column_range(1, width),
+                                          {},
+                                          {},
+                                          batch,
+                                          start + unused + 1,
+                                          heads,
+                                          kv_heads,
+                                          dim,
+                                          0.4f,
+                                          7,
+                                          0}),
+                      "INTERNAL", "the last query has no key");
   }
 }
 

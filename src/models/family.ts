@@ -179,5 +179,6 @@ export function headWeight(
   name = 'lm_head.weight',
 ): string {
   const unsaid = (weights.config['tie_word_embeddings'] ?? undefined) === undefined
-  return tied || (unsaid && !weights.has(name)) ? embedding : name
+  const own = weights.findPrefix([''], name) + name
+  return tied || (unsaid && !weights.has(own)) ? embedding : own
 }

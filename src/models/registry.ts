@@ -2,7 +2,8 @@ import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { bloom } from './families/bloom.js'
 import { falcon } from './families/falcon.js'
-import type { Family } from './family.js'
+import { checkSupported, type Family } from './family.js'
+import { languageConfig } from './language-config.js'
 import { gemma, gemma2, gemma3Text } from './families/gemma.js'
 import { gptOss } from './families/gpt-oss.js'
 import { gptNeo } from './families/gpt-neo.js'
@@ -80,13 +81,21 @@ const families: readonly Family[] = [
   starcoder2,
 ]
 
-/** The family of a config.json; throws UNSUPPORTED_MODEL that lists the known ones, and for quantized weights. */
+/**
+ * The family of a config.json, of a multimodal one that of its language model; throws UNSUPPORTED_MODEL that lists the known ones, and
+ * for quantized weights.
+ */
 export function familyOf(config: Record<string, unknown>): Family {
   checkNotQuantized(config)
-  const type = config.model_type
+  const language = languageConfig(config)
+  const type = language.model_type
+  const causal = config.model_type !== 'paligemma'
+  checkSupported(causal, 'model_type', config.model_type, 'its prompts see each other in both directions')
   const family = families.find((candidate) => candidate.modelType === type)
-  if (family) return family
+  if (family && language === config) return family
+  if (family) return { ...family, build: (_, weights) => family.build(language, weights) }
   const known = families.map((candidate) => candidate.modelType).join(', ')
   const given = type === undefined ? 'is missing' : `${quoted(type)} is not supported`
-  throw new SparseGptError('UNSUPPORTED_MODEL', `config.json: model_type ${given}; supported are ${known}`)
+  const entry = language === config ? 'model_type' : 'text_config.model_type'
+  throw new SparseGptError('UNSUPPORTED_MODEL', `config.json: ${entry} ${given}; supported are ${known}`)
 }

@@ -53,12 +53,14 @@ export const mpt: Family = {
     checkSupported(!clip_qkv, 'attn_config.clip_qkv', clip_qkv, 'only models that do not clip are')
     checkSupported(!prefix_lm, 'attn_config.prefix_lm', prefix_lm, 'only causal models are')
     checkSupported(!qk_ln, 'attn_config.qk_ln', qk_ln, 'only models without norms of q and k are')
+    const usual = alibi_bias_max === 8
+    checkSupported(usual, 'attn_config.alibi_bias_max', alibi_bias_max, 'it must be 8')
     const hidden = c.d_model
     const heads = c.n_heads
     checkHeads(hidden, heads, heads)
     const headDim = hidden / heads
     const scale = softmax_scale ?? headDim ** -0.5
-    const slopes = alibiSlopes(heads, alibi_bias_max)
+    const slopes = alibiSlopes(heads)
     // expansion_ratio is not read, here as in transformers.
     const mlp = plainMlp({ hidden, inner: 4 * hidden, activation: 'gelu' }, 'ffn.up_proj', 'ffn.down_proj')
     const prefix = weights.findPrefix(['transformer.', ''], 'wte.weight')
