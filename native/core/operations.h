@@ -618,7 +618,7 @@ struct AttentionGradient {
   float softcap;
   SPARSEGPT_FIELDS(dq, dk, dv, dsinks, q, k, v, dout, slopes, sinks, sequences, start, heads, kv_heads, head_dim, scale,
                    window, softcap)
-  SPARSEGPT_WRITES(dq, dk, dv, dsinks)
+  SPARSEGPT_WRITES(dq, dk, dv)
   int64_t queries() const { return q.rows / sequences; }
   int64_t keys() const { return k.rows / sequences; }
   void check() const {

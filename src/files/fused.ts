@@ -1,5 +1,5 @@
 import { SparseGptError } from '../errors.js'
-import { storedBytes, type FusedPart, type StoredTensor, type TensorLayout } from './safetensors.js'
+import { isPacked, storedBytes, type FusedPart, type StoredTensor, type TensorLayout } from './safetensors.js'
 
 /** The most experts that are taken for such. */
 const mostExperts = 2 ** 15
@@ -21,7 +21,7 @@ export function splitFused(tensors: readonly StoredTensor[]): StoredTensor[] {
     const { shape, name, strides } = tensor
     const [count = 0, ...rest] = shape
     const form = forms.find((one) => one.dimensions === shape.length && one.name.test(name))
-    if (!form || count < 1 || count > mostExperts || tensor.packed || tensor.codes) return [tensor]
+    if (!form || count < 1 || count > mostExperts || isPacked(tensor)) return [tensor]
     const stem = form.name.exec(name)![1]!
     const bytes = tensor.bytes / count
     const step = strides ? strides[0]! * storedBytes[tensor.dtype] : bytes

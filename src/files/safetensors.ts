@@ -80,6 +80,8 @@ export interface StoredTensor extends TensorLayout {
   packed?: PackedParts
   /** The same of a matrix whose elements are integer codes on grids. */
   codes?: CodedMatrix
+  /** The same of a matrix of narrow floats whose blocks have a scale each. */
+  scaled?: ScaledMatrix
 }
 
 /** What is stored of a packed matrix P.weight [rows, columns]. */
@@ -124,12 +126,18 @@ export interface CodedMatrix {
   }
 }
 
+/** What is stored of a matrix of narrow floats whose blocks have a scale each: see BlockScaling. */
+export type ScaledMatrix = { values: StoredTensor; scales: StoredTensor } & (
+  { form: 'fp8'; block: [rows: number, columns: number] } | { form: 'mxfp4' }
+)
+
 /** Whether a tensor stands for others, which lie in the file in its place. */
-export const isPacked = ({ packed, codes }: StoredTensor): boolean =>
-  packed !== undefined || codes !== undefined
+export const isPacked = ({ packed, codes, scaled }: StoredTensor): boolean =>
+  packed !== undefined || codes !== undefined || scaled !== undefined
 
 /** The tensors that lie in the file of one of a checkpoint: its parts if it is packed, else itself. */
 export const storedParts = (tensor: StoredTensor): StoredTensor[] => {
+  if (tensor.scaled) return [tensor.scaled.values, tensor.scaled.scales]
   const parts = tensor.packed ?? tensor.codes?.parts
   return parts ? Object.values(parts as unknown as Record<string, StoredTensor>) : [tensor]
 }

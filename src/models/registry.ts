@@ -89,6 +89,7 @@ export function familyOf(config: Record<string, unknown>): Family {
   checkNotQuantized(config)
   const language = languageConfig(config)
   const type = language.model_type
+  if (language !== config) checkNotQuantized(language)
   const causal = config.model_type !== 'paligemma'
   checkSupported(causal, 'model_type', config.model_type, 'its prompts see each other in both directions')
   const family = families.find((candidate) => candidate.modelType === type)

@@ -1,4 +1,5 @@
 import type { Checkpoint } from '../files/checkpoint.js'
+import { expandScaled } from '../files/block-scaled.js'
 import { unpackDown } from '../files/pack-quantized.js'
 import type { CodedMatrix, PackedParts, StoredTensor } from '../files/safetensors.js'
 import { gather } from '../files/strided.js'
@@ -120,6 +121,12 @@ export class Weights {
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
     if (info.packed) return this.unpack(info, info.packed)
+    const { scaled } = info
+    if (scaled) {
+      return this.device.within([], () =>
+        this.device.upload(expandScaled({ ...info, scaled }), shape, 'bfloat16'),
+      )
+    }
     return info.codes ? this.decode(info, info.codes) : this.map(info, shape, dtypes[info.dtype]!)
   }
 
