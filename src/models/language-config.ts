@@ -44,7 +44,9 @@ export function languageConfig(config: Record<string, unknown>): Record<string, 
   // A model with sizes of its own has its language model at the top.
   if (typeof text !== 'object' || text === null || Array.isArray(text) || hidden_size !== undefined)
     return config
-  const own = Object.fromEntries(Object.entries(text).filter(([, value]) => value !== null))
+  const own = Object.fromEntries(
+    Object.entries(text as Record<string, unknown>).filter(([, value]) => value !== null),
+  )
   const type = own['model_type']
   const usual = typeof type === 'string' && Object.hasOwn(usualSizes, type) ? usualSizes[type] : {}
   const given = (names: string[]) =>

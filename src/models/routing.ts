@@ -72,7 +72,10 @@ function choose(
   const isSigmoid = shares === 'sigmoid' || shares === 'normalized sigmoid'
   const values =
     isSigmoid && (preferences || groups) ? row.map((x, e) => sigmoid(x) + (preferences?.[e] ?? 0)) : row
-  if (!groups) return highest(values, chosen)
+  if (!groups) {
+    highest(values, chosen)
+    return
+  }
   const size = row.length / groups.count
   const group = (i: number) => values.subarray(i * size, (i + 1) * size)
   const bestOf = Float64Array.from({ length: groups.count }, (_, i) => {

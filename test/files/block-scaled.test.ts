@@ -1,7 +1,7 @@
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
-import { loadModel, prune } from '../../src/index.js'
+import { loadModel, prune, unpack } from '../../src/index.js'
 import { expandScaled, joinScaled } from '../../src/files/block-scaled.js'
 import { openCheckpoint } from '../../src/files/checkpoint.js'
 import { PythonRandom } from '../../src/text/python-random.js'
@@ -148,6 +148,12 @@ describeWithShared('checkpoints with a scale for each block', () => {
         .map(({ name, dtype, shape, fused }) => ({ name, dtype, shape, fused: fused?.name }))
         .sort((a, b) => (a.name < b.name ? -1 : 1))
     expect(layouts(written)).toEqual(layouts(due))
+    const expanded = join(await temporaryFolder(), 'out')
+    await unpack(scaled, { out: expanded })
+    const stored = await openCheckpoint(expanded)
+    for (const { name, dtype, shape } of (await openCheckpoint(plain)).tensors.values()) {
+      expect(stored.tensors.get(name)).toMatchObject({ dtype, shape })
+    }
     const index = await readFile(join(ours.out, 'model.safetensors.index.json'), 'utf8')
     expect(index).not.toMatch(/scale_inv|_scales|_blocks/)
   })

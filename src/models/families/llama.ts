@@ -62,7 +62,7 @@ export interface LlamaVariant extends Omit<AttentionVariant, 'norm'> {
   attention?: Attention
   /** What takes the place of the gated MLP. */
   feedForward?: FeedForward | ((block: number) => FeedForward)
-  /** An MLP in the place of the gated one that stands beside the attention, on the same norm; true for the gated one. */
+  /** Whether the gated MLP stands beside the attention, on the same norm. */
   parallel?: boolean
 }
 
@@ -100,11 +100,16 @@ export function llamaArchitecture(
   const given = variant.feedForward ?? mlp
   const feedForwardOf = typeof given === 'function' ? given : () => given
   const attention = variant.attention ?? selfAttention(c, { ...variant, bias, epsilon })
-  const beside = variant.parallel === true ? (given as Mlp) : undefined
+  const beside = variant.parallel === true ? mlp : undefined
+  const kinds = new Set(Array.from({ length: c.num_hidden_layers }, (_, index) => feedForwardOf(index)))
+  const widths = [...kinds].flatMap(({ linears }) => linears.map(({ rows }) => rows))
 
   return {
     hiddenSize: hidden,
-    widestActivation: Math.max(c.intermediate_size, attention.widest, hidden),
+    widestActivation: widths.reduce(
+      (most, width) => Math.max(most, width),
+      Math.max(attention.widest, hidden),
+    ),
     vocabularySize: c.vocab_size,
     contextLength: c.max_position_embeddings,
     blockCount: c.num_hidden_layers,
