@@ -29,7 +29,7 @@ export class Decoder {
   private caches: KeyValueCache[]
   /** How many tokens of each sequence the caches hold. */
   private cached = 0
-  private frequencies: Float32Array | undefined
+  private frequencies: (Float32Array | undefined)[] = []
   /** The pass of a token, once one has run. */
   private recorded: RecordedPass | undefined
   /** False once a pass could not be recorded, as where experts are chosen. */
@@ -58,8 +58,8 @@ export class Decoder {
     const { engine, count } = this
     const total = sequences[0]?.length ?? 0
     // Where the frequencies depend on how long a sequence is, all keys have to be rotated anew.
-    const frequencies = engine.architecture.rotary?.frequencies(total)
-    if (frequencies !== this.frequencies && this.cached > 0) this.forget()
+    const frequencies = [...this.caches.keys()].map((block) => engine.rotaryOf(block)?.frequencies(total))
+    if (frequencies.some((of, block) => of !== this.frequencies[block]) && this.cached > 0) this.forget()
     this.frequencies = frequencies
     const atOnce = Math.max(1, Math.floor(tokensAtOnce / count))
     for (;;) {
@@ -113,12 +113,12 @@ export class Decoder {
     this.recorded?.dispose()
     // What grows does so before it is recorded.
     for (const cache of caches) cache.makeRoom()
-    engine.rotaryTables(total)
+    for (const block of caches.keys()) engine.rotaryTables(block, total)
     const positions = device.within([], () => device.upload(new Int32Array(count).fill(position), [count]))
     const input = { hidden: hidden.share(), positions }
     let longest = Infinity
     const place = (placement: Placement) => {
-      longest = placement.rotary?.cosine.rows ?? Infinity
+      longest = Math.min(longest, placement.rotary?.cosine.rows ?? Infinity)
       return { ...placement, positions }
     }
     const { logits, pass } = await RecordedPass.record(device, input, { caches, position }, async () => {

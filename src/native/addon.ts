@@ -7,7 +7,7 @@ import { SparseGptError } from '../errors.js'
 export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'int32' | 'uint8'
 
 /** An activation function. */
-export type Activation = 'relu' | 'gelu' | 'gelu_tanh' | 'silu'
+export type Activation = 'relu' | 'gelu' | 'gelu_tanh' | 'silu' | 'relu2' | 'clamped_swish' | 'clamped_linear'
 
 declare const brand: unique symbol
 export interface DeviceHandle {

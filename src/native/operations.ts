@@ -93,6 +93,8 @@ export interface AttentionShape {
   softcap?: number | undefined
   /** The ALiBi slopes, float32 [heads]: slope · (key position - query position) is added to the score. */
   slopes?: Tensor | undefined
+  /** Float32 [heads]: the score of one more key that every query sees, whose value is zero. */
+  sinks?: Tensor | undefined
 }
 
 /** How kept weights are rounded. */
@@ -235,10 +237,10 @@ export const operations = {
       q: Tensor,
       k: Tensor,
       v: Tensor,
-      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      { slopes, sinks, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
     ) => ({
       make: { out: { dtype: q.dtype, shape: matrix(q) } },
-      read: { q, k, v, slopes },
+      read: { q, k, v, slopes, sinks },
       settings: { ...shape, start, window, softcap },
       flop: 4 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
     }),
@@ -523,7 +525,10 @@ export const operations = {
     { parts: { dweight: 'solver', dbias: 'solver' } },
   ),
 
-  /** The gradients of attention's q, k and v from that of its output. */
+  /**
+   * The gradients of attention's q, k and v from that of its output. With sinks `dsinks`, float32 [rows of q, heads], becomes what each
+   * query adds to theirs.
+   */
   attentionGradient: operation(
     'gradient',
     (
@@ -531,14 +536,16 @@ export const operations = {
       k: Tensor,
       v: Tensor,
       dout: Tensor,
-      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      { slopes, sinks, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      dsinks?: Tensor,
     ) => ({
       make: {
         dq: { dtype: q.dtype, shape: matrix(q) },
         dk: { dtype: q.dtype, shape: matrix(k) },
         dv: { dtype: q.dtype, shape: matrix(v) },
       },
-      read: { q, k, v, dout, slopes },
+      change: { ...(dsinks && { dsinks }) },
+      read: { q, k, v, dout, slopes, sinks },
       settings: { ...shape, start, window, softcap },
       flop: 10 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
     }),
@@ -560,9 +567,9 @@ export const operations = {
     settings: { kind },
   })),
 
-  /** The way back of takeColumns: columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
+  /** Undoes takeColumns(): columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
   putColumns: operation(
-    'gradient',
+    'forward',
     (out: Tensor, x: Tensor, part: { first: number; count: number; stride: number }) => ({
       change: { out },
       read: { x },

@@ -38,14 +38,18 @@ static inline float soften_to_bfloat(float* x, int64_t count, float top) {
 }
 #endif
 
-// Makes the probabilities of the scores [first, count) zero elsewhere up to `padded`, a multiple of Arithmetic::columns; returns the sum.
+// Makes the probabilities of the scores [first, count) zero elsewhere up to `padded`, a multiple of Arithmetic::columns; returns the sum, in
+// which the head's sink counts.
 template <typename Arithmetic>
-float softmax(float* x, int64_t first, int64_t count, int64_t padded) {
+float softmax(const AttentionHead& h, int64_t head, float* x, int64_t first, int64_t count, int64_t padded) {
   for (int64_t i = 0; i < first; ++i) x[i] = -1e30f;
   for (int64_t i = count; i < padded; ++i) x[i] = -1e30f;
   vf top = load(x);
   for (int64_t i = width; i < padded; i += width) top = vmax(top, load(x + i));
-  return Arithmetic::soften(x, padded, horizontal_max(top));
+  const float largest = horizontal_max(top);
+  if (h.sinks == nullptr) return Arithmetic::soften(x, padded, largest);
+  const float sink = h.sinks[head], shared = sink > largest ? sink : largest;
+  return Arithmetic::soften(x, padded, shared) + vexp(broadcast(sink - shared))[0];
 }
 
 // The keys that any of a head's queries sees, from a whole panel on, so that sums are made in the same order whatever queries a
@@ -107,7 +111,7 @@ void attend_head(const AttentionHead& h, float* scratch) {
         if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
         if (h.slopes)
           for (int64_t j = first; j < seen; ++j) row[j] += h.slopes[head] * static_cast<float>(j + 1 - seen);
-        sums[i] = softmax<Arithmetic>(row, first, seen, padded);
+        sums[i] = softmax<Arithmetic>(h, head, row, first, seen, padded);
       }
       Arithmetic::pack_probabilities(p_panel, scores, keys_padded, count, keys);
       for (int64_t j = 0; j < features; j += Arithmetic::columns) {
@@ -159,9 +163,9 @@ struct GradientSizes {
 };
 
 // Turns a query's scores [first, seen) into probabilities and their gradients into those of the scores before the cap; zero
-// elsewhere up to `padded`.
-void gradient_row(const AttentionHead& h, int64_t head, float* row, float* slope, int64_t first, int64_t seen,
-                  int64_t padded) {
+// elsewhere up to `padded`. Returns the gradient of the sink.
+float gradient_row(const AttentionHead& h, int64_t head, float* row, float* slope, int64_t first, int64_t seen,
+                   int64_t padded) {
   if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
   // The cap's derivative, 1 - (s / cap)², is taken before the bias of ALiBi is added.
   const float inverse_cap = h.softcap > 0 ? 1.0f / h.softcap : 0.0f;
@@ -178,20 +182,25 @@ void gradient_row(const AttentionHead& h, int64_t head, float* row, float* slope
   };
   vf top = biased(0);
   for (int64_t i = width; i < padded; i += width) top = vmax(top, biased(i));
-  const float largest = horizontal_max(top);
+  float largest = horizontal_max(top), sunk = 0;
+  if (h.sinks != nullptr) {
+    if (h.sinks[head] > largest) largest = h.sinks[head];
+    sunk = vexp(broadcast(h.sinks[head] - largest))[0];
+  }
   vf sums = {}, products = {};
   for (int64_t i = 0; i < padded; i += width) {
     const vf e = vexp(biased(i) - largest);
     sums += e;
     products += e * select(hidden(i), vf{}, load(slope + i));
   }
-  const float inverse = 1.0f / horizontal_sum(sums), mean = horizontal_sum(products) * inverse;
+  const float inverse = 1.0f / (horizontal_sum(sums) + sunk), mean = horizontal_sum(products) * inverse;
   for (int64_t i = 0; i < padded; i += width) {
     const vf relative = load(row + i) * inverse_cap, share = vexp(biased(i) - largest) * inverse;
     store(row + i, share);
     const vf gradient = share * (load(slope + i) - mean) * (1.0f - relative * relative);
     store(slope + i, select(hidden(i), vf{}, gradient));
   }
+  return -sunk * inverse * mean;
 }
 
 template <typename Arithmetic>
@@ -259,7 +268,8 @@ void attend_gradient_head(const AttentionGradientHead& h, float* scratch) {
         float *row = p + i * stride, *slope = ds + i * stride;
         const int64_t seen = at + i + 1 - k0;
         const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
-        gradient_row(h, head, row, slope, first, seen, padded);
+        const float dsink = gradient_row(h, head, row, slope, first, seen, padded);
+        if (h.dsinks != nullptr) h.dsinks[(q0 + i) * h.dsinks_stride + head] = dsink;
         Arithmetic::round_row(row, padded);
         Arithmetic::round_row(slope, padded);
       }
