@@ -25,6 +25,9 @@ export {
   type DecodeLine,
 } from './sdk/benchmark/decode.js'
 export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
+export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
+export type { Metric, TaskResult } from './evaluation/evaluate.js'
+export type { TaskName } from './evaluation/tasks.js'
 export type { TextSource } from './text/source.js'
 export type { DatasetName } from './text/dataset.js'
 export { saveTokens } from './text/token-file.js'

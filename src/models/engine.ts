@@ -20,6 +20,8 @@ export interface Batch {
   sequences: Sequences
   /** The hidden states, [tokens, hidden]. */
   hidden: Tensor
+  /** The position of every token, int32 [tokens], where they are not those of `sequences`. */
+  positions?: Tensor
 }
 
 /** Moves a tensor out of the device's memory until it is used again. */
@@ -180,12 +182,12 @@ export class Engine {
   runBlock(
     index: number,
     weights: BlockWeights,
-    { sequences, hidden }: Batch,
+    { sequences, hidden, positions: given }: Batch,
     implement: (placement: Placement) => Block = (placement) =>
       new EagerBlock(this.device, weights, index, placement),
   ): BlockRun {
     // The run has handles of its own: other runs may make the engine replace these tensors meanwhile.
-    const positions = this.positionsOf(sequences).share()
+    const positions = (given ?? this.positionsOf(sequences)).share()
     const tables = this.rotaryTables(sequences.total ?? sequences.start + sequences.length)
     const rotary = tables && { cosine: tables.cosine.share(), sine: tables.sine.share() }
     const block = implement({ sequences, positions, rotary })

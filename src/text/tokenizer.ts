@@ -19,6 +19,8 @@ export interface Tokenizer {
    * whole; INVALID_CHECKPOINT when the tokenizer crashes, or takes too much memory or time; OUT_OF_MEMORY; ABORTED.
    */
   encode(text: string, options?: EncodeOptions): Promise<Int32Array>
+  /** The ids of each of many short texts, as encode() gives them, in far less time than one by one. Throws as encode() does. */
+  encodeAll(texts: readonly string[], options?: EncodeOptions): Promise<Int32Array[]>
   /**
    * The token ids of a conversation, up to where the model's answer begins, by the chat template of the folder: chat_template.jinja,
    * or the `chat_template` of tokenizer_config.json.
@@ -128,6 +130,27 @@ class ProcessTokenizer implements Tokenizer {
     return this.encodeText(text, true, options)
   }
 
+  async encodeAll(texts: readonly string[], { signal }: EncodeOptions = {}): Promise<Int32Array[]> {
+    const all: Int32Array[] = []
+    let together: string[] = []
+    let length = 0
+    const flush = async () => {
+      if (together.length > 0) all.push(...(await this.named(this.process.encode(together, true, signal))))
+      together = []
+      length = 0
+    }
+    for (const text of texts) {
+      if (length + text.length > wholeLength) await flush()
+      if (text.length > wholeLength) all.push(await this.encode(text, { signal }))
+      else {
+        together.push(text)
+        length += text.length
+      }
+    }
+    await flush()
+    return all
+  }
+
   async encodeChat(messages: readonly ChatMessage[], options: EncodeOptions = {}): Promise<Int32Array> {
     const { file, source, values } = await readChatTemplate(dirname(this.file))
     const conversation = { ...values, messages, add_generation_prompt: true }
@@ -157,8 +180,13 @@ class ProcessTokenizer implements Tokenizer {
   }
 
   private async encodeText(text: string, special: boolean, options: EncodeOptions): Promise<Int32Array> {
+    return joined(await this.named(this.encodeParts(text, special, options)))
+  }
+
+  /** Names the tokenizer where its process could not encode. */
+  private async named<T>(encoding: Promise<T>): Promise<T> {
     try {
-      return joined(await this.encodeParts(text, special, options))
+      return await encoding
     } catch (error) {
       if (!(error instanceof EncoderFault)) throw error
       const refused = error.death === undefined
