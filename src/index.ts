@@ -24,7 +24,8 @@ export {
   type DecodeBenchReport,
   type DecodeLine,
 } from './sdk/benchmark/decode.js'
-export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
+export { perplexity, type Comparison, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
+export { compare, type ComparedModel, type CompareOptions, type CompareReport } from './sdk/compare.js'
 export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
 export type { Metric, TaskResult } from './evaluation/evaluate.js'
 export type { TaskName } from './evaluation/tasks.js'

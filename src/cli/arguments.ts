@@ -1,5 +1,6 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
 import { SparseGptError } from '../errors.js'
+import { taskNames, type TaskName } from '../evaluation/tasks.js'
 import type { DeviceName } from '../native/device.js'
 import { allocationNames } from '../pruning/allocation/names.js'
 import {
@@ -217,6 +218,50 @@ export function pruningSettings<Flags extends Partial<PruningFlags>>({
     throw new SparseGptError('INVALID_OPTION', message)
   }
   return given({ ...flags, reconstruct: detail === undefined ? reconstruct : details })
+}
+
+/** The flags that taskOptions() adds. */
+export interface TaskFlags {
+  /** The names of the tasks. */
+  tasks?: TaskName[]
+  /** The number of examples before each question. */
+  shots?: number
+  /** The number of questions of each task. */
+  limit?: number
+  /** The folder that has the tasks' data. */
+  taskData?: string
+}
+
+/** Adds the options that say which tasks a model is evaluated on; returns the command. */
+export function taskOptions(command: Command): Command {
+  return command
+    .option('--tasks <names>', `tasks to evaluate, with commas between them: ${taskNames.join(', ')}`, names)
+    .option('--shots <n>', 'examples before each question (default: 0)', number)
+    .option('--limit <n>', 'evaluate only the first n questions of each task', number)
+    .option(
+      '--task-data <dir>',
+      'folder with a folder for each task, which has its splits, such as piqa/validation.jsonl (default: the hub)',
+    )
+}
+
+/** The tasks that were typed. Throws InvalidArgumentError for a name that is none. */
+function names(text: string): TaskName[] {
+  return text.split(',').map((name) => {
+    const known = taskNames.find((task) => task === name.trim())
+    if (known === undefined)
+      throw new InvalidArgumentError(`${name} is no task; there are ${taskNames.join(', ')}.`)
+    return known
+  })
+}
+
+/** The flags of taskOptions() as the SDK's options; undefined without tasks. Throws INVALID_OPTION for other flags without them. */
+export function taskSettings({ tasks, shots, limit, taskData }: TaskFlags) {
+  const others = given({ shots, limit, data: taskData })
+  const [other] = Object.keys(others)
+  if (tasks) return { tasks, ...others }
+  if (other === undefined) return undefined
+  const message = `option ${other === 'data' ? 'taskData' : other}: is of the tasks: give --tasks too`
+  throw new SparseGptError('INVALID_OPTION', message)
 }
 
 /** The placeholder for a text in the help: a data set, or a file ('./c4' is a file of that name). */

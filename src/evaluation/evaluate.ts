@@ -60,7 +60,12 @@ export async function askedQuestions(name: TaskName, settings: TaskSettings): Pr
     const examples = new Examples(task, name, others.get(subject) ?? [], shots)
     return questions.slice(0, limit).map((question) => ({
       question,
-      before: description + examples.before(question).map(({ example }) => `${example}\n\n`).join(''),
+      before:
+        description +
+        examples
+          .before(question)
+          .map(({ example }) => `${example}\n\n`)
+          .join(''),
     }))
   })
 }
@@ -96,7 +101,10 @@ class Examples {
     if (task.firstExamples) return pool.slice(0, shots)
     if (!this.drawsOneMore) return random.sample(pool, shots)
     const isOther = (example: Question) => !isDeepStrictEqual(example, question)
-    const drawn = random.sample(pool, shots + 1).filter(isOther).slice(0, shots)
+    const drawn = random
+      .sample(pool, shots + 1)
+      .filter(isOther)
+      .slice(0, shots)
     if (drawn.length === shots) return drawn
     const rest = pool.filter(isOther)
     if (rest.length >= shots) return random.sample(rest, shots)

@@ -50,9 +50,10 @@ export async function loglikelihoods(
 ): Promise<Likelihood[]> {
   const { targets, inputs } = targetsOf(engine, requests)
   const batches = batchesOf(engine, inputs)
-  const results = requests.map(
-    (): Likelihood => ({ loglikelihood: 0, ...(options.greedy && { greedy: true }) }),
-  )
+  const results = requests.map((): Likelihood => ({
+    loglikelihood: 0,
+    ...(options.greedy && { greedy: true }),
+  }))
   const steps = batches.length * (engine.architecture.blockCount + 1)
   let done = 0
   const step = () => options.onProgress?.(++done / steps)
@@ -206,18 +207,17 @@ async function scored(
         const wanted = [...batch.sequences].flatMap((input) => targets.get(input)!)
         const rows = Int32Array.from(wanted, ({ input, position }) => batch.rowOf(input, position))
         const ids = Int32Array.from(wanted, ({ id }) => id)
-        const [losses, logits] = device.tidy(() => {
+        const [losses, likeliest] = device.tidy(() => {
           const hidden = device.embedding(at.hidden, device.upload(rows, [rows.length]), at.hidden.dtype)
-          const loss = head.losses(hidden, device.upload(ids, [ids.length]))
-          return greedy ? [loss, head.logits(hidden)] : [loss]
+          const top = greedy ? device.empty('int32', [ids.length]) : undefined
+          const loss = head.losses(hidden, device.upload(ids, [ids.length]), top)
+          return top ? [loss, top] : [loss]
         })
         const values = await device.readFloat32(losses!)
-        const all = logits && (await device.readFloat32(logits))
-        for (const tensor of [losses, logits]) tensor?.dispose()
-        for (const [i, target] of wanted.entries()) {
-          const row = all?.subarray(i * engine.vocabularySize, (i + 1) * engine.vocabularySize)
-          results.push({ target, loss: values[i]!, ...(row && { likeliest: largest(row) }) })
-        }
+        const tops = likeliest && (await device.read(likeliest))
+        for (const tensor of [losses, likeliest]) tensor?.dispose()
+        for (const [i, target] of wanted.entries())
+          results.push({ target, loss: values[i]!, ...(tops && { likeliest: tops[i]! }) })
         step()
       }
     } finally {
@@ -242,11 +242,4 @@ function embedded({ device, architecture, weights }: Engine, batch: PackedBatch)
     }),
   )
   return { sequences, hidden: hidden!, positions: positions! }
-}
-
-/** The index of the largest element, the first of equal ones. */
-function largest(row: Float32Array): number {
-  let best = 0
-  for (let i = 1; i < row.length; i++) if (row[i]! > row[best]!) best = i
-  return best
 }

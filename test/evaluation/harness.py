@@ -3,7 +3,8 @@
     python harness.py data                       writes tasks/<task>/<split>.jsonl
     python harness.py score MODEL FILE.json      evaluates a model folder in float32 and writes the log-likelihoods
 
-Needs lm-eval 0.4.13 with transformers and torch. The questions are made up here; their fields are those of the data sets.
+harness.test.ts compares with harness.json, which is of TinyStories-656K; with SPARSEGPT_HARNESS_MODEL and SPARSEGPT_HARNESS_GOLDEN it takes
+another model and FILE.json. Needs lm-eval 0.4.13 with transformers and torch. The questions are made up here; their fields are those of the data sets.
 """
 
 import json

@@ -20,7 +20,8 @@ interface Expected {
 }
 
 const data = fileURLToPath(new URL('tasks', import.meta.url))
-const golden = process.env['SPARSEGPT_HARNESS_GOLDEN'] ?? fileURLToPath(new URL('harness.json', import.meta.url))
+const golden =
+  process.env['SPARSEGPT_HARNESS_GOLDEN'] ?? fileURLToPath(new URL('harness.json', import.meta.url))
 const { shots: expected } = JSON.parse(readFileSync(golden, 'utf8')) as {
   shots: Record<string, Record<TaskName, Expected>>
 }
@@ -29,7 +30,10 @@ describeWithShared("a model's answers are those that lm-evaluation-harness gets"
   const cases = Object.keys(expected).flatMap((shots) => taskNames.map((task) => [task, shots] as const))
 
   test.each(cases)('%s with %s examples', async (task, count) => {
-    const model = await loadModel(process.env['SPARSEGPT_HARNESS_MODEL'] ?? sharedPath('models', 'TinyStories-656K')!, { device: 'cpu', threads: 1 })
+    const model = await loadModel(
+      process.env['SPARSEGPT_HARNESS_MODEL'] ?? sharedPath('models', 'TinyStories-656K')!,
+      { device: 'cpu', threads: 1 },
+    )
     try {
       await compare(model, task, Number(count), expected[count]![task])
     } finally {
