@@ -29,7 +29,7 @@ export { compare, type ComparedModel, type CompareOptions, type CompareReport } 
 export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
 export type { Metric, TaskResult } from './evaluation/evaluate.js'
 export type { TaskName } from './evaluation/tasks.js'
-export type { TextSource } from './text/source.js'
+export type { CalibrationSource, TextSource, WeightedSource } from './text/source.js'
 export type { DatasetName } from './text/dataset.js'
 export { saveTokens } from './text/token-file.js'
 export type { DeviceName } from './native/device.js'

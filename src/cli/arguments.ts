@@ -273,6 +273,53 @@ export function textSource(text: string): { dataset: DatasetName } | { file: str
   return dataset === undefined ? { file: text } : { dataset }
 }
 
+/** Adds the options that say which text, of an option that may be given more than once; returns the command. */
+export function calibrationOptions(command: Command, description: string): Command {
+  return command
+    .option(
+      `--calibration ${textArgument}`,
+      `${description}; several share the windows, by their weights if they are given as NAME=3`,
+      (value: string, before: string[] = []) => [...before, value],
+    )
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
+    .option(
+      '--chat',
+      "rows of .jsonl and .json files have messages: write them as the model's chat template does",
+    )
+}
+
+/** The flags that calibrationOptions() adds. */
+export interface CalibrationFlags {
+  /** Data sets and files, each perhaps with its weight. */
+  calibration?: string[]
+  /** The field that holds the text. */
+  textField?: string
+  /** Whether rows are conversations. */
+  chat?: true
+}
+
+/** The source of text, or the sources, that were typed. Throws INVALID_OPTION for a weight that is no number. */
+export function calibrationSource({ calibration = [], textField, chat }: CalibrationFlags) {
+  const rows = given({ textField, chat })
+  const [only] = calibration
+  if (calibration.length === 1 && weightOf(only!) === undefined) return { ...textSource(only!), ...rows }
+  const sources = calibration.map((typed) => {
+    const weight = weightOf(typed)
+    const source = textSource(weight === undefined ? typed : typed.slice(0, typed.lastIndexOf('=')))
+    return { ...source, ...('file' in source && rows), ...(weight !== undefined && { weight }) }
+  })
+  return sources.length > 0 ? { sources } : rows
+}
+
+/** The weight behind the last '=' of a source; undefined where there is none. */
+function weightOf(typed: string): number | undefined {
+  const [, weight] = /=(\d+(?:\.\d+)?)$/.exec(typed) ?? []
+  return weight === undefined ? undefined : Number(weight)
+}
+
 /** The options without those that were not given, so that the SDK's defaults hold. */
 export function given<T extends object>(options: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)) as never

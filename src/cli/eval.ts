@@ -16,7 +16,7 @@ import {
   type TaskFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { showDownload, withModel } from './open-model.js'
+import { showDownload, showEncoding, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
@@ -85,6 +85,7 @@ function measure(
     perplexity(model, {
       ...textSource(dataset),
       onDownload: showDownload(progress),
+      onEncode: showEncoding(progress),
       ...given({ textField, windows, against, sequenceLength: seqlen }),
       signal,
       onProgress: (fraction) => progress.update(fraction),

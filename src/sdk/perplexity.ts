@@ -29,7 +29,7 @@ export interface Perplexity {
   perplexity: number
   /** How far the model is from another; with the option `against`. */
   against?: Comparison
-  /** The number of tokens of the whole text. */
+  /** The number of tokens of the text, as far as the windows have needed it. */
   tokens: number
   /** The number of windows evaluated. */
   windows: number
@@ -80,7 +80,7 @@ export async function preparePerplexity(
   const o = parseOptions(schema.strict(), options, 'perplexity')
   return engine.job(o.signal, async (signal) => {
     const sequenceLength = engine.sequenceLength(o.sequenceLength)
-    const tokens = await evaluationTokens(engine, o, { sequenceLength, signal })
+    const tokens = await evaluationTokens(engine, o, { sequenceLength, windows: o.windows, signal })
     const windows = splitWindows(tokens, sequenceLength, o.windows)
     return () =>
       engine.job(o.signal, async (stop) => {

@@ -37,31 +37,39 @@ export interface Row {
  *
  * Throws INVALID_TEXT (with the line or row) when one has no such text, or the file is damaged; FILE_NOT_FOUND.
  */
-export async function* readDocuments(path: string, field: string): AsyncGenerator<string> {
-  for await (const row of readRows(path, [field])) yield textOf(row, field)
+export async function* readDocuments(
+  path: string,
+  field: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<string> {
+  for await (const row of readRows(path, [field], onRead)) yield textOf(row, field)
 }
 
 /**
  * The rows of a file, in order: the JSON objects of a `.jsonl` or `.ndjson` file, one per line with blank lines skipped; of a
  * `.json` file, which has such lines or one list of objects; all of these may be packed (`.gz`); or those of a `.parquet` file,
- * of which `columns` are read.
+ * of which `columns` are read. `onRead` is told the share of the file that has been read, in (0, 1].
  *
  * Throws INVALID_TEXT (with the line or row) when the file is damaged, or lacks a column; FILE_NOT_FOUND.
  */
-export async function* readRows(path: string, columns: readonly string[]): AsyncGenerator<Row> {
+export async function* readRows(
+  path: string,
+  columns: readonly string[],
+  onRead?: (share: number) => void,
+): AsyncGenerator<Row> {
   const format = documentFormat(path)
   if (format === 'parquet') {
-    yield* readParquet(path, columns)
+    yield* readParquet(path, columns, onRead)
     return
   }
   if (format === 'json' && (await beginsList(path))) {
-    for await (const { number, bytes } of readListed(path)) {
+    for await (const { number, bytes } of readListed(path, onRead)) {
       const where = `${path}, row ${number}`
       yield rowOf(decode(bytes, where), where)
     }
     return
   }
-  for await (const { number, bytes } of readLines(path)) {
+  for await (const { number, bytes } of readLines(path, onRead)) {
     const row = lineOf(path, number, bytes)
     if (row !== undefined) yield row
   }
@@ -112,9 +120,12 @@ function textOf({ where, fields }: Row, field: string): string {
  *
  * Throws INVALID_TEXT for a damaged gzip file, or a line that is too long; FILE_NOT_FOUND.
  */
-export async function* readLines(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
+export async function* readLines(
+  path: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<{ number: number; bytes: Buffer }> {
   const line = new RowBytes(path, 'line')
-  for await (const chunk of readChunks(path)) {
+  for await (const chunk of readChunks(path, onRead)) {
     let start = 0
     for (let end = chunk.indexOf(0x0a); end >= 0; end = chunk.indexOf(0x0a, start)) {
       line.add(chunk.subarray(start, end))
@@ -172,7 +183,10 @@ async function beginsList(path: string): Promise<boolean> {
 }
 
 /** The rows of a file that holds one JSON list, as bytes. Throws as readLines does. */
-async function* readListed(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
+async function* readListed(
+  path: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<{ number: number; bytes: Buffer }> {
   const row = new RowBytes(path, 'row')
   let depth = 0
   let inString = false
@@ -180,7 +194,7 @@ async function* readListed(path: string): AsyncGenerator<{ number: number; bytes
   let pending = false
   let ended = false
   const damaged = (what: string) => new SparseGptError('INVALID_TEXT', `${path} is not valid JSON: ${what}`)
-  for await (const chunk of readChunks(path)) {
+  for await (const chunk of readChunks(path, onRead)) {
     let start = 0
     for (let i = 0; i < chunk.length; i++) {
       const byte = chunk[i]!
@@ -211,12 +225,18 @@ async function* readListed(path: string): AsyncGenerator<{ number: number; bytes
   if (depth > 0) throw damaged('the list does not end')
 }
 
-/** The bytes of a file, unpacked when its name ends in `.gz`. Throws FILE_NOT_FOUND, INVALID_TEXT. */
-export async function* readChunks(path: string): AsyncGenerator<Buffer> {
+/**
+ * The bytes of a file, unpacked when its name ends in `.gz`; `onRead` is told the share of the file that has been read, in (0, 1].
+ * Throws FILE_NOT_FOUND, INVALID_TEXT.
+ */
+export async function* readChunks(path: string, onRead?: (share: number) => void): AsyncGenerator<Buffer> {
   const { handle, bytes } = await openRegularFile(path, textAdvice)
   const file = handle.createReadStream({ highWaterMark: 1 << 20 })
   if (!/\.gz$/i.test(path)) {
-    yield* file as AsyncIterable<Buffer>
+    for await (const chunk of file as AsyncIterable<Buffer>) {
+      onRead?.(Math.min(1, file.bytesRead / bytes))
+      yield chunk
+    }
     return
   }
   const unpacked = createGunzip({ chunkSize: 1 << 20 })
@@ -229,6 +249,7 @@ export async function* readChunks(path: string): AsyncGenerator<Buffer> {
         const message = `${path} unpacks to more than ${maxGzipRatio} times its size: it is no packed text`
         throw new SparseGptError('INVALID_TEXT', message)
       }
+      onRead?.(Math.min(1, file.bytesRead / bytes))
       yield chunk
     }
   } catch (error) {
@@ -240,7 +261,11 @@ export async function* readChunks(path: string): AsyncGenerator<Buffer> {
   }
 }
 
-async function* readParquet(path: string, columns: readonly string[]): AsyncGenerator<Row> {
+async function* readParquet(
+  path: string,
+  columns: readonly string[],
+  onRead?: (share: number) => void,
+): AsyncGenerator<Row> {
   // Loading these takes as long as starting Node, and few jobs need them.
   const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } =
     await import('hyparquet')
@@ -277,6 +302,7 @@ async function* readParquet(path: string, columns: readonly string[]): AsyncGene
     })
     for (const [i, fields] of rows.entries()) yield { where: `${path}, row ${rowStart + i + 1}`, fields }
     rowStart = rowEnd
+    onRead?.(rowEnd / Math.max(1, Number(metadata.num_rows)))
   }
 }
 

@@ -5,7 +5,7 @@ import { gzipSync } from 'node:zlib'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import { parquetWriteBuffer } from 'hyparquet-writer'
 import type { SparseGptError } from '../../src/errors.js'
-import { readText } from '../../src/text/text.js'
+import { readText } from './read-text.js'
 
 let folder: string
 beforeAll(async () => {
