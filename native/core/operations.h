@@ -300,16 +300,19 @@ inline void require_head(const Tensor& x, const Tensor& head, const Tensor& bias
 }
 
 // losses[t] = -log softmax(logits)[targets[t]], f32 [1, tokens], with logits = head x[t] + bias (which may be empty), capped as
-// Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION.
+// Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION. likeliest, i32
+// [1, tokens], takes the word of the largest logit, the first of equal ones; it may be empty.
 struct CrossEntropy {
   Tensor losses, x, head, bias, targets;
   float softcap;
-  SPARSEGPT_FIELDS(losses, x, head, bias, targets, softcap)
+  Tensor likeliest = {};
+  SPARSEGPT_FIELDS(losses, x, head, bias, targets, softcap, likeliest)
   SPARSEGPT_WRITES(losses)
   void check() const {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_plain(targets, 1, x.rows, DType::i32, "targets");
     require_head(x, head, bias);
+    if (likeliest) require_plain(likeliest, 1, x.rows, DType::i32, "likeliest words");
   }
 };
 

@@ -415,7 +415,8 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
         const auto bias = rounded(random.uniforms(words), type);
         const Tensor bt = with_bias ? bench.floats(type, 1, words, bias) : Tensor{};
         const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
-        bench.run(CrossEntropy{losses, xt, ht, bt, tt, cap});
+        const Tensor likeliest = bench.empty(DType::i32, 1, tokens);
+        bench.run(CrossEntropy{losses, xt, ht, bt, tt, cap, likeliest});
         const auto actual = bench.read(losses);
         for (size_t t = 0; t < targets.size(); ++t) {
           std::vector<double> logits(words);
@@ -427,6 +428,8 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
             sum += std::exp(logits[o]);
           }
           CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
+          const auto top = static_cast<size_t>(likeliest.data<int32_t>()[t]);
+          CHECK_CLOSE(logits[top], *std::max_element(logits.begin(), logits.end()), 1e-5);
         }
         targets[2] = words;
         const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());

@@ -334,14 +334,15 @@ TEST("cuda: embedding and cross entropy, of mapped tables too; ids outside the v
       both.gpu.run([&](Backend& b) { b.run(Embedding{gathered, table.cpu, ids.gpu}); });
       CHECK_TWIN((Twin{x.cpu, gathered}), 0);
 
-      const Twin losses = both.output(DType::f32, 1, tokens);
+      const Twin losses = both.output(DType::f32, 1, tokens), likeliest = both.empty(DType::i32, 1, tokens);
       for (int kind = 0; kind < 3; ++kind) {
         const Twin& input = x;
         both.run([&](Backend& b, const auto& at) {
           b.run(CrossEntropy{at(losses), at(input), at(table), kind > 0 ? at(bias) : Tensor{}, at(ids),
-                             kind == 2 ? 1.5f : 0.0f});
+                             kind == 2 ? 1.5f : 0.0f, at(likeliest)});
         });
         CHECK_TWIN(losses, 2e-6);
+        CHECK(both.gpu.read_as<int32_t>(likeliest.gpu) == both.cpu.read_as<int32_t>(likeliest.cpu));
       }
       const Tensor mapped = both.gpu.empty(DType::f32, 1, tokens);
       both.gpu.run([&](Backend& b) { b.run(CrossEntropy{mapped, x.gpu, table.cpu, bias.cpu, ids.gpu, 1.5f}); });

@@ -1,7 +1,7 @@
 import { preparePerplexity } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
 import { given, textSource } from './arguments.js'
-import { showDownload } from './open-model.js'
+import { showDownload, showEncoding } from './open-model.js'
 import { withProgress, type Progress } from './progress.js'
 
 /**
@@ -21,6 +21,7 @@ export async function withEvaluation<Report extends object>(
       ...given({ sequenceLength: seqlen }),
       ...textSource(text),
       onDownload: showDownload(progress),
+      onEncode: showEncoding(progress),
       signal,
       onProgress: (fraction) => evaluating?.update(fraction),
     }),

@@ -58,7 +58,7 @@ export class Decoder {
     const { engine, count } = this
     const total = sequences[0]?.length ?? 0
     // Where the frequencies depend on how long a sequence is, all keys have to be rotated anew.
-    const frequencies = [...this.caches.keys()].map((block) => engine.rotaryOf(block)?.frequencies(total))
+    const frequencies = engine.frequencies(total)
     if (frequencies.some((of, block) => of !== this.frequencies[block]) && this.cached > 0) this.forget()
     this.frequencies = frequencies
     const atOnce = Math.max(1, Math.floor(tokensAtOnce / count))

@@ -20,6 +20,8 @@ export interface Batch {
   sequences: Sequences
   /** The hidden states, [tokens, hidden]. */
   hidden: Tensor
+  /** The position of every token, int32 [tokens], where they are not those of `sequences`. */
+  positions?: Tensor
 }
 
 /** Moves a tensor out of the device's memory until it is used again. */
@@ -180,12 +182,12 @@ export class Engine {
   runBlock(
     index: number,
     weights: BlockWeights,
-    { sequences, hidden }: Batch,
+    { sequences, hidden, positions: given }: Batch,
     implement: (placement: Placement) => Block = (placement) =>
       new EagerBlock(this.device, weights, index, placement),
   ): BlockRun {
     // The run has handles of its own: other runs may make the engine replace these tensors meanwhile.
-    const positions = this.positionsOf(sequences).share()
+    const positions = (given ?? this.positionsOf(sequences)).share()
     const tables = this.rotaryTables(index, sequences.total ?? sequences.start + sequences.length)
     const rotary = tables && { cosine: tables.cosine.share(), sine: tables.sine.share() }
     const block = implement({ sequences, positions, rotary })
@@ -303,6 +305,12 @@ export class Engine {
     const { rotary, blockCount } = this.architecture
     if (block === blockCount) return undefined
     return typeof rotary === 'function' ? rotary(block) : rotary
+  }
+
+  /** The frequencies that each block rotates sequences of this many tokens with; always the same arrays. */
+  frequencies(sequence: number): (Float32Array | undefined)[] {
+    const blocks = Array.from({ length: this.architecture.blockCount }, (_, block) => block)
+    return blocks.map((block) => this.rotaryOf(block)?.frequencies(sequence))
   }
 
   /** The angles of at least the positions below `end`, in a block; the engine's own. */

@@ -287,7 +287,7 @@ export const operations = {
 
   /**
    * The loss of predicting targets[t] from x[t], float32 [tokens]. The logits are those of `head`, [vocabulary, columns of x],
-   * and its bias, [vocabulary], then capped as softcap() does.
+   * and its bias, [vocabulary], then capped as softcap() does. `likeliest`, int32 [tokens], takes the token of the largest logit.
    */
   crossEntropy: operation(
     'forward',
@@ -295,9 +295,14 @@ export const operations = {
       x: Tensor,
       head: Tensor,
       targets: Tensor,
-      { bias, softcap = 0 }: { bias?: Tensor | undefined; softcap?: number | undefined } = {},
+      {
+        bias,
+        softcap = 0,
+        likeliest,
+      }: { bias?: Tensor | undefined; softcap?: number | undefined; likeliest?: Tensor | undefined } = {},
     ) => ({
       make: { losses: float32(x.rows) },
+      ...(likeliest && { change: { likeliest } }),
       read: { x, head, bias, targets },
       settings: { softcap },
       flop: 2 * x.rows * head.rows * head.width,

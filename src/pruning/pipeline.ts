@@ -4,7 +4,7 @@ import type { Architecture } from '../models/architecture.js'
 import type { Engine, Offload } from '../models/engine.js'
 import { namedLinears, type LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
-import { batched } from '../text/windows.js'
+import { batchedByLength } from '../text/windows.js'
 import { allocate } from './allocation/allocation.js'
 import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
 import { BlockPruner } from './block-pruner.js'
@@ -92,7 +92,7 @@ export const blocksToPass = (layers: readonly (readonly LinearSpec[])[]): number
 
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
- * `windows`: the calibration text's, all of one length; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
+ * `windows`: the calibration text's; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
  * only passed.
  */
 export async function pruneBlocks(
@@ -105,7 +105,7 @@ export async function pruneBlocks(
 ): Promise<LayerReport[]> {
   const { device } = engine
   const last = blocksToPass(layers) - 1
-  const groups = batched(windows, engine.windowsPerBatch(windows[0]?.length ?? 1))
+  const groups = batchedByLength(windows, (length) => engine.windowsPerBatch(length))
   const { finished } = destination
   const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports

@@ -4,6 +4,7 @@ import { batched, splitWindows } from '../text/windows.js'
 import { SparseGptError } from '../errors.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
+import type { Device, Tensor } from '../native/device.js'
 import { parseOptions } from '../options.js'
 import { engineOf, openDense, type Model } from './model.js'
 import { abortable } from '../abort.js'
@@ -14,8 +15,8 @@ export interface PerplexityOptions extends TextSource {
   sequenceLength?: number
   /** The number of windows to evaluate, from the first on. Default: all. */
   windows?: number
-  /** The dense model to compare with: its folder, or its id on the hub. Default: none. */
-  dense?: string
+  /** The model to compare with, such as the one that was pruned: its folder, or its id on the hub. Default: none. */
+  against?: string
   /** A function that is called after each step with the share of the work done, in (0, 1]. */
   onProgress?: (fraction: number) => void
   /** A signal that stops the evaluation (ABORTED). */
@@ -26,9 +27,9 @@ export interface PerplexityOptions extends TextSource {
 export interface Perplexity {
   /** The perplexity: exp(mean over windows of the mean next-token loss). */
   perplexity: number
-  /** The mean over all positions of KL(dense ‖ model), in nats, of the next-token distributions; with the option `dense`. */
-  divergence?: number
-  /** The number of tokens of the whole text. */
+  /** How far the model is from another; with the option `against`. */
+  against?: Comparison
+  /** The number of tokens of the text, as far as the windows have needed it. */
   tokens: number
   /** The number of windows evaluated. */
   windows: number
@@ -36,10 +37,20 @@ export interface Perplexity {
   sequenceLength: number
 }
 
+/** How far a model is from another, by what both predict behind every position of a text. */
+export interface Comparison {
+  /** The mean of KL(other ‖ model) of the next-token distributions, in nats. */
+  divergence: number
+  /** The share of positions where the likeliest next token is the same. */
+  top1Agreement: number
+  /** The perplexity of the model, divided by that of the other. */
+  perplexityRatio: number
+}
+
 const schema = textSource.extend({
   sequenceLength: z.int().min(2).optional(),
   windows: z.int().min(1).optional(),
-  dense: z.string().min(1).optional(),
+  against: z.string().min(1).optional(),
   onProgress: z.custom<(fraction: number) => void>((value) => typeof value === 'function').optional(),
   signal: z.instanceof(AbortSignal).optional(),
 })
@@ -51,7 +62,7 @@ const tokensAtOnce = 32768
  * Measures the perplexity over non-overlapping windows, as in the SparseGPT paper.
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED, WRITE_FAILED (the cache), INVALID_TEXT
- * (shorter than one window), NON_FINITE, ABORTED; and what loadModel throws for `dense`.
+ * (shorter than one window), NON_FINITE, ABORTED; and what loadModel throws for `against`.
  */
 export async function perplexity(model: Model, options: PerplexityOptions): Promise<Perplexity> {
   return (await preparePerplexity(model, options))()
@@ -69,24 +80,24 @@ export async function preparePerplexity(
   const o = parseOptions(schema.strict(), options, 'perplexity')
   return engine.job(o.signal, async (signal) => {
     const sequenceLength = engine.sequenceLength(o.sequenceLength)
-    const tokens = await evaluationTokens(engine, o, { sequenceLength, signal })
+    const tokens = await evaluationTokens(engine, o, { sequenceLength, windows: o.windows, signal })
     const windows = splitWindows(tokens, sequenceLength, o.windows)
     return () =>
       engine.job(o.signal, async (stop) => {
         const options = { ...o, signal: stop }
-        if (o.dense === undefined) return measure([engine], windows, tokens.length, options)
-        const dense = await openDense(engine, o.dense, 'perplexity', options)
+        if (o.against === undefined) return measure([engine], windows, tokens.length, options)
+        const other = await openDense(engine, o.against, 'perplexity', options)
         try {
-          return await measure([engine, dense], windows, tokens.length, options)
+          return await measure([engine, other], windows, tokens.length, options)
         } finally {
-          dense.weights.dispose()
+          other.weights.dispose()
         }
       })
   })
 }
 
-/** A model, and beside it perhaps the dense one. */
-type Engines = readonly [model: Engine, dense?: Engine]
+/** A model, and beside it perhaps the one to compare with. */
+type Engines = readonly [model: Engine, other?: Engine]
 
 async function measure(
   engines: Engines,
@@ -105,7 +116,8 @@ async function measure(
   let done = 0
   const step = () => o.onProgress?.(++done / steps)
 
-  let [sum, divergence, index] = [0, 0, 0]
+  const sums = { loss: 0, otherLoss: 0, divergence: 0, agreed: 0 }
+  let index = 0
   for (const chunk of chunks) {
     const measured = await windowLosses(engines, chunk, perBatch, step, o.signal)
     for (const loss of measured.losses) {
@@ -113,14 +125,22 @@ async function measure(
         const message = `the loss of window ${index} is ${loss}: the model's weights or activations are not finite`
         throw new SparseGptError('NON_FINITE', message)
       }
-      sum += loss
+      sums.loss += loss
       index++
     }
-    divergence += measured.divergence
+    sums.otherLoss += measured.otherLoss
+    sums.divergence += measured.divergence
+    sums.agreed += measured.agreed
+  }
+  const positions = windows.length * sequenceLength
+  const against = {
+    divergence: sums.divergence / positions,
+    top1Agreement: sums.agreed / positions,
+    perplexityRatio: Math.exp((sums.loss - sums.otherLoss) / windows.length),
   }
   return {
-    perplexity: Math.exp(sum / windows.length),
-    ...(engines.length > 1 && { divergence: divergence / (windows.length * sequenceLength) }),
+    perplexity: Math.exp(sums.loss / windows.length),
+    ...(engines.length > 1 && { against }),
     tokens,
     windows: windows.length,
     sequenceLength,
@@ -147,53 +167,89 @@ async function lastStates(
   }
 }
 
-/** The mean next-token loss of each window, and the sum over positions of the divergence from the dense model, if there is one. */
+/** What some windows give. */
+interface Measured {
+  /** The mean next-token loss of each window. */
+  losses: number[]
+  /** Sums of the comparison, if there is one: over windows the other model's losses, over positions the rest. */
+  otherLoss: number
+  divergence: number
+  agreed: number
+}
+
 async function windowLosses(
-  [engine, dense]: Engines,
+  [engine, other]: Engines,
   windows: readonly Int32Array[],
   perBatch: number,
   step: () => void,
   signal: AbortSignal | undefined,
-): Promise<{ losses: number[]; divergence: number }> {
+): Promise<Measured> {
   const { device } = engine
   const groups = batched(windows, perBatch)
   const [batches, heads]: [Batch[], Head[]] = [[], []]
   try {
     batches.push(...(await lastStates(engine, groups, step, signal)))
-    if (dense) batches.push(...(await lastStates(dense, groups, step, signal)))
+    if (other) batches.push(...(await lastStates(other, groups, step, signal)))
     const head = engine.head()
     heads.push(head)
-    const denseHead = dense?.head()
-    if (denseHead) heads.push(denseHead)
-    const results: number[] = []
-    let divergence = 0
+    const otherHead = other?.head()
+    if (otherHead) heads.push(otherHead)
+    const measured: Measured = { losses: [], otherLoss: 0, divergence: 0, agreed: 0 }
     for (const [g, group] of groups.entries()) {
       abortable(signal)
       const { hidden } = batches[g]!
       // The token after each position; the last position of a window predicts nothing, so its target is any token.
       const targets = new Int32Array(hidden.rows)
       group.forEach((window, i) => targets.set(window.subarray(1), i * window.length))
-      const losses = device.tidy(() => head.losses(hidden, device.upload(targets, [targets.length])))
-      const values = await device.readFloat32(losses)
-      losses.dispose()
-      let offset = 0
-      for (const window of group) {
-        let total = 0
-        for (let t = 0; t < window.length - 1; t++) total += values[offset + t] ?? 0
-        results.push(total / (window.length - 1))
-        offset += window.length
-      }
-      if (denseHead) {
+      const own = await predicted(device, head, hidden, targets, otherHead !== undefined)
+      const losses = meanLosses(group, own.losses)
+      measured.losses.push(...losses)
+      if (otherHead) {
         const reference = batches[groups.length + g]!.hidden
-        const apart = device.tidy(() => head.divergence(hidden, denseHead, reference))
-        divergence += (await device.readFloat32(apart)).reduce((a, b) => a + b, 0)
+        const theirs = await predicted(device, otherHead, reference, targets, true)
+        for (const loss of meanLosses(group, theirs.losses)) measured.otherLoss += loss
+        for (const [t, id] of own.likeliest!.entries()) if (id === theirs.likeliest![t]) measured.agreed++
+        const apart = device.tidy(() => head.divergence(hidden, otherHead, reference))
+        measured.divergence += (await device.readFloat32(apart)).reduce((a, b) => a + b, 0)
         apart.dispose()
       }
       step()
     }
-    return { losses: results, divergence }
+    return measured
   } finally {
     for (const head of heads) head.dispose()
     for (const batch of batches) batch.hidden.dispose()
   }
+}
+
+/** The loss of predicting each target, and, if they are wanted, the likeliest tokens. */
+async function predicted(
+  device: Device,
+  head: Head,
+  hidden: Tensor,
+  targets: Int32Array,
+  wantsLikeliest: boolean,
+): Promise<{ losses: Float32Array; likeliest?: Int32Array }> {
+  const { length } = targets
+  const made = device.tidy(() => {
+    const likeliest = wantsLikeliest ? device.empty('int32', [length]) : undefined
+    const losses = head.losses(hidden, device.upload(targets, [length]), likeliest)
+    return likeliest ? [losses, likeliest] : [losses]
+  })
+  try {
+    const losses = await device.readFloat32(made[0]!)
+    return made[1] ? { losses, likeliest: (await device.read(made[1])) as Int32Array } : { losses }
+  } finally {
+    for (const tensor of made) tensor.dispose()
+  }
+}
+
+/** The mean loss of each window; that behind its last token does not count. */
+function meanLosses(windows: readonly Int32Array[], losses: Float32Array): number[] {
+  let end = 0
+  return windows.map(({ length }) => {
+    const own = losses.subarray(end, end + length - 1)
+    end += length
+    return own.reduce((sum, loss) => sum + loss, 0) / own.length
+  })
 }
