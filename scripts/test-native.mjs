@@ -13,7 +13,7 @@ import { join, relative } from 'node:path'
 import { jobs, root } from './install.mjs'
 import { checkToolchain, describeProblems, findProgram } from './toolchain.mjs'
 
-const WIDE_ISAS = ['avx2', 'avx512', 'avx512bf16']
+const WIDE_ISAS = ['avx2', 'avx512', 'avx512bf16', 'amx']
 const TEST_MINUTES = 4
 const SANITIZED_MINUTES = 30
 const SANITIZERS = ['address,undefined', 'thread']

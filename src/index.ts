@@ -24,8 +24,12 @@ export {
   type DecodeBenchReport,
   type DecodeLine,
 } from './sdk/benchmark/decode.js'
-export { perplexity, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
-export type { TextSource } from './text/source.js'
+export { perplexity, type Comparison, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
+export { compare, type ComparedModel, type CompareOptions, type CompareReport } from './sdk/compare.js'
+export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
+export type { Metric, TaskResult } from './evaluation/evaluate.js'
+export type { TaskName } from './evaluation/tasks.js'
+export type { CalibrationSource, TextSource, WeightedSource } from './text/source.js'
 export type { DatasetName } from './text/dataset.js'
 export { saveTokens } from './text/token-file.js'
 export { Communicator, MpiCommunicator } from './native/communicator.js'

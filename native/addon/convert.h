@@ -39,7 +39,10 @@ inline Activation read_activation(const Napi::Value& value, const std::string& p
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   if (name == "silu") return Activation::silu;
-  throw expected(value, place, "relu, gelu, gelu_tanh or silu");
+  if (name == "relu2") return Activation::relu2;
+  if (name == "clamped_swish") return Activation::clamped_swish;
+  if (name == "clamped_linear") return Activation::clamped_linear;
+  throw expected(value, place, "relu, gelu, gelu_tanh, silu, relu2, clamped_swish or clamped_linear");
 }
 
 // For every type of an operation's fields. undefined stands for "no tensor". `place` is named in the TypeError.

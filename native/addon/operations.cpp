@@ -41,6 +41,9 @@ class Entry {
   explicit Entry(std::string name) : name(std::move(name)) {}
   virtual ~Entry() = default;
   virtual void enqueue(DeviceHandle& device, const Napi::Object& fields) const = 0;
+  // Enqueues it and adds it to a recording. `advance`: by how much fields grow, or tensors move, from a pass to the next.
+  virtual void enqueue(DeviceHandle& device, const Napi::Object& fields, Recording& recording,
+                       const Napi::Value& advance) const = 0;
   virtual size_t scratch_bytes(const ScratchModel& model, const Napi::Object& fields) const = 0;
 
   const std::string name;  // the queue keeps its address
@@ -53,6 +56,25 @@ class EntryOf : public Entry {
 
   void enqueue(DeviceHandle& device, const Napi::Object& fields) const override {
     device.device().enqueue(name.c_str(), [operation = read(fields)](Backend& backend) { backend.run(operation); });
+  }
+
+  void enqueue(DeviceHandle& device, const Napi::Object& fields, Recording& recording,
+               const Napi::Value& advance) const override {
+    const Operation operation = read(fields);
+    const auto run = [operation](Backend& backend) { backend.run(operation); };
+    if (advance.IsObject()) {
+      std::vector<int64_t> steps;
+      for (const std::string& field : names_) {
+        const Napi::Value step = advance.As<Napi::Object>().Get(field);
+        steps.push_back(step.IsUndefined() ? 0 : addon::read<int64_t>(step, name + ".advance." + field));
+      }
+      recording.push_back({name.c_str(), [operation, steps](Backend& backend, int64_t pass) {
+                             backend.run(advanced(operation, steps, pass));
+                           }});
+    } else {
+      recording.push_back({name.c_str(), [run](Backend& backend, int64_t) { run(backend); }});
+    }
+    device.device().enqueue(name.c_str(), run);
   }
 
   size_t scratch_bytes(const ScratchModel& model, const Napi::Object& fields) const override {
@@ -70,6 +92,23 @@ class EntryOf : public Entry {
       field = addon::read<std::decay_t<decltype(field)>>(fields.Get(field_name), name + "." + field_name);
     };
     std::apply([&](auto&... field) { (read_field(field), ...); }, operation.fields());
+    return operation;
+  }
+
+  static Operation advanced(Operation operation, const std::vector<int64_t>& steps, int64_t pass) {
+    size_t next = 0;
+    const auto move = [&](auto& field) {
+      using Field = std::decay_t<decltype(field)>;
+      const int64_t by = steps[next++] * pass;
+      if constexpr (std::is_same_v<Field, Tensor>) {
+        if (by != 0) field = field.moved(by);
+      } else if constexpr (std::is_integral_v<Field> && !std::is_same_v<Field, bool>) {
+        field += static_cast<Field>(by);
+      } else if (by != 0) {
+        throw Error("INTERNAL", "a field advances that is neither a tensor nor a whole number");
+      }
+    };
+    std::apply([&](auto&... field) { (move(field), ...); }, operation.fields());
     return operation;
   }
 
@@ -99,8 +138,31 @@ Napi::Object read_fields(const Napi::Value& value) {
   return value.As<Napi::Object>();
 }
 
-// (device, operation, fields), enqueued
-void run(const Info& info) { entry(info[1]).enqueue(DeviceHandle::from(info[0]), read_fields(info[2])); }
+using RecordingHandle = std::shared_ptr<Recording>;
+
+RecordingHandle& recording_of(const Napi::Value& value) {
+  if (!value.IsExternal()) throw expected(value, "", "a recording");
+  return *value.As<Napi::External<RecordingHandle>>().Data();
+}
+
+// () => recording
+Napi::Value create_recording(const Info& info) {
+  return Napi::External<RecordingHandle>::New(info.Env(), new RecordingHandle(std::make_shared<Recording>()),
+                                              [](Napi::Env, RecordingHandle* dead) { delete dead; });
+}
+
+// (device, operation, fields, { advance } | undefined, recording | undefined), enqueued
+void run(const Info& info) {
+  const Entry& operation = entry(info[1]);
+  DeviceHandle& device = DeviceHandle::from(info[0]);
+  if (!info[4].IsExternal()) return operation.enqueue(device, read_fields(info[2]));
+  operation.enqueue(device, read_fields(info[2]), *recording_of(info[4]), read_fields(info[3]).Get("advance"));
+}
+
+// (device, recording, pass)
+void replay(const Info& info) {
+  DeviceHandle::from(info[0]).device().enqueue(recording_of(info[1]), read<int64_t>(info[2]));
+}
 
 // (kind, operation, fields) => bytes that the operation takes beyond its operands
 Napi::Value scratch_bytes(const Info& info) {
@@ -112,6 +174,8 @@ Napi::Value scratch_bytes(const Info& info) {
 
 void export_operations(Napi::Object exports) {
   export_function(exports, "run", run);
+  export_function(exports, "createRecording", create_recording);
+  export_function(exports, "replay", replay);
   export_function(exports, "scratchBytes", scratch_bytes);
 }
 

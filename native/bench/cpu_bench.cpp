@@ -223,9 +223,10 @@ void attention_table(Bench& bench) {
                    out = bench.empty(dtype, tokens, c.heads * c.head_dim);
       const Tensor k = bench.random(dtype, tokens, c.kv_heads * c.head_dim),
                    v = bench.random(dtype, tokens, c.kv_heads * c.head_dim);
-      const Attention attention{
-          out, q, k, v, {}, c.sequences, 0, c.heads, c.kv_heads, c.head_dim, 1 / std::sqrt(static_cast<float>(c.head_dim)),
-          0,   0};
+      const Attention attention{out,     q,          k,           v,
+                                {},      {},         c.sequences, 0,
+                                c.heads, c.kv_heads, c.head_dim,  1 / std::sqrt(static_cast<float>(c.head_dim)),
+                                0,       0};
       // Two products over half of the [length, length] scores.
       const double flop = 2.0 * static_cast<double>(tokens * (c.length + 1) * c.heads * c.head_dim);
       const std::string heads =

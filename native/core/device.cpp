@@ -34,6 +34,16 @@ void Device::enqueue(const char* operation, std::function<void(Backend&)> run) {
   push({operation, std::move(run), nullptr, false});
 }
 
+void Device::enqueue(const std::shared_ptr<const Recording>& recording, int64_t pass) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_) return;
+    for (const RecordedStep& step : *recording)
+      tasks_.push_back({step.operation, [recording, &step, pass](Backend& backend) { step.run(backend, pass); }, nullptr, false});
+  }
+  wake_.notify_one();
+}
+
 void Device::synchronize(std::function<void(const std::optional<Error>&)> done) {
   push({"synchronize", nullptr, std::move(done), true});
 }

@@ -19,6 +19,13 @@
 
 namespace sparsegpt {
 
+// Operations that can be carried out more than once. What advances is `pass` steps further on than it was recorded.
+struct RecordedStep {
+  const char* operation;
+  std::function<void(Backend&, int64_t pass)> run;
+};
+using Recording = std::deque<RecordedStep>;
+
 class Device {
  public:
   explicit Device(std::shared_ptr<Backend> backend);
@@ -32,6 +39,9 @@ class Device {
   // `operation` is named in the error message. After a failure the operations that follow are skipped up to the next
   // synchronisation, which reports it.
   void enqueue(const char* operation, std::function<void(Backend&)> run);
+
+  // Enqueues all of a recording's steps.
+  void enqueue(const std::shared_ptr<const Recording>& recording, int64_t pass);
 
   // Calls `done` on the queue thread once everything enqueued before has run, with the first failure since the last
   // synchronisation, if any. When the device is destroyed first, `done` is dropped.

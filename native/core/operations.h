@@ -18,7 +18,9 @@
 
 namespace sparsegpt {
 
-enum class Activation { relu, gelu, gelu_tanh, silu };
+// relu2 is the square of relu. The last two are those of gpt-oss's experts, with its constants: clamped_swish(x) is
+// c · sigmoid(1.702 c) of c = min(x, 7), and clamped_linear(x) is 1 + x, with x between -7 and 7.
+enum class Activation { relu, gelu, gelu_tanh, silu, relu2, clamped_swish, clamped_linear };
 
 // The fields by which JavaScript hands an operation over (head_dim is headDim there), and the operands that it writes.
 #define SPARSEGPT_FIELDS(...)                              \
@@ -179,6 +181,7 @@ void require_attention(const Operation& o) {
   require_shape(o.v, o.k.rows, o.kv_heads * o.head_dim, "v");
   require(o.q.dtype == o.k.dtype && o.q.dtype == o.v.dtype, "q, k and v must agree in type");
   if (o.slopes) require_plain(o.slopes, 1, o.heads, DType::f32, "slopes");
+  if (o.sinks) require_plain(o.sinks, 1, o.heads, DType::f32, "sinks");
 }
 
 // Causal attention over independent sequences that lie one after another: of each q.rows / sequences queries and k.rows /
@@ -187,11 +190,12 @@ void require_attention(const Operation& o) {
 struct Attention {
   Tensor out, q, k, v;
   Tensor slopes;  // ALiBi, f32 [1, heads], may be empty: slope * (key - query) is added to the score
+  Tensor sinks;  // f32 [1, heads], may be empty: the score of one more key that every query sees, whose value is zero
   int64_t sequences, start, heads, kv_heads, head_dim;
   float scale;  // of the scores q · k
   int64_t window;  // > 0: a query sees its latest `window` keys only, its own among them
   float softcap;  // > 0: a scaled score s becomes softcap * tanh(s / softcap)
-  SPARSEGPT_FIELDS(out, q, k, v, slopes, sequences, start, heads, kv_heads, head_dim, scale, window, softcap)
+  SPARSEGPT_FIELDS(out, q, k, v, slopes, sinks, sequences, start, heads, kv_heads, head_dim, scale, window, softcap)
   SPARSEGPT_WRITES(out)
   int64_t queries() const { return q.rows / sequences; }
   int64_t keys() const { return k.rows / sequences; }
@@ -296,16 +300,19 @@ inline void require_head(const Tensor& x, const Tensor& head, const Tensor& bias
 }
 
 // losses[t] = -log softmax(logits)[targets[t]], f32 [1, tokens], with logits = head x[t] + bias (which may be empty), capped as
-// Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION.
+// Softcap does when softcap > 0; they are formed in tiles only. A target outside the vocabulary is INVALID_OPTION. likeliest, i32
+// [1, tokens], takes the word of the largest logit, the first of equal ones; it may be empty.
 struct CrossEntropy {
   Tensor losses, x, head, bias, targets;
   float softcap;
-  SPARSEGPT_FIELDS(losses, x, head, bias, targets, softcap)
+  Tensor likeliest = {};
+  SPARSEGPT_FIELDS(losses, x, head, bias, targets, softcap, likeliest)
   SPARSEGPT_WRITES(losses)
   void check() const {
     require_plain(losses, 1, x.rows, DType::f32, "losses");
     require_plain(targets, 1, x.rows, DType::i32, "targets");
     require_head(x, head, bias);
+    if (likeliest) require_plain(likeliest, 1, x.rows, DType::i32, "likeliest words");
   }
 };
 
@@ -605,13 +612,15 @@ struct NormGradient {
 };
 
 // The gradients of Attention, from its operands and the gradient dout of its output. Nothing of the size of the scores is stored.
+// dsinks, f32 [rows of q, heads], is there if sinks are: what each query adds to their gradient.
 struct AttentionGradient {
-  Tensor dq, dk, dv, q, k, v, dout, slopes;
+  Tensor dq, dk, dv, dsinks, q, k, v, dout, slopes, sinks;
   int64_t sequences, start, heads, kv_heads, head_dim;
   float scale;
   int64_t window;
   float softcap;
-  SPARSEGPT_FIELDS(dq, dk, dv, q, k, v, dout, slopes, sequences, start, heads, kv_heads, head_dim, scale, window, softcap)
+  SPARSEGPT_FIELDS(dq, dk, dv, dsinks, q, k, v, dout, slopes, sinks, sequences, start, heads, kv_heads, head_dim, scale,
+                   window, softcap)
   SPARSEGPT_WRITES(dq, dk, dv)
   int64_t queries() const { return q.rows / sequences; }
   int64_t keys() const { return k.rows / sequences; }
@@ -621,6 +630,8 @@ struct AttentionGradient {
     require_shape(dq, q.rows, q.columns, "dq");
     require_shape(dk, k.rows, k.columns, "dk");
     require_shape(dv, v.rows, v.columns, "dv");
+    require(static_cast<bool>(dsinks) == static_cast<bool>(sinks), "dsinks must be there if sinks are");
+    if (dsinks) require_plain(dsinks, q.rows, heads, DType::f32, "dsinks");
     for (const Tensor* gradient : {&dout, &dq, &dk, &dv})
       require(gradient->dtype == q.dtype, "gradients and q must agree in type");
   }

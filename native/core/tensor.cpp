@@ -52,6 +52,16 @@ Tensor Tensor::row_range(int64_t begin, int64_t count) const {
   return view;
 }
 
+Tensor Tensor::moved(int64_t elements) const {
+  const auto element = static_cast<int64_t>(dtype_size(dtype));
+  Tensor view = *this;
+  view.offset += elements * element;
+  const int64_t end = view.offset + ((rows - 1) * stride + columns) * element;
+  if (view.offset < 0 || end > static_cast<int64_t>(storage->size()))
+    throw Error("INTERNAL", describe(*this) + " cannot be moved by " + std::to_string(elements) + " elements");
+  return view;
+}
+
 Tensor Tensor::reshaped(int64_t new_rows, int64_t new_columns) const {
   if (!contiguous() || new_rows < 0 || new_columns < 0 || new_rows * new_columns != size())
     throw Error("INTERNAL", describe(*this) + " does not have the elements of [" + std::to_string(new_rows) + ", " +

@@ -53,6 +53,8 @@ struct Tensor {
   Tensor column_range(int64_t begin, int64_t count) const;
   // Rows [begin, begin + count), sharing the storage.
   Tensor row_range(int64_t begin, int64_t count) const;
+  // The same window so many elements further on in the storage.
+  Tensor moved(int64_t elements) const;
   // The elements in another shape, sharing the storage; of contiguous tensors only.
   Tensor reshaped(int64_t new_rows, int64_t new_columns) const;
 };

@@ -40,6 +40,7 @@ AttentionGradientHead head_of(const AttentionGradient& o) {
   h.dq_stride = o.dq.stride;
   h.dk_stride = o.dk.stride;
   h.dv_stride = o.dv.stride;
+  h.dsinks_stride = o.heads;
   return h;
 }
 
@@ -55,6 +56,7 @@ void for_heads(ThreadPool& pool, const Operation& o, const Head& common, const B
     h.k = element(o.k, key, k_column);
     h.v = element(o.v, key, k_column);
     h.slopes = o.slopes ? o.slopes.template data<float>() + shared * common.heads : nullptr;
+    h.sinks = o.sinks ? o.sinks.template data<float>() + shared * common.heads : nullptr;
     body(h, query, q_column, key, k_column, thread);
   });
 }
@@ -85,6 +87,7 @@ void CpuBackend::compute(const AttentionGradient& o) {
               h.dq = element(o.dq, query, q_column);
               h.dk = element(o.dk, key, k_column);
               h.dv = element(o.dv, key, k_column);
+              h.dsinks = o.dsinks ? o.dsinks.data<float>() + query * o.heads + q_column / o.head_dim : nullptr;
               attend_gradient[level_](h, scratch.data() + thread * scratch_size);
               // No query sees the keys behind the last one.
               const auto bytes = static_cast<size_t>(o.head_dim) * dtype_size(o.q.dtype);

@@ -17,6 +17,7 @@ struct AttentionHead {
   int64_t window;  // as in Attention
   float softcap;
   const float* slopes;  // [heads] of ALiBi, or null
+  const float* sinks;  // [heads], or null
 };
 
 // The gradients of such a head, from that of its output.
@@ -24,6 +25,8 @@ struct AttentionGradientHead : AttentionHead {
   const void* dout;  // as out, which is not looked at
   void *dq, *dk, *dv;  // as q, k and v
   int64_t dout_stride, dq_stride, dk_stride, dv_stride;
+  float* dsinks;  // [queries, heads], rows dsinks_stride apart, or null
+  int64_t dsinks_stride;
 };
 
 // The way of few queries, which packs nothing (few_queries.cpp); attend() takes it where this is true. The results differ by rounding.
@@ -32,9 +35,9 @@ SPARSEGPT_KERNEL(few_queries_scratch, int64_t, const AttentionHead& head);
 SPARSEGPT_KERNEL(attend_few, void, const AttentionHead& head, float* scratch);
 
 // Floats that attend() needs as scratch. Nothing is read through the head's pointers.
-SPARSEGPT_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
-SPARSEGPT_KERNEL(attend, void, const AttentionHead& head, float* scratch);
-SPARSEGPT_KERNEL(attention_gradient_scratch, int64_t, const AttentionGradientHead& head);
-SPARSEGPT_KERNEL(attend_gradient, void, const AttentionGradientHead& head, float* scratch);
+SPARSEGPT_TILED_KERNEL(attention_scratch, int64_t, const AttentionHead& head);
+SPARSEGPT_TILED_KERNEL(attend, void, const AttentionHead& head, float* scratch);
+SPARSEGPT_TILED_KERNEL(attention_gradient_scratch, int64_t, const AttentionGradientHead& head);
+SPARSEGPT_TILED_KERNEL(attend_gradient, void, const AttentionGradientHead& head, float* scratch);
 
 }  // namespace sparsegpt::cpu

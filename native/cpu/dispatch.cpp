@@ -5,6 +5,10 @@
 
 #if defined(SPARSEGPT_X86_64)
 #include <cpuid.h>
+#if defined(SPARSEGPT_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #include "core/error.h"
@@ -21,6 +25,19 @@ bool has_avx512bf16() {
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
 }
 
+// The tile registers are large: Linux keeps them only for processes that have asked.
+bool has_amx() {
+#if defined(SPARSEGPT_AMX)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned tiles = 1u << 24, bfloat16 = 1u << 22;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & tiles) == 0 || (edx & bfloat16) == 0) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 #endif
 
@@ -34,7 +51,10 @@ std::vector<Level> available_levels() {
         __builtin_cpu_supports("avx512dq")) {
       levels.push_back(Level::avx512);
       const bool has_bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
-      if (has_avx512bf16() && has_bytes) levels.push_back(Level::avx512bf16);
+      if (has_avx512bf16() && has_bytes) {
+        levels.push_back(Level::avx512bf16);
+        if (has_amx()) levels.push_back(Level::amx);
+      }
     }
   }
 #endif

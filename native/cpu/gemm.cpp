@@ -18,6 +18,8 @@ namespace {
 // most 8 MB and 1 MB for each thread (more only where a depth beyond 65536 units meets a C that is not float32).
 constexpr int64_t block_rows = 144, block_depth = 512, block_columns = 1024;
 constexpr int64_t packed_b_floats = int64_t{2} << 20;
+// Tile registers multiply faster than L3 gives panels of B: more rows meet each. Panels are as deep as L1 holds.
+constexpr int64_t tile_block_rows = 256, tile_block_depth = 384;
 // Smaller blocks of rows where there would be too few for the threads to share evenly.
 constexpr int64_t block_rows_least = 48, blocks_per_thread = 4;
 
@@ -34,12 +36,13 @@ struct Plan {
   Plan(Level level, int threads, const Gemm& g)
       : direct(g.dtype == DType::f32),
         pairs(multiplies_pairs(level, g)),
-        mr(register_tile[level]().rows),
-        nr(register_tile[level]().columns),
+        tiles(multiplies_tiles(level, g)),
+        mr(tiles ? tile_side : register_tile[level]().rows),
+        nr(tiles ? tile_side : register_tile[level]().columns),
         unit(pairs ? 2 : 1),
-        units(divide_up(g.k, unit)) {
+        units(round_up(divide_up(g.k, unit), tiles ? tile_units : 1)) {
     // The depth of a block decides how sums are rounded: the same for any number of threads.
-    step = equal_parts(units, block_depth, 16);
+    step = equal_parts(units, tiles ? tile_block_depth : block_depth, 16);
     // B at once: if it is too deep, less depth where the sums may stay in C, else fewer columns.
     const int64_t wide = round_up(std::min<int64_t>(g.n, 4096), nr);
     part_depth = direct ? std::max<int64_t>(packed_b_floats / wide / step, 1) * step : std::max(units, step);
@@ -48,8 +51,8 @@ struct Plan {
 
     // The tasks: blocks of rows, of whole panels each, and of columns where these are too many or those too few.
     row_panels = divide_up(g.m, mr);
-    const int64_t block_panels =
-        std::clamp(row_panels / (blocks_per_thread * threads), block_rows_least / mr, block_rows / mr);
+    const int64_t block_panels = std::clamp(row_panels / (blocks_per_thread * threads), block_rows_least / mr,
+                                            (tiles ? tile_block_rows : block_rows) / mr);
     row_blocks = row_panels <= block_panels ? 1 : round_up(divide_up(row_panels, block_panels), threads);
     column_blocks = std::max(divide_up(blocks_per_thread * threads, row_blocks),
                              direct ? int64_t{1} : divide_up(part_columns, block_columns));
@@ -62,13 +65,16 @@ struct Plan {
   }
 
   bool direct;  // sums stay in C
-  bool pairs;
+  bool pairs, tiles;
   int64_t mr, nr, unit, units;
   int64_t step, part_depth, part_columns;
   int64_t row_panels, row_blocks, column_blocks, columns_most;
   int64_t b_floats;  // B, packed
   int64_t a_floats, own_floats;  // of each thread: A, packed, and with sums that may not stay in C
 };
+
+// Tile registers take zeros faster than entries are found between them.
+bool skips_zeros(Level level, const Gemm& g) { return g.sparse_b && !multiplies_tiles(level, g); }
 
 }  // namespace
 
@@ -77,24 +83,27 @@ size_t gemm_scratch(Level level, int threads, const Gemm& g) {
   if (has_few_rows(g)) return few_rows_scratch(level, g);
   const Plan plan(level, threads, g);
   const size_t dense = Scratch<float>::bytes(plan.b_floats) + Scratch<float>::bytes(threads * plan.own_floats);
-  return g.sparse_b ? std::max(dense, sparse_scratch(level, threads, g)) : dense;
+  return skips_zeros(level, g) ? std::max(dense, sparse_scratch(level, threads, g)) : dense;
 }
 
 void gemm(ThreadPool& pool, Level level, const Gemm& g) {
   require(!g.accumulate || (g.dtype == DType::f32 && g.bias == nullptr), "a product is added to float32, without a bias");
   if (g.m == 0 || g.n == 0) return;
   if (has_few_rows(g)) return multiply_few_rows(pool, level, g);
-  if (g.sparse_b && multiply_sparse(pool, level, g)) return;
+  if (skips_zeros(level, g) && multiply_sparse(pool, level, g)) return;
   const Plan plan(level, pool.threads(), g);
-  const bool direct = plan.direct, pairs = plan.pairs;
+  const bool direct = plan.direct, tiles = plan.tiles;
   const int64_t mr = plan.mr, nr = plan.nr, unit = plan.unit, units = plan.units, step = plan.step;
   const int64_t part_depth = plan.part_depth, part_columns = plan.part_columns, columns_most = plan.columns_most;
   const int64_t row_panels = plan.row_panels, row_blocks = plan.row_blocks, column_blocks = plan.column_blocks;
-  const auto multiply = pairs ? micro_pairs[level] : micro[level];
+  const auto multiply = tiles ? micro_tiles[level] : plan.pairs ? micro_pairs[level] : micro[level];
   // Packs lanes (rows of A, columns of B) and `count` units from unit u on.
   const auto pack = [&](float* packed, int64_t panel, const Operand& lanes, int64_t first, int64_t end, int64_t u,
-                        int64_t count) {
-    pack_panels(level, pairs, packed, panel, lanes, first, end - first, u * unit, std::min(count * unit, g.k - u * unit));
+                        int64_t count, const Kernel<PackTiles>& pack_tiles) {
+    const int64_t step = u * unit, depth = std::min(count * unit, g.k - step);
+    if (tiles)
+      return pack_tiles[level](packed, lanes.at(first, step), lanes.row_stride, lanes.column_stride, end - first, depth);
+    pack_panels(level, plan.pairs, packed, panel, lanes, first, end - first, step, depth);
   };
   const auto b_packed = pool.scratch<float>(plan.b_floats);
   const auto own = pool.scratch<float>(pool.threads() * plan.own_floats);
@@ -113,7 +122,8 @@ void gemm(ThreadPool& pool, Level level, const Gemm& g) {
       pool.parallel_for(groups * divide_up(u1 - u0, step), [&](int64_t task, int) {
         const int64_t j = j0 + task % groups * panels_per_task * nr, u = u0 + task / groups * step;
         const int64_t count = std::min(step, u1 - u);
-        pack(b_panel(u, count, j), nr, g.b.transposed(), j, std::min(j + panels_per_task * nr, j1), u, count);
+        pack(b_panel(u, count, j), nr, g.b.transposed(), j, std::min(j + panels_per_task * nr, j1), u, count,
+             pack_tile_columns);
       });
 
       pool.parallel_for(row_blocks * column_blocks, [&](int64_t task, int thread) {
@@ -129,7 +139,8 @@ void gemm(ThreadPool& pool, Level level, const Gemm& g) {
         for (int64_t u = u0; u == u0 || u < u1; u += step) {
           const int64_t count = std::min(step, u1 - u);
           const bool last = u + step >= units;
-          pack(a, mr, g.a, i0, i1, u, count);
+          pack(a, mr, g.a, i0, i1, u, count, pack_tile_rows);
+          if (tiles) open_tiles[level]();
           for (int64_t j = first; j < end; j += nr) {
             const float* b = b_panel(u, count, j);
             for (int64_t i = i0; i < i1; i += mr) {
@@ -160,6 +171,7 @@ void gemm(ThreadPool& pool, Level level, const Gemm& g) {
               multiply(count, a + (i - i0) * count, b, tile);
             }
           }
+          if (tiles) close_tiles[level]();
         }
       });
     }

@@ -1,6 +1,6 @@
 // C = alpha * A · B (+ C or a bias row) on the CPU, as in BLIS: panels packed into the order in which the register tile of the
 // selected instruction-set level reads them. Operands of any float type are multiplied as float32; where the level has a dot
-// product of bfloat16 pairs, two bfloat16 operands are multiplied as they are. Sums are float32.
+// product of bfloat16 pairs or tile registers, two bfloat16 operands are multiplied as they are. Sums are float32.
 // The result does not depend on the number of threads.
 #pragma once
 
@@ -82,9 +82,29 @@ SPARSEGPT_PAIRS_KERNEL(pack_pairs, void, float* packed, int64_t panel, const voi
                        int64_t depth_stride, int64_t lanes, int64_t depth);
 SPARSEGPT_PAIRS_KERNEL(micro_pairs, void, int64_t units, const float* a, const float* b, const GemmTile& tile);
 
+// The same in tile registers, whose tile of C has so many rows and columns; they take so many units at once.
+constexpr int64_t tile_side = 32, tile_units = 16;
+// Packs rows of A, [panel][tile_units][row][unit], or columns of B, as pack_pairs(). There are zeros behind the depth up to a whole
+// number of tile_units.
+using PackTiles = void(float* packed, const void* data, int64_t lane_stride, int64_t depth_stride, int64_t lanes,
+                       int64_t depth);
+SPARSEGPT_TILES_KERNEL(pack_tile_rows, void, float* packed, const void* data, int64_t row_stride, int64_t depth_stride,
+                       int64_t rows, int64_t depth);
+SPARSEGPT_TILES_KERNEL(pack_tile_columns, void, float* packed, const void* data, int64_t column_stride, int64_t depth_stride,
+                       int64_t columns, int64_t depth);
+// A thread opens the registers before it multiplies, and closes them: else the system saves them whenever it switches threads.
+SPARSEGPT_TILES_KERNEL(open_tiles, void, void);
+SPARSEGPT_TILES_KERNEL(close_tiles, void, void);
+SPARSEGPT_TILES_KERNEL(micro_tiles, void, int64_t units, const float* a, const float* b, const GemmTile& tile);
+
 // Whether bfloat16 elements are multiplied as they are, in pairs.
 inline bool multiplies_pairs(Level level, const Gemm& g) {
   return micro_pairs[level] != nullptr && g.a.dtype == DType::bf16 && g.b.dtype == DType::bf16;
+}
+
+// Whether that is done in tile registers.
+inline bool multiplies_tiles(Level level, const Gemm& g) {
+  return micro_tiles[level] != nullptr && multiplies_pairs(level, g);
 }
 
 // Packs `lanes` rows of the operand and `depth` steps along its columns, from (row, step) on, as pairs or as float32.

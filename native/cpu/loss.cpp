@@ -42,6 +42,7 @@ struct Running {
   float largest;
   double sum;  // of exp(logit - largest)
   double wanted;
+  int64_t likeliest;  // the word of the largest logit, if it is asked for
 };
 
 }  // namespace
@@ -58,7 +59,7 @@ void CpuBackend::compute(const CrossEntropy& o) {
   const auto logits = pool_.scratch<float>(sizes.logits);
   for (int64_t t0 = 0; t0 < o.x.rows; t0 += tile_tokens) {
     const int64_t tokens = std::min(tile_tokens, o.x.rows - t0);
-    std::vector<Running> running(static_cast<size_t>(tokens), Running{-INFINITY, 0, 0});
+    std::vector<Running> running(static_cast<size_t>(tokens), Running{-INFINITY, 0, 0, 0});
     for (int64_t w0 = 0; w0 < o.head.rows; w0 += tile_words) {
       const int64_t words = std::min(tile_words, o.head.rows - w0);
       Gemm product = product_of(o, tokens, words);
@@ -74,6 +75,7 @@ void CpuBackend::compute(const CrossEntropy& o) {
         float largest;
         double sum;
         log_sum_exp[level_](row, words, &largest, &sum);
+        if (o.likeliest && largest > r.largest) r.likeliest = w0 + (std::find(row, row + words, largest) - row);
         const float top = std::max(largest, r.largest);
         r.sum = r.sum * std::exp(static_cast<double>(r.largest) - top) + sum * std::exp(static_cast<double>(largest) - top);
         r.largest = top;
@@ -84,6 +86,7 @@ void CpuBackend::compute(const CrossEntropy& o) {
     for (int64_t t = 0; t < tokens; ++t) {
       const Running& r = running[static_cast<size_t>(t)];
       o.losses.data<float>()[t0 + t] = static_cast<float>(r.largest + std::log(r.sum) - r.wanted);
+      if (o.likeliest) o.likeliest.data<int32_t>()[t0 + t] = static_cast<int32_t>(r.likeliest);
     }
   }
 }

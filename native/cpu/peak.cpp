@@ -60,6 +60,9 @@ using Chains = double (*)(int64_t);
 Chains chains_of(DType dtype) {
 #if defined(SPARSEGPT_X86_64)
   switch (selected_level()) {
+    case Level::amx:
+      if (dtype == DType::bf16) return tile_chains[Level::amx];
+      return chains_avx512;
     case Level::avx512bf16: return dtype == DType::bf16 ? chains_bf16 : chains_avx512;
     case Level::avx512: return chains_avx512;
     case Level::avx2: return chains_avx2;

@@ -10,9 +10,11 @@
 namespace sparsegpt::cpu {
 
 // Runs 16 independent chains of multiply-adds in the registers of every thread, some ten milliseconds long, with the widest
-// instruction that the selected level has for products of this type (VDPBF16PS for bfloat16 where the processor has it).
+// instruction that the selected level has for products of this type (for bfloat16 TDPBF16PS or VDPBF16PS where it has one).
 // Returns how many floating-point operations that were; the caller looks at the clock.
 double multiply_adds(ThreadPool& pool, DType dtype);
+
+SPARSEGPT_TILES_KERNEL(tile_chains, double, int64_t rounds);
 
 // Reads all words once, on every thread a part.
 void read_memory(ThreadPool& pool, const uint32_t* words, size_t count);

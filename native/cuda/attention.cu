@@ -41,7 +41,9 @@ __global__ void __launch_bounds__(attention_threads) attention_half(AttentionArg
   // Where this thread's two rows of the warp's 16 stand: g and g + 8.
   const int64_t place[2] = {a.start + q0 + warp * 16 + g, a.start + q0 + warp * 16 + g + 8};
   float out[padded / 8][4] = {};
-  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  // Of the four threads that hold a row one counts the sink.
+  const float sink = sink_of(a, head), sunk = a.sinks != nullptr && t == 0 ? 1.0f : 0.0f;
+  float largest[2] = {sink, sink}, sum[2] = {sunk, sunk};
 
   const int64_t end = end_of_keys(a, q0 + half_queries);
   for (int64_t k0 = first_key<keys>(a, q0); k0 < end; k0 += keys) {
@@ -136,8 +138,9 @@ __global__ void __launch_bounds__(attention_threads) attention_float(AttentionAr
   float largest[mine], sum[mine];
 #pragma unroll
   for (int r = 0; r < mine; ++r) {
-    largest[r] = -INFINITY;
-    sum[r] = 0;
+    // Of the eight threads that hold a row one counts the sink.
+    largest[r] = sink_of(a, head);
+    sum[r] = a.sinks != nullptr && across == 0 ? 1.0f : 0.0f;
 #pragma unroll
     for (int c = 0; c < padded / 32; ++c) out[r][c] = make_float4(0, 0, 0, 0);
   }
@@ -225,7 +228,7 @@ __global__ void __launch_bounds__(attention_threads) attention_wide(AttentionArg
     query_row[d] = q(query, d);
     sums[d] = 0;
   }
-  float largest = -INFINITY, sum = 0;
+  float largest = sink_of(a, head), sum = a.sinks != nullptr ? 1.0f : 0.0f;
   for (int64_t k0 = first_key<1>(a, query); k0 <= place; k0 += attention_threads) {
     __syncthreads();  // the query is there, the weights of the last round have been read
     const int64_t key = k0 + threadIdx.x;
@@ -267,10 +270,10 @@ void launch_tiles(cudaStream_t stream, DType dtype, const AttentionArguments& a,
 
 void CudaBackend::enqueue(const Attention& o) {
   if (o.q.rows == 0) return;
-  const Tensor q = local(o.q), k = local(o.k), v = local(o.v), slopes = local(o.slopes);
+  const Tensor q = local(o.q), k = local(o.k), v = local(o.v), slopes = local(o.slopes), sinks = local(o.sinks);
   for_sequences(o.sequences, [&](int64_t s, int64_t count) {
     AttentionArguments a{};
-    describe_attention(a, o, q, k, v, slopes, s);
+    describe_attention(a, o, q, k, v, slopes, sinks, s);
     a.out = from_sequence(o.out, s, a.queries);
     a.out_stride = o.out.stride;
     if (o.head_dim <= 64) {

@@ -20,7 +20,7 @@ struct AttentionArguments {
   int head_dim;
   float scale, softcap;
   int64_t window;
-  const float* slopes;
+  const float *slopes, *sinks;
   bool vector;  // rows can be read 16 bytes at a time
 };
 
@@ -41,6 +41,11 @@ __device__ inline float capped(const AttentionArguments& a, float score) {
 
 __device__ inline float adjusted(const AttentionArguments& a, float score, float slope, int64_t place, int64_t key) {
   return sees(a, place, key) ? capped(a, score) + slope * static_cast<float>(key - place) : -INFINITY;
+}
+
+// The score of a head's sink; -∞ without one.
+__device__ inline float sink_of(const AttentionArguments& a, int64_t head) {
+  return a.sinks != nullptr ? a.sinks[head] : -INFINITY;
 }
 
 // The first key that the queries from q0 on see, at the start of a tile.
@@ -234,7 +239,7 @@ void for_sequences(int64_t sequences, const Body& body) {
 // All but the output, of the sequences from `sequence` on.
 template <typename Operation>
 void describe_attention(AttentionArguments& a, const Operation& o, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const Tensor& slopes, int64_t sequence) {
+                        const Tensor& slopes, const Tensor& sinks, int64_t sequence) {
   a.queries = o.queries();
   a.keys = o.keys();
   a.start = o.start;
@@ -250,6 +255,7 @@ void describe_attention(AttentionArguments& a, const Operation& o, const Tensor&
   a.softcap = o.softcap;
   a.window = o.window;
   a.slopes = slopes ? slopes.data<float>() : nullptr;
+  a.sinks = sinks ? sinks.data<float>() : nullptr;
   a.vector = aligned(a.q, q, o.head_dim) && aligned(a.k, k, o.head_dim) && aligned(a.v, v, o.head_dim);
 }
 

@@ -23,6 +23,8 @@ struct GradientArguments : AttentionArguments {
   int64_t dout_stride;
   // Of every query in every head, rows `statistics_stride` apart: log Σ exp(S), and D.
   float *log_sums, *means;
+  float* dsinks;  // [queries, heads], rows dsinks_stride apart, or null
+  int64_t dsinks_stride;
   int64_t statistics_stride;
   unsigned* largest_slope;  // the bits of the largest |dP|
 };
@@ -113,6 +115,15 @@ struct Seen {
   float largest = -INFINITY, sum = 0, products = 0;
 };
 
+// What is seen before any key: by one of the threads that see parts of the query, the head's sink, whose slope is zero.
+__device__ Seen seen_before(const AttentionArguments& a, int64_t head, bool counts) {
+  Seen seen;
+  if (a.sinks == nullptr || !counts) return seen;
+  seen.largest = a.sinks[head];
+  seen.sum = 1;
+  return seen;
+}
+
 // Scores are -∞ where nothing is seen, slopes zero there.
 template <int count>
 __device__ void take_in(Seen& seen, const float (&score)[count], const float (&slope)[count]) {
@@ -155,6 +166,8 @@ __device__ void store_statistics(const GradientArguments& a, int64_t head, int64
   const int64_t at = head * a.statistics_stride + blockIdx.z * a.queries + query;
   a.log_sums[at] = s.log_sum;
   a.means[at] = s.mean;
+  if (a.dsinks == nullptr) return;
+  a.dsinks[(blockIdx.z * a.queries + query) * a.dsinks_stride + head] = -expf(a.sinks[head] - s.log_sum) * s.mean;
 }
 
 // The rows of what a part makes: all, those that nobody sees are zero.
@@ -205,7 +218,7 @@ __global__ void __launch_bounds__(attention_threads) gradient_half(GradientArgum
   const int64_t row[2] = {walk.first + warp * 16 + g, walk.first + warp * 16 + g + 8};
   const float unit = part == Part::dq || part == Part::dk ? unit_of(__uint_as_float(*a.largest_slope)) : 1.0f;
   float out[columns][4] = {};
-  Seen seen[2];
+  Seen seen[2] = {seen_before(a, walk.head, t == 0), seen_before(a, walk.head, t == 0)};
   float largest_slope = 0;
 
   for (int64_t head = walk.head; head < walk.end_of_heads; ++head) {
@@ -314,6 +327,8 @@ __global__ void __launch_bounds__(attention_threads) gradient_float(GradientArgu
 #pragma unroll
     for (int c = 0; c < padded / 32; ++c) out[r][c] = make_float4(0, 0, 0, 0);
   Seen seen[mine];
+#pragma unroll
+  for (int r = 0; r < mine; ++r) seen[r] = seen_before(a, walk.head, across == 0);
 
   for (int64_t head = walk.head; head < walk.end_of_heads; ++head) {
     const Side<float> queries = queries_of<float>(a, head);
@@ -403,7 +418,7 @@ __global__ void __launch_bounds__(attention_threads) gradient_wide(GradientArgum
     return Reader{{const_cast<void*>(data), dtype, 0, 0, stride}, blockIdx.z * rows, head * head_dim};
   };
   const Reader k = reader(a.k, a.k_stride, a.keys, walk.kv_head), v = reader(a.v, a.v_stride, a.keys, walk.kv_head);
-  Seen seen;
+  Seen seen = seen_before(a, walk.head, threadIdx.x == 0);
 
   for (int64_t head = walk.head; head < walk.end_of_heads; ++head) {
     const Reader q = reader(a.q, a.q_stride, a.queries, head), dout = reader(a.dout, a.dout_stride, a.queries, head);
@@ -498,18 +513,21 @@ void launch_part(cudaStream_t stream, const AttentionGradient& o, const Gradient
 
 void CudaBackend::enqueue(const AttentionGradient& o) {
   if (o.q.rows == 0) return;
-  const Tensor q = local(o.q), k = local(o.k), v = local(o.v), dout = local(o.dout), slopes = local(o.slopes);
+  const Tensor q = local(o.q), k = local(o.k), v = local(o.v), dout = local(o.dout);
+  const Tensor slopes = local(o.slopes), sinks = local(o.sinks);
   const Tensor statistics = scratch(DType::f32, 2 * o.heads, q.rows), largest = scratch(DType::f32, 1, 1);
   clear(largest);
   for_sequences(o.sequences, [&](int64_t s, int64_t count) {
     GradientArguments a{};
-    describe_attention(a, o, q, k, v, slopes, s);
+    describe_attention(a, o, q, k, v, slopes, sinks, s);
     a.dout = from_sequence(dout, s, a.queries);
     a.dout_stride = dout.stride;
     a.vector = a.vector && aligned(a.dout, dout, o.head_dim);
     a.statistics_stride = q.rows;
     a.log_sums = statistics.data<float>() + s * a.queries;
     a.means = a.log_sums + o.heads * q.rows;
+    a.dsinks = o.dsinks ? o.dsinks.data<float>() + s * a.queries * o.heads : nullptr;
+    a.dsinks_stride = o.heads;
     a.largest_slope = reinterpret_cast<unsigned*>(largest.bytes());
     launch_part<Part::statistics>(stream_, o, a, count);
     const auto into = [&](const Tensor& out, int64_t rows) {

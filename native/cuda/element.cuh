@@ -53,6 +53,9 @@ struct Sum {
     return a + b;
   }
 };
+struct Smallest {
+  __device__ int operator()(int a, int b) const { return a < b ? a : b; }
+};
 struct Largest {
   __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };

@@ -15,6 +15,12 @@ __device__ float apply(float x, Activation kind) {
       // x / 2 · (1 + tanh u) = x / (1 + exp(-2u)), which keeps its accuracy where tanh u nears -1.
       return x / (1.0f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
     case Activation::silu: return x / (1.0f + expf(-x));
+    case Activation::relu2: return 0.0f > x ? 0.0f : x * x;
+    case Activation::clamped_swish: {
+      const float clamped = x > 7.0f ? 7.0f : x;
+      return clamped / (1.0f + expf(-1.702f * clamped));
+    }
+    case Activation::clamped_linear: return 1.0f + (x > 7.0f ? 7.0f : x < -7.0f ? -7.0f : x);
   }
   return x;
 }

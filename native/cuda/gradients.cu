@@ -130,6 +130,15 @@ __device__ Slope slope_of(float x, Activation kind) {
       const float share = 1.0f / (1.0f + expf(-x));
       return {x * share, share + x * share * (1.0f - share)};
     }
+    case Activation::relu2: return {0.0f > x ? 0.0f : x * x, x > 0.0f ? 2.0f * x : 0.0f};
+    case Activation::clamped_swish: {
+      const float clamped = x > 7.0f ? 7.0f : x, share = 1.0f / (1.0f + expf(-1.702f * clamped));
+      return {clamped * share, x > 7.0f ? 0.0f : share + 1.702f * x * share * (1.0f - share)};
+    }
+    case Activation::clamped_linear: {
+      const bool within = x >= -7.0f && x <= 7.0f;
+      return {1.0f + (x > 7.0f ? 7.0f : x < -7.0f ? -7.0f : x), within ? 1.0f : 0.0f};
+    }
   }
   return {x, 1.0f};
 }

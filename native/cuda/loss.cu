@@ -9,10 +9,11 @@ namespace sparsegpt::cuda {
 
 namespace {
 
-// Σ exp(logit - largest) over the words seen so far, and the logit of the target.
+// Σ exp(logit - largest) over the words seen so far, the logit of the target, and the word of the largest.
 struct RunningLoss {
   float largest, wanted;
   double sum;
+  int32_t likeliest;
 };
 static_assert(sizeof(RunningLoss) == running_loss_bytes);
 
@@ -26,13 +27,14 @@ __global__ void start_losses(RunningLoss* running, int64_t tokens, const int32_t
                              int64_t* bad_position) {
   const int64_t t = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
   if (t >= tokens) return;
-  running[t] = {-INFINITY, 0.0f, 0.0};
+  running[t] = {-INFINITY, 0.0f, 0.0, 0};
   if (targets[t] < 0 || targets[t] >= words) report(bad_position, position_and_id(t, targets[t]));
 }
 
-// Takes the words [first_word, first_word + logits.columns) in: logits [tokens, words] f32; bias f32 [words] or null.
+// Takes the words [first_word, first_word + logits.columns) in: logits [tokens, words] f32; bias f32 [words] or null. `likeliest`:
+// whether the word of the largest logit is wanted.
 __global__ void extend_losses(RunningLoss* running, View logits, const float* bias, float cap, const int32_t* targets,
-                              int64_t first_word) {
+                              int64_t first_word, bool likeliest) {
   for (int64_t t = blockIdx.x; t < logits.rows; t += gridDim.x) {
     float largest = -INFINITY;
     for (int64_t w = threadIdx.x; w < logits.columns; w += blockDim.x)
@@ -42,8 +44,15 @@ __global__ void extend_losses(RunningLoss* running, View logits, const float* bi
     for (int64_t w = threadIdx.x; w < logits.columns; w += blockDim.x)
       sum += expf(final_logit(logits, t, w, bias, cap) - largest);
     const double total = combine_block(static_cast<double>(sum), Sum());
+    int first = static_cast<int>(logits.columns);
+    if (likeliest) {
+      for (int64_t w = threadIdx.x; w < first; w += blockDim.x)
+        if (final_logit(logits, t, w, bias, cap) == largest) first = static_cast<int>(w);
+      first = combine_block(first, Smallest());
+    }
     if (threadIdx.x == 0) {
       RunningLoss r = running[t];
+      if (largest > r.largest) r.likeliest = static_cast<int32_t>(first_word) + first;
       const float top = fmaxf(largest, r.largest);
       r.sum = r.sum * exp(static_cast<double>(r.largest) - top) + total * exp(static_cast<double>(largest) - top);
       r.largest = top;
@@ -54,9 +63,11 @@ __global__ void extend_losses(RunningLoss* running, View logits, const float* bi
   }
 }
 
-__global__ void finish_losses(float* losses, const RunningLoss* running, int64_t tokens) {
+__global__ void finish_losses(float* losses, int32_t* likeliest, const RunningLoss* running, int64_t tokens) {
   const int64_t t = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (t < tokens) losses[t] = static_cast<float>(running[t].largest + log(running[t].sum) - running[t].wanted);
+  if (t >= tokens) return;
+  losses[t] = static_cast<float>(running[t].largest + log(running[t].sum) - running[t].wanted);
+  if (likeliest != nullptr) likeliest[t] = running[t].likeliest;
 }
 
 // The logarithm of Σ exp(logit) of a row, whose logits get their bias and cap.
@@ -161,11 +172,12 @@ void CudaBackend::enqueue(const CrossEntropy& o) {
       tile.columns = tile.stride = width;
       gemm(count, width, o.x.columns, 1, operand(left.row_range(t, count)), transposed(right), 0, tile);
       launch("cross_entropy", extend_losses, grid_of_rows(count), dim3(block_threads), 0, stream_, running + t, view(tile),
-             biases ? biases.data<float>() + w : nullptr, o.softcap, targets.data<int32_t>() + t, w);
+             biases ? biases.data<float>() + w : nullptr, o.softcap, targets.data<int32_t>() + t, w,
+             static_cast<bool>(o.likeliest));
     }
   }
-  launch("cross_entropy", finish_losses, a_thread_each, dim3(block_threads), 0, stream_, o.losses.data<float>(), running,
-         tokens);
+  launch("cross_entropy", finish_losses, a_thread_each, dim3(block_threads), 0, stream_, o.losses.data<float>(),
+         o.likeliest ? o.likeliest.data<int32_t>() : nullptr, running, tokens);
 }
 
 }  // namespace sparsegpt::cuda

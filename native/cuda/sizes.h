@@ -130,7 +130,7 @@ inline size_t scratch_bytes(const AccumulateProduct& o) {
 
 // --- losses -----------------------------------------------------------------------------------------------------------
 
-constexpr size_t running_loss_bytes = 16;
+constexpr size_t running_loss_bytes = 24;
 struct LossTile {
   int64_t tokens, words;
 };

@@ -33,6 +33,8 @@ struct Group {
     const bool alibi = random.flip();
     slopes = random.uniforms(heads, 0, 0.6);
     if (alibi) head.slopes = slopes.data();
+    sinks = random.uniforms(heads, -4, 12);
+    if (random.flip()) head.sinks = sinks.data();
     q_bytes = encode(random.uniforms(queries * q_stride, -spread, spread), dtype);
     k_bytes = encode(random.uniforms(keys * k_stride, -spread, spread), dtype);
     v_bytes = encode(random.uniforms(keys * v_stride), dtype);
@@ -77,6 +79,11 @@ struct Group {
           p[static_cast<size_t>(s)] = score;
           largest = std::fmax(largest, score);
         }
+        if (head.sinks != nullptr) {
+          const double sink = sinks[static_cast<size_t>(h)];
+          largest = std::fmax(largest, sink);
+          sum = std::exp(sink - largest);
+        }
         for (int64_t s = first; s <= last; ++s)
           sum += p[static_cast<size_t>(s)] = std::exp(p[static_cast<size_t>(s)] - largest);
         for (int64_t d = 0; d < head_dim; ++d) {
@@ -94,14 +101,14 @@ struct Group {
 
   DType dtype;
   int64_t queries, keys, head_dim, heads, q_stride, k_stride, v_stride;
-  std::vector<float> slopes;
+  std::vector<float> slopes, sinks;
   std::vector<char> q_bytes, k_bytes, v_bytes;
   cpu::AttentionHead head{};
 };
 
 }  // namespace
 
-TEST("attention: random sequences, head sizes, groups of queries, types, windows, soft caps and ALiBi") {
+TEST("attention: random sequences, head sizes, groups of queries, types, windows, soft caps, ALiBi and sinks") {
   for (cpu::Level level : cpu::available_levels()) {
     for (uint64_t seed = 1; seed <= 150; ++seed) {
       Random random(seed);

@@ -129,7 +129,7 @@ TEST("backend: attention over several sequences with shared key heads") {
   const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
                kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
   const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
-  bench.run(Attention{out, qt, kt, vt, {}, batch, 0, heads, kv_heads, dim, 0.4f, 0, 0});
+  bench.run(Attention{out, qt, kt, vt, {}, {}, batch, 0, heads, kv_heads, dim, 0.4f, 0, 0});
   const auto actual = bench.read(out);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
@@ -152,23 +152,24 @@ TEST("backend: attention over several sequences with shared key heads") {
   }
 }
 
-TEST("backend: every query head has its own ALiBi slope; windows and soft caps reach the kernel") {
+TEST("backend: every query head has its own ALiBi slope and sink; windows and soft caps reach the kernel") {
   Bench bench;
   Random random(14);
   constexpr int64_t sequence = 12, batch = 2, heads = 6, kv_heads = 3, dim = 4, tokens = sequence * batch, window = 5;
   const auto q = random.uniforms(tokens * heads * dim, -3, 3), k = random.uniforms(tokens * kv_heads * dim, -3, 3);
   const auto v = random.uniforms(tokens * kv_heads * dim), slopes = random.uniforms(heads, 0, 1);
+  const auto sinks = random.uniforms(heads, -2, 2);
   const Tensor qt = bench.floats(DType::f32, tokens, heads * dim, q),
                kt = bench.floats(DType::f32, tokens, kv_heads * dim, k);
   const Tensor vt = bench.floats(DType::f32, tokens, kv_heads * dim, v), out = bench.output(DType::f32, tokens, heads * dim);
-  const Tensor st = bench.floats(DType::f32, 1, heads, slopes);
-  bench.run(Attention{out, qt, kt, vt, st, batch, 0, heads, kv_heads, dim, 0.4f, window, 2.5f});
+  const Tensor st = bench.floats(DType::f32, 1, heads, slopes), sinkst = bench.floats(DType::f32, 1, heads, sinks);
+  bench.run(Attention{out, qt, kt, vt, st, sinkst, batch, 0, heads, kv_heads, dim, 0.4f, window, 2.5f});
   const auto actual = bench.read(out);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t shared = h / (heads / kv_heads), first = std::max(t / sequence * sequence, t - window + 1);
       std::vector<double> expected(dim);
-      double total = 0;
+      double total = std::exp(static_cast<double>(sinks[static_cast<size_t>(h)]));
       for (int64_t s = first; s <= t; ++s) {
         double dot = 0;
         for (int64_t d = 0; d < dim; ++d)
@@ -198,7 +199,7 @@ TEST("backend: queries that stand behind earlier keys, in several sequences, wit
         bench.floats(type, batch * length, 2 * width + 5, random.uniforms(batch * length * (2 * width + 5), -3, 3));
     const Tensor k = kv.column_range(0, width), v = kv.column_range(width + 5, width);
     const Tensor whole = bench.output(type, batch * length, heads * dim);
-    bench.run(Attention{whole, q, k, v, {}, batch, 0, heads, kv_heads, dim, 0.4f, 7, 0});
+    bench.run(Attention{whole, q, k, v, {}, {}, batch, 0, heads, kv_heads, dim, 0.4f, 7, 0});
     const auto expected = bench.read(whole);
 
     // The later queries of each sequence, after keys in a buffer that has room for more.
@@ -211,16 +212,28 @@ TEST("backend: queries that stand behind earlier keys, in several sequences, wit
       bench.run(
           Cast{values.column_range(1, width).row_range(s * (length + unused), length), v.row_range(s * length, length)});
     }
-    bench.run(Attention{out, few, keys, values.column_range(1, width), {}, batch, start, heads, kv_heads, dim, 0.4f, 7, 0});
+    bench.run(
+        Attention{out, few, keys, values.column_range(1, width), {}, {}, batch, start, heads, kv_heads, dim, 0.4f, 7, 0});
     const auto actual = bench.read(out);
     for (int64_t s = 0; s < batch; ++s)
       for (int64_t i = 0; i < later * heads * dim; ++i)
         CHECK_EQUAL(actual[static_cast<size_t>(s * later * heads * dim + i)],
                     expected[static_cast<size_t>((s * length + start) * heads * dim + i)]);
-    CHECK_THROWS_CODE(
-        bench.run(Attention{
-            out, few, keys, values.column_range(1, width), {}, batch, start + unused + 1, heads, kv_heads, dim, 0.4f, 7, 0}),
-        "INTERNAL", "the last query has no key");
+    CHECK_THROWS_CODE(bench.run(Attention{out,
+                                          few,
+                                          keys,
+                                          values.column_range(1, width),
+                                          {},
+                                          {},
+                                          batch,
+                                          start + unused + 1,
+                                          heads,
+                                          kv_heads,
+                                          dim,
+                                          0.4f,
+                                          7,
+                                          0}),
+                      "INTERNAL", "the last query has no key");
   }
 }
 
@@ -402,7 +415,8 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
         const auto bias = rounded(random.uniforms(words), type);
         const Tensor bt = with_bias ? bench.floats(type, 1, words, bias) : Tensor{};
         const Tensor tt = bench.upload(DType::i32, 1, tokens, targets.data()), losses = bench.output(DType::f32, 1, tokens);
-        bench.run(CrossEntropy{losses, xt, ht, bt, tt, cap});
+        const Tensor likeliest = bench.empty(DType::i32, 1, tokens);
+        bench.run(CrossEntropy{losses, xt, ht, bt, tt, cap, likeliest});
         const auto actual = bench.read(losses);
         for (size_t t = 0; t < targets.size(); ++t) {
           std::vector<double> logits(words);
@@ -414,6 +428,8 @@ TEST("backend: cross entropy over a vocabulary larger than one tile, with a bias
             sum += std::exp(logits[o]);
           }
           CHECK_CLOSE(actual[t], std::log(sum) - logits[static_cast<size_t>(targets[t])], 5e-6);
+          const auto top = static_cast<size_t>(likeliest.data<int32_t>()[t]);
+          CHECK_CLOSE(logits[top], *std::max_element(logits.begin(), logits.end()), 1e-5);
         }
         targets[2] = words;
         const Tensor wrong = bench.upload(DType::i32, 1, tokens, targets.data());

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "test/activations.h"
 #include "test/twins.h"
 
 using namespace sparsegpt;
@@ -82,7 +83,7 @@ TEST("cuda gradients: norms, activations, gates, columns, dot products and error
           CHECK_TWIN(dbias, 2e-6);
         }
         const Twin steep = both.random(random, type, rows, columns, -6, 6);
-        for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+        for (Activation kind : all_activations) {
           const Twin wide = both.random(random, other, rows, columns + 4), dy = wide.columns(2, columns);
           both.run([&](Backend& b, const auto& at) { b.run(ActivateGradient{at(dy), at(steep), kind}); });
           CHECK_TWIN(wide, tolerance_of(other));
@@ -114,7 +115,7 @@ namespace {
 
 // The tensors of an attention and its gradients, on both devices.
 struct AttentionTwins {
-  Twin q, k, v, dout, slopes, dq, dk, dv;
+  Twin q, k, v, dout, slopes, sinks, dq, dk, dv, dsinks;
   AttentionGradient settings{};
 
   void run(Both& both) const {
@@ -125,6 +126,10 @@ struct AttentionTwins {
       o.v = at(v);
       o.dout = at(dout);
       if (slopes.cpu) o.slopes = at(slopes);
+      if (sinks.cpu) {
+        o.sinks = at(sinks);
+        o.dsinks = at(dsinks);
+      }
       o.dq = at(dq);
       o.dk = at(dk);
       o.dv = at(dv);
@@ -135,7 +140,7 @@ struct AttentionTwins {
 
 }  // namespace
 
-TEST("cuda gradients: attention with shared heads, windows, soft caps, ALiBi and earlier keys") {
+TEST("cuda gradients: attention with shared heads, windows, soft caps, ALiBi, sinks and earlier keys") {
   on_every_gpu([](Both& both) {
     uint64_t seed = 0;
     for (DType type : float_types) {
@@ -160,6 +165,10 @@ TEST("cuda gradients: attention with shared heads, windows, soft caps, ALiBi and
         describe_case(both.name, ", seed ", seed, ", ", dtype_name(type), ", heads of ", head_dim, ", ", queries,
                       " queries from ", start, " of ", keys, " keys, window ", o.window, ", cap ", o.softcap);
         if (seed % 2 == 1) t.slopes = both.random(random, DType::f32, 1, heads, 0, 0.2);
+        if (seed % 3 == 0) {
+          t.sinks = both.random(random, DType::f32, 1, heads, -2, 4);
+          t.dsinks = both.output(DType::f32, batch * queries, heads);
+        }
         // Views of one fused projection, or of an odd width.
         const int64_t gap = seed % 2 == 0 ? 8 : 3, q_width = heads * head_dim, k_width = kv_heads * head_dim;
         const auto of_queries = [&] {
@@ -186,6 +195,7 @@ TEST("cuda gradients: attention with shared heads, windows, soft caps, ALiBi and
         CHECK_TWIN(dq, tolerance);
         CHECK_TWIN(dk, tolerance);
         CHECK_TWIN(t.dv, tolerance);
+        if (t.sinks.cpu) CHECK_TWIN(t.dsinks, tolerance);
         if (head_dim != 64) continue;
         const auto first = both.gpu.read(dk.gpu), second = both.gpu.read(t.dv.gpu);
         t.run(both);  // the same on every run

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <numeric>
 
+#include "test/activations.h"
 #include "test/problem.h"
 #include "test/twins.h"
 
@@ -202,7 +203,7 @@ TEST("cuda: elementwise operations, norms, rotary, fused projections") {
         const double tolerance = tolerance_of(type);
         const Twin y = both.random(random, seed == 2 ? DType::f32 : type, rows, columns);
         const Twin weight = both.random(random, DType::f32, 1, columns), bias = both.random(random, DType::f32, 1, columns);
-        for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+        for (Activation kind : all_activations) {
           const Twin x = both.random(random, type, rows, columns + 4, -6, 6), view = x.columns(2, columns);
           both.run([&](Backend& b, const auto& at) { b.run(Activate{at(view), kind}); });
           CHECK_TWIN(x, tolerance);
@@ -284,6 +285,7 @@ TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
         o.window = seed % 4 < 2 ? random.integer(1, start + queries) : 0;
         o.softcap = seed % 4 == 1 ? 2.0f : 0.0f;
         const Twin slopes = both.random(random, DType::f32, 1, heads, 0, 0.2);
+        const Twin sinks = both.random(random, DType::f32, 1, heads, -2, 4);
         // Views of one fused projection, or of an odd width.
         const int64_t gap = seed % 2 == 0 ? 8 : 3, width = kv_heads * head_dim;
         const Twin q =
@@ -304,6 +306,7 @@ TEST("cuda: attention with shared heads, windows, soft caps and ALiBi") {
           mine.k = at(k);
           mine.v = at(v);
           if (seed % 2 == 1) mine.slopes = at(slopes);
+          if (seed % 3 == 0) mine.sinks = at(sinks);
           b.run(mine);
         });
         CHECK_TWIN(out, type == DType::f32 ? 1e-5 : tolerance_of(type));
@@ -331,14 +334,15 @@ TEST("cuda: embedding and cross entropy, of mapped tables too; ids outside the v
       both.gpu.run([&](Backend& b) { b.run(Embedding{gathered, table.cpu, ids.gpu}); });
       CHECK_TWIN((Twin{x.cpu, gathered}), 0);
 
-      const Twin losses = both.output(DType::f32, 1, tokens);
+      const Twin losses = both.output(DType::f32, 1, tokens), likeliest = both.empty(DType::i32, 1, tokens);
       for (int kind = 0; kind < 3; ++kind) {
         const Twin& input = x;
         both.run([&](Backend& b, const auto& at) {
           b.run(CrossEntropy{at(losses), at(input), at(table), kind > 0 ? at(bias) : Tensor{}, at(ids),
-                             kind == 2 ? 1.5f : 0.0f});
+                             kind == 2 ? 1.5f : 0.0f, at(likeliest)});
         });
         CHECK_TWIN(losses, 2e-6);
+        CHECK(both.gpu.read_as<int32_t>(likeliest.gpu) == both.cpu.read_as<int32_t>(likeliest.cpu));
       }
       const Tensor mapped = both.gpu.empty(DType::f32, 1, tokens);
       both.gpu.run([&](Backend& b) { b.run(CrossEntropy{mapped, x.gpu, table.cpu, bias.cpu, ids.gpu, 1.5f}); });

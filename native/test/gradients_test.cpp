@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "cpu/cpu_backend.h"
+#include "test/activations.h"
 #include "test/on_device.h"
 
 using namespace sparsegpt;
@@ -62,16 +63,6 @@ constexpr DType types[] = {DType::f32, DType::bf16, DType::f16};
 double tolerance_of(DType dtype) { return dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 4e-3 : 3e-2; }
 
 std::vector<float> rounded(const std::vector<float>& values, DType dtype) { return decode(encode(values, dtype), dtype); }
-
-double activation(double x, Activation kind) {
-  switch (kind) {
-    case Activation::relu: return std::max(x, 0.0);
-    case Activation::gelu: return x / 2 * std::erfc(-x / std::sqrt(2.0));
-    case Activation::gelu_tanh: return x / 2 * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-    case Activation::silu: return x / (1 + std::exp(-x));
-  }
-  return x;
-}
 
 }  // namespace
 
@@ -173,7 +164,7 @@ TEST("gradients: norms sum their parameters' gradients over many rows") {
 
 TEST("gradients: activations and gates") {
   Bench bench;
-  for (Activation kind : {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu}) {
+  for (Activation kind : all_activations) {
     for (DType type : types) {
       Random random(30 + static_cast<uint64_t>(kind));
       const int64_t rows = random.integer(1, 4), columns = random.integer(1, 300);
@@ -185,10 +176,10 @@ TEST("gradients: activations and gates") {
       Vector by_x(x.size()), gated_by_x(x.size()), by_up(x.size());
       for (size_t i = 0; i < x.size(); ++i) {
         const double h = 1e-6, value = x[i];
-        const double slope = (activation(value + h, kind) - activation(value - h, kind)) / (2 * h);
+        const double slope = (activate(value + h, kind) - activate(value - h, kind)) / (2 * h);
         by_x[i] = dy[i] * slope;
         gated_by_x[i] = by_x[i] * up[i];
-        by_up[i] = dy[i] * activation(value, kind);
+        by_up[i] = dy[i] * activate(value, kind);
       }
       const Tensor plain = bench.floats(type, rows, columns, dy), gated = bench.floats(type, rows, columns, dy);
       bench.run(ActivateGradient{plain, xt, kind});
@@ -221,8 +212,10 @@ TEST("gradients: attention with shared key heads, windows, soft caps, ALiBi and 
     };
     const auto q = make(sequences * queries, heads * dim), k = make(sequences * keys, kv_heads * dim);
     const auto v = make(sequences * keys, kv_heads * dim), dout = make(sequences * queries, heads * dim);
-    const auto slopes = random.uniforms(heads, 0, 0.5);
-    const auto loss = [&](const Vector& qs, const Vector& ks, const Vector& vs) {
+    const auto slopes = random.uniforms(heads, 0, 0.5), sinks = random.uniforms(heads, -2, 3);
+    const bool sunk = random.flip();
+    const Vector sinksd = widened(sinks);
+    const auto sunk_loss = [&](const Vector& qs, const Vector& ks, const Vector& vs, const Vector& drains) {
       double total = 0;
       for (int64_t s = 0; s < sequences; ++s) {
         for (int64_t h = 0; h < heads; ++h) {
@@ -230,7 +223,7 @@ TEST("gradients: attention with shared key heads, windows, soft caps, ALiBi and 
           for (int64_t t = 0; t < queries; ++t) {
             const int64_t last = start + t, first = window > 0 ? std::max<int64_t>(0, last - window + 1) : 0;
             Vector p;
-            double sum = 0;
+            double sum = sunk ? std::exp(drains[static_cast<size_t>(h)]) : 0;
             for (int64_t j = first; j <= last; ++j) {
               double dot = 0;
               for (int64_t d = 0; d < dim; ++d)
@@ -252,6 +245,7 @@ TEST("gradients: attention with shared key heads, windows, soft caps, ALiBi and 
       }
       return total;
     };
+    const auto loss = [&](const Vector& qs, const Vector& ks, const Vector& vs) { return sunk_loss(qs, ks, vs, sinksd); };
     const Tensor qt = bench.floats(type, sequences * queries, heads * dim, q),
                  kt = bench.floats(type, sequences * keys, kv_heads * dim, k);
     const Tensor vt = bench.floats(type, sequences * keys, kv_heads * dim, v);
@@ -259,8 +253,10 @@ TEST("gradients: attention with shared key heads, windows, soft caps, ALiBi and 
     const Tensor dq = bench.output(type, qt.rows, qt.columns), dk = bench.output(type, kt.rows, kt.columns);
     const Tensor dv = bench.output(type, vt.rows, vt.columns);
     const Tensor st = alibi ? bench.floats(DType::f32, 1, heads, slopes) : Tensor{};
-    bench.run(
-        AttentionGradient{dq, dk, dv, qt, kt, vt, doutt, st, sequences, start, heads, kv_heads, dim, scale, window, cap});
+    const Tensor sinkst = sunk ? bench.floats(DType::f32, 1, heads, sinks) : Tensor{};
+    const Tensor dsinks = sunk ? bench.output(DType::f32, sequences * queries, heads) : Tensor{};
+    bench.run(AttentionGradient{dq, dk, dv, dsinks, qt, kt, vt, doutt, st, sinkst, sequences, start, heads, kv_heads, dim,
+                                scale, window, cap});
     // Of a long one some elements only.
     const Vector qd = widened(q), kd = widened(k), vd = widened(v);
     const auto check = [&](const Tensor& actual, const std::function<double(const Vector&)>& f, const Vector& at) {
@@ -278,6 +274,10 @@ TEST("gradients: attention with shared key heads, windows, soft caps, ALiBi and 
     check(dq, [&](const Vector& x) { return loss(x, kd, vd); }, qd);
     check(dk, [&](const Vector& x) { return loss(qd, x, vd); }, kd);
     check(dv, [&](const Vector& x) { return loss(qd, kd, x); }, vd);
+    if (!sunk) continue;
+    const Tensor of_sinks = bench.floats(DType::f32, 1, heads, std::vector<float>(static_cast<size_t>(heads)));
+    bench.run(AccumulateRows{of_sinks, dsinks});
+    check(of_sinks, [&](const Vector& x) { return sunk_loss(qd, kd, vd, x); }, sinksd);
   }
 }
 

@@ -4,6 +4,7 @@
 #include "core/registry.h"
 #include "cpu/dispatch.h"
 #include "cpu/spans.h"
+#include "test/activations.h"
 #include "test/check.h"
 
 // As the files of their operations declare them.
@@ -22,19 +23,6 @@ using namespace sparsegpt;
 using namespace sparsegpt::test;
 
 namespace {
-
-double activate(double x, Activation kind) {
-  switch (kind) {
-    case Activation::relu: return x > 0 ? x : 0;
-    case Activation::gelu: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::gelu_tanh:
-      return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
-    case Activation::silu: return x / (1 + std::exp(-x));
-  }
-  return NAN;
-}
-
-const Activation activations[] = {Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu};
 
 // What lies behind the end of every output, to see that it is left alone.
 constexpr float guard = 1234.5f;
@@ -94,7 +82,7 @@ TEST("activations, alone and as gates") {
     x.push_back(static_cast<float>(special));
   const auto up = random.uniforms(static_cast<int64_t>(x.size()));
   for (cpu::Level level : cpu::available_levels()) {
-    for (Activation kind : activations) {
+    for (Activation kind : all_activations) {
       describe_case(cpu::level_name(level), ", activation ", static_cast<int>(kind));
       auto y = x, gated = x;
       cpu::activate[level](y.data(), static_cast<int64_t>(y.size()), kind);
@@ -143,7 +131,7 @@ TEST("GELU by erf keeps its relative accuracy on both sides, up to where float32
 TEST("activations and sums of exponentials keep NaN") {
   for (cpu::Level level : cpu::available_levels()) {
     for (int64_t at : {0, 5, 37}) {
-      for (Activation kind : activations) {
+      for (Activation kind : all_activations) {
         describe_case(cpu::level_name(level), ", activation ", static_cast<int>(kind), ", at ", at);
         std::vector<float> x(38, 1.0f), up(38, 1.0f);
         x[static_cast<size_t>(at)] = NAN;

@@ -74,7 +74,7 @@ TEST("scratch model: attention and loss") {
   check_scratch("attention", 0, [](OnDevice& cpu, Random& random) {
     const Tensor q = random_floats(cpu, random, DType::f32, 2 * 100, 4 * 32), out = cpu.empty(DType::f32, 2 * 100, 4 * 32);
     const Tensor k = random_floats(cpu, random, DType::f32, 2 * 300, 2 * 32);
-    return Attention{out, q, k, k, {}, 2, 200, 4, 2, 32, 0.2f, 0, 0};
+    return Attention{out, q, k, k, {}, {}, 2, 200, 4, 2, 32, 0.2f, 0, 0};
   });
   for (const int64_t tokens : {100, 1100}) {
     check_scratch("cross entropy", 0, [&](OnDevice& cpu, Random& random) {

@@ -1,5 +1,6 @@
 import { InvalidArgumentError, Option, type Command } from 'commander'
 import { SparseGptError } from '../errors.js'
+import { taskNames, type TaskName } from '../evaluation/tasks.js'
 import type { DeviceName } from '../native/device.js'
 import { allocationNames } from '../pruning/allocation/names.js'
 import {
@@ -226,6 +227,50 @@ export function pruningSettings<Flags extends Partial<PruningFlags>>({
   return given({ ...flags, reconstruct: detail === undefined ? reconstruct : details })
 }
 
+/** The flags that taskOptions() adds. */
+export interface TaskFlags {
+  /** The names of the tasks. */
+  tasks?: TaskName[]
+  /** The number of examples before each question. */
+  shots?: number
+  /** The number of questions of each task. */
+  limit?: number
+  /** The folder that has the tasks' data. */
+  taskData?: string
+}
+
+/** Adds the options that say which tasks a model is evaluated on; returns the command. */
+export function taskOptions(command: Command): Command {
+  return command
+    .option('--tasks <names>', `tasks to evaluate, with commas between them: ${taskNames.join(', ')}`, names)
+    .option('--shots <n>', 'examples before each question (default: 0)', number)
+    .option('--limit <n>', 'evaluate only the first n questions of each task', number)
+    .option(
+      '--task-data <dir>',
+      'folder with a folder for each task, which has its splits, such as piqa/validation.jsonl (default: the hub)',
+    )
+}
+
+/** The tasks that were typed. Throws InvalidArgumentError for a name that is none. */
+function names(text: string): TaskName[] {
+  return text.split(',').map((name) => {
+    const known = taskNames.find((task) => task === name.trim())
+    if (known === undefined)
+      throw new InvalidArgumentError(`${name} is no task; there are ${taskNames.join(', ')}.`)
+    return known
+  })
+}
+
+/** The flags of taskOptions() as the SDK's options; undefined without tasks. Throws INVALID_OPTION for other flags without them. */
+export function taskSettings({ tasks, shots, limit, taskData }: TaskFlags) {
+  const others = given({ shots, limit, data: taskData })
+  const [other] = Object.keys(others)
+  if (tasks) return { tasks, ...others }
+  if (other === undefined) return undefined
+  const message = `option ${other === 'data' ? 'taskData' : other}: is of the tasks: give --tasks too`
+  throw new SparseGptError('INVALID_OPTION', message)
+}
+
 /** The placeholder for a text in the help: a data set, or a file ('./c4' is a file of that name). */
 export const textArgument = `<${datasetNames.join('|')}|FILE>`
 
@@ -233,6 +278,53 @@ export const textArgument = `<${datasetNames.join('|')}|FILE>`
 export function textSource(text: string): { dataset: DatasetName } | { file: string } {
   const dataset = datasetNames.find((name) => name === text)
   return dataset === undefined ? { file: text } : { dataset }
+}
+
+/** Adds the options that say which text, of an option that may be given more than once; returns the command. */
+export function calibrationOptions(command: Command, description: string): Command {
+  return command
+    .option(
+      `--calibration ${textArgument}`,
+      `${description}; several share the windows, by their weights if they are given as NAME=3`,
+      (value: string, before: string[] = []) => [...before, value],
+    )
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
+    .option(
+      '--chat',
+      "rows of .jsonl and .json files have messages: write them as the model's chat template does",
+    )
+}
+
+/** The flags that calibrationOptions() adds. */
+export interface CalibrationFlags {
+  /** Data sets and files, each perhaps with its weight. */
+  calibration?: string[]
+  /** The field that holds the text. */
+  textField?: string
+  /** Whether rows are conversations. */
+  chat?: true
+}
+
+/** The source of text, or the sources, that were typed. Throws INVALID_OPTION for a weight that is no number. */
+export function calibrationSource({ calibration = [], textField, chat }: CalibrationFlags) {
+  const rows = given({ textField, chat })
+  const [only] = calibration
+  if (calibration.length === 1 && weightOf(only!) === undefined) return { ...textSource(only!), ...rows }
+  const sources = calibration.map((typed) => {
+    const weight = weightOf(typed)
+    const source = textSource(weight === undefined ? typed : typed.slice(0, typed.lastIndexOf('=')))
+    return { ...source, ...('file' in source && rows), ...(weight !== undefined && { weight }) }
+  })
+  return sources.length > 0 ? { sources } : rows
+}
+
+/** The weight behind the last '=' of a source; undefined where there is none. */
+function weightOf(typed: string): number | undefined {
+  const [, weight] = /=(\d+(?:\.\d+)?)$/.exec(typed) ?? []
+  return weight === undefined ? undefined : Number(weight)
 }
 
 /** The options without those that were not given, so that the SDK's defaults hold. */

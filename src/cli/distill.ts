@@ -3,25 +3,25 @@ import { distill, type DistillReport } from '../sdk/distill.js'
 import type { DistillationProgress } from '../training/distillation.js'
 import type { DistillationLosses } from '../training/saved-training.js'
 import {
+  calibrationOptions,
+  calibrationSource,
   deviceOptions,
   given,
   modelArgument,
   number,
   textArgument,
-  textSource,
+  type CalibrationFlags,
   type DeviceFlags,
 } from './arguments.js'
 import { withEvaluation } from './evaluation.js'
 import { interruptible } from './interrupt.js'
-import { showDownload, withModel } from './open-model.js'
+import { showDownload, showEncoding, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags {
+interface Flags extends DeviceFlags, CalibrationFlags {
   dense: string
   out: string
-  calibration?: string
-  textField?: string
   samples?: number
   seqlen?: number
   seed?: number
@@ -43,11 +43,6 @@ export function distillCommand(): Command {
     .argument('<pruned>', modelArgument)
     .requiredOption('--dense <model>', 'the dense model: its folder, or a hub id')
     .requiredOption('--out <dir>', 'folder for the trained model')
-    .option(`--calibration ${textArgument}`, 'text to train on (default: what the dense model generates)')
-    .option(
-      '--text-field <name>',
-      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
-    )
     .option(
       '--samples <n>',
       'windows drawn from the text (default: all of it; 128 of generated text)',
@@ -72,11 +67,12 @@ export function distillCommand(): Command {
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
     .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
-  return deviceOptions(command).action(run)
+  const withText = calibrationOptions(command, 'text to train on (default: what the dense model generates)')
+  return deviceOptions(withText).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, dtype, threads, calibration, textField, samples, seqlen, seed, json, ...rest } = flags
+  const { device, dtype, threads, calibration, textField, chat, samples, seqlen, seed, json, ...rest } = flags
   const { eval: text, ...options } = rest
   const { report, failure } = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, (opened) =>
@@ -87,9 +83,10 @@ async function run(model: string, flags: Flags): Promise<void> {
             ...given(options),
             dense: options.dense,
             calibration: {
-              ...(calibration !== undefined && textSource(calibration)),
-              ...given({ textField, samples, seed, sequenceLength: seqlen }),
+              ...calibrationSource(given({ calibration, textField, chat })),
+              ...given({ samples, seed, sequenceLength: seqlen }),
               onDownload: showDownload(progress),
+              onEncode: showEncoding(progress),
             },
             onDownload: showDownload(progress),
             signal,

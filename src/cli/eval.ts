@@ -1,36 +1,43 @@
 import { Command } from 'commander'
-import { perplexity } from '../sdk/perplexity.js'
+import { SparseGptError } from '../errors.js'
+import type { Communicator } from '../native/communicator.js'
+import { perplexity, type Perplexity } from '../sdk/perplexity.js'
+import type { Model } from '../sdk/model.js'
+import { evaluateTasks, type TaskReport } from '../sdk/tasks.js'
 import {
   deviceOptions,
   given,
   modelArgument,
+  taskOptions,
+  taskSettings,
   number,
   textArgument,
   textSource,
   type DeviceFlags,
+  type TaskFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
-import { showDownload, withModel } from './open-model.js'
+import { showDownload, showEncoding, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 import { ofRank, withRanks } from './ranks.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags {
-  dataset: string
+interface Flags extends DeviceFlags, TaskFlags {
+  dataset?: string
   textField?: string
   seqlen?: number
   windows?: number
-  dense?: string
+  against?: string
   ranks?: number
   json?: true
 }
 
-/** The command `sparsegpt eval`, which measures a model's perplexity. */
+/** The command `sparsegpt eval`, which measures a model's perplexity, and its accuracy on tasks. */
 export function evalCommand(): Command {
   const command = new Command('eval')
-    .description("Measure a model's perplexity on a text.")
+    .description("Measure a model's perplexity on a text, or its accuracy on tasks.")
     .argument('<model>', modelArgument)
-    .requiredOption(`--dataset ${textArgument}`, 'text to predict')
+    .option(`--dataset ${textArgument}`, 'text to predict')
     .option(
       '--text-field <name>',
       'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
@@ -38,46 +45,105 @@ export function evalCommand(): Command {
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--windows <n>', 'evaluate only the first n windows', number)
     .option(
-      '--dense <model>',
-      'also measure how far the next-token distributions are from this model: its folder, or a hub id',
+      '--against <model>',
+      'also measure how far the predictions are from those of this model, such as the dense one: its folder, or a hub id',
     )
     .option(
       '--ranks <n>',
       'the number of ranks that mpirun or srun has started: another one is refused',
       number,
     )
-    .option('--json', 'print one JSON object on stdout')
-  return deviceOptions(command).action(run)
+  return deviceOptions(taskOptions(command).option('--json', 'print one JSON object on stdout')).action(run)
 }
 
-async function run(model: string, flags: Flags): Promise<void> {
-  const { dataset, textField, seqlen, windows, dense, ranks, json } = flags
-  const { reports, ...result } = await withRanks(ranks, async (communicator) => ({
-    reports: (communicator?.rank ?? 0) === 0,
-    ...(await interruptible((signal) =>
-      withModel(model, ofRank(flags, communicator), signal, (opened) =>
-        withProgress('evaluating', (progress) =>
-          perplexity(opened, {
-            ...textSource(dataset),
-            onDownload: showDownload(progress),
-            ...given({ textField, windows, dense, sequenceLength: seqlen, communicator }),
-            signal,
-            onProgress: (fraction) => progress.update(fraction),
-          }),
-        ),
-      ),
-    )),
-  }))
-  if (!reports) return
-  const { sequenceLength, ...rest } = result
-  if (json) {
-    process.stdout.write(`${JSON.stringify({ ...rest, seqlen: sequenceLength })}\n`)
-  } else {
-    const { perplexity: value, windows: count, divergence } = result
-    const apart =
-      divergence === undefined ? '' : `, ${divergence.toFixed(4)} nats per token from the dense model`
-    process.stdout.write(
-      `perplexity ${value.toFixed(3)} over ${count} windows of ${sequenceLength} tokens${apart}\n`,
-    )
+async function run(path: string, flags: Flags): Promise<void> {
+  const { dataset, tasks, textField, seqlen, windows, against, ranks, json } = flags
+  const [ofText] = Object.keys(given({ textField, seqlen, windows, against }))
+  if (dataset === undefined && tasks === undefined) {
+    throw new SparseGptError('INVALID_OPTION', 'option dataset: give --dataset, --tasks or both')
   }
+  if (dataset === undefined && ofText !== undefined) {
+    throw new SparseGptError('INVALID_OPTION', `option ${ofText}: is of the text: give --dataset too`)
+  }
+  const chosen = taskSettings(flags)
+  const { text, report, reports } = await withRanks(ranks, async (communicator) => {
+    if (chosen && communicator) {
+      const message = 'option tasks: one process answers them: evaluate tasks without mpirun or srun'
+      throw new SparseGptError('INVALID_OPTION', message)
+    }
+    const result = await interruptible((signal) =>
+      withModel(path, ofRank(flags, communicator), signal, async (model) => ({
+        text: dataset === undefined ? undefined : await measure(model, dataset, flags, signal, communicator),
+        report: chosen && (await answer(model, chosen, signal)),
+      })),
+    )
+    return { ...result, reports: (communicator?.rank ?? 0) === 0 }
+  })
+  if (!reports) return
+  if (json) {
+    const { sequenceLength, ...rest } = text ?? {}
+    const ofWindows = text && { ...rest, seqlen: sequenceLength }
+    process.stdout.write(`${JSON.stringify({ ...ofWindows, ...(report && { tasks: report }) })}\n`)
+  } else {
+    if (text) process.stdout.write(perplexityText(text))
+    if (report) process.stdout.write(tasksText(report))
+  }
+}
+
+/** Measures the perplexity with progress shown. */
+function measure(
+  model: Model,
+  dataset: string,
+  { textField, seqlen, windows, against }: Pick<Flags, 'textField' | 'seqlen' | 'windows' | 'against'>,
+  signal: AbortSignal,
+  communicator: Communicator | undefined,
+): Promise<Perplexity> {
+  return withProgress('evaluating', (progress) =>
+    perplexity(model, {
+      ...textSource(dataset),
+      onDownload: showDownload(progress),
+      onEncode: showEncoding(progress),
+      ...given({ textField, windows, against, sequenceLength: seqlen, communicator }),
+      signal,
+      onProgress: (fraction) => progress.update(fraction),
+    }),
+  )
+}
+
+/** Evaluates tasks with progress shown. */
+function answer(
+  model: Model,
+  chosen: NonNullable<ReturnType<typeof taskSettings>>,
+  signal: AbortSignal,
+): Promise<TaskReport> {
+  return withProgress('answering', (progress) =>
+    evaluateTasks(model, {
+      ...chosen,
+      onDownload: showDownload(progress),
+      signal,
+      onProgress: (fraction, task) => progress.update(fraction, task),
+    }),
+  )
+}
+
+function perplexityText({ perplexity, windows, sequenceLength, against }: Perplexity): string {
+  const apart = against
+    ? `; ${against.divergence.toFixed(4)} nats per token from the other model, the same likeliest token at ` +
+      `${(against.top1Agreement * 100).toFixed(2)} %, ${against.perplexityRatio.toFixed(3)} times its perplexity`
+    : ''
+  return `perplexity ${perplexity.toFixed(3)} over ${windows} windows of ${sequenceLength} tokens${apart}\n`
+}
+
+function tasksText({ harness, shots, results }: TaskReport): string {
+  const percent = (share: number) => `${(share * 100).toFixed(2)} %`
+  const lines = results.map(({ task, samples, acc, acc_norm, perplexity }) => {
+    const values = Object.entries({ acc, acc_norm }).flatMap(([name, metric]) =>
+      metric
+        ? [`${name} ${percent(metric.value)}${metric.stderr === null ? '' : ` ± ${percent(metric.stderr)}`}`]
+        : [],
+    )
+    const rest = perplexity === undefined ? [] : [`perplexity ${perplexity.toFixed(3)}`]
+    return `${task}: ${[...values, ...rest].join(', ')} (${samples} questions)`
+  })
+  return `${lines.join('\n')}\n${shots} examples before each question; prompts and scoring of ${harness}\n`
 }

@@ -2,7 +2,7 @@ import type { Communicator } from '../native/communicator.js'
 import { preparePerplexity } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
 import { given, textSource } from './arguments.js'
-import { showDownload } from './open-model.js'
+import { showDownload, showEncoding } from './open-model.js'
 import { withProgress, type Progress } from './progress.js'
 
 /**
@@ -32,6 +32,7 @@ export async function withEvaluation<Report extends object>(
       ...given({ sequenceLength: seqlen, communicator }),
       ...textSource(text),
       onDownload: showDownload(progress),
+      onEncode: showEncoding(progress),
       signal,
       onProgress: (fraction) => evaluating?.update(fraction),
     }),

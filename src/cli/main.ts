@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { benchCommand } from './bench.js'
+import { compareCommand } from './compare.js'
 import { distillCommand } from './distill.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
@@ -26,6 +27,7 @@ const program = new Command('sparsegpt')
   .addCommand(distillCommand())
   .addCommand(planCommand())
   .addCommand(evalCommand())
+  .addCommand(compareCommand())
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
   .addCommand(packCommand())

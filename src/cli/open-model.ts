@@ -20,6 +20,10 @@ export async function withModel<T>(
   }
 }
 
+/** The function to be called while a text is encoded, which shows that as `progress`. */
+export const showEncoding = (progress: Progress) => (fraction: number) =>
+  progress.update(fraction, 'encoding the text')
+
 /** The function to be called while something is downloaded, which shows it as `progress`. */
 export const showDownload =
   (progress: Progress) =>

@@ -5,29 +5,29 @@ import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneProgress, PruneReport } from '../pruning/report.js'
 import {
+  calibrationOptions,
+  calibrationSource,
   deviceOptions,
   given,
   modelArgument,
   number,
   pruningOptions,
   textArgument,
-  textSource,
+  type CalibrationFlags,
   type DeviceFlags,
   type PruningFlags,
   pruningSettings,
 } from './arguments.js'
 import { distillationPlace, distillationSummary } from './distill.js'
 import { interruptible } from './interrupt.js'
-import { showDownload, withModel } from './open-model.js'
+import { showDownload, showEncoding, withModel } from './open-model.js'
 import { withEvaluation } from './evaluation.js'
 import { ofRank, withRanks } from './ranks.js'
 import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags, PruningFlags {
+interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
   out: string
-  calibration?: string
-  textField?: string
   mask?: string
   dense?: string
   seed?: number
@@ -50,11 +50,6 @@ export function pruneCommand(): Command {
     .description('Prune a model and write it to a new folder.')
     .argument('<model>', modelArgument)
     .requiredOption('--out <dir>', 'folder for the pruned model')
-    .option(`--calibration ${textArgument}`, 'text whose activations the pruning preserves')
-    .option(
-      '--text-field <name>',
-      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
-    )
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option(
       '--dense <model>',
@@ -84,13 +79,15 @@ export function pruneCommand(): Command {
       number,
     )
     .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
-  return deviceOptions(pruningOptions(command)).action(run)
+  const withText = calibrationOptions(command, 'text whose activations the pruning preserves')
+  return deviceOptions(pruningOptions(withText)).action(run)
 }
 
 async function run(model: string, flags: Flags): Promise<void> {
-  const { device, dtype, threads, calibration, seqlen, samples, seed, textField, saveTokens, ...rest } = flags
+  const { device, dtype, threads, calibration, seqlen, samples, seed, textField, chat, saveTokens, ...rest } =
+    flags
   const { eval: evaluation, json, ranks, ...options } = rest
-  const [ofText] = Object.keys(given({ textField, saveTokens }))
+  const [ofText] = Object.keys(given({ textField, chat, saveTokens }))
   if (calibration === undefined && ofText !== undefined) {
     const message = `option ${ofText}: is of the calibration text: give --calibration too`
     throw new SparseGptError('INVALID_OPTION', message)
@@ -108,9 +105,10 @@ async function run(model: string, flags: Flags): Promise<void> {
                 ? {}
                 : {
                     calibration: {
-                      ...textSource(calibration),
-                      ...given({ textField, samples, seed, saveTokens, sequenceLength: seqlen }),
+                      ...calibrationSource({ calibration, ...given({ textField, chat }) }),
+                      ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
                       onDownload: showDownload(progress),
+                      onEncode: showEncoding(progress),
                     },
                   }),
               signal,

@@ -3,6 +3,8 @@ import { basename, join, resolve } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { foreignContents } from './foreign-contents.js'
+import { blockScaling, joinScaled } from './block-scaled.js'
+import { splitFused } from './fused.js'
 import { duplicateKey } from './json-keys.js'
 import { packQuantized } from './pack-quantized.js'
 import { joinPacked, joinPackQuantized } from './packed.js'
@@ -66,7 +68,7 @@ export interface Shard {
   file: string
   /**
    * The tensors of the file, in the order in which it lists them: by offset in a safetensors file. Where there is an index,
-   * those that it lists in this file. A packed matrix is one tensor.
+   * those that it lists in this file. A packed matrix is one tensor, and each part of a fused one.
    */
   tensors: StoredTensor[]
   /** The file's own `__metadata__`, for example `{ format: 'pt' }`. */
@@ -120,17 +122,19 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     bits === undefined
       ? format.join
       : (file: string, tensors: StoredTensor[]) => joinPackQuantized(file, tensors, bits)
+  const scaling = format === safetensors ? blockScaling(config) : undefined
+  const expanded = (shards: Shard[]) => (scaling ? joinScaled(shards, scaling) : shards)
+  const partsOf = async (file: string, stored: StoredTensor[]) =>
+    splitFused(joined ? await joined(file, stored) : stored)
   if (names.includes(single)) {
     const file = join(path, single)
     const { tensors: stored, metadata } = await read(file)
-    const shard = { file: single, tensors: joined ? await joined(file, stored) : stored, metadata }
-    const tensors = new Map(shard.tensors.map((tensor) => [tensor.name, tensor]))
-    return { folder: path, config, format, shards: [shard], tensors }
+    const shards = expanded([{ file: single, tensors: await partsOf(file, stored), metadata }])
+    return { folder: path, config, format, shards, tensors: tensorsOf(shards) }
   }
   const mapped = await readWeightMap(join(path, index), format)
   const shards: Shard[] = []
   const stored = new Set<string>()
-  const tensors = new Map<string, StoredTensor>()
   for (const file of [...new Set(mapped.values())].sort()) {
     if (!names.includes(file)) {
       throw new SparseGptError(
@@ -142,13 +146,15 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     // The index decides: what it does not list, or lists elsewhere, is no part of the checkpoint.
     const listed = shard.tensors.filter(({ name }) => mapped.get(name) === file)
     for (const { name } of listed) stored.add(name)
-    const own = joined ? await joined(join(path, file), listed) : listed
-    for (const tensor of own) tensors.set(tensor.name, tensor)
-    shards.push({ file, ...shard, tensors: own })
+    shards.push({ file, ...shard, tensors: await partsOf(join(path, file), listed) })
   }
   checkWeightMap(join(path, index), mapped, stored)
-  return { folder: path, config, format, index, shards, tensors }
+  const whole = expanded(shards)
+  return { folder: path, config, format, index, shards: whole, tensors: tensorsOf(whole) }
 }
+
+const tensorsOf = (shards: readonly Shard[]): Map<string, StoredTensor> =>
+  new Map(shards.flatMap(({ tensors }) => tensors.map((tensor) => [tensor.name, tensor] as const)))
 
 /**
  * The contents of a model folder's config.json, unchecked but for being an object.

@@ -37,6 +37,16 @@ export const storedBytes = {
 /** The dtype of a tensor in a file, as safetensors names it. */
 export type StoredDType = keyof typeof storedBytes
 
+/** Which part of a tensor of the file a tensor is, along the first dimension. */
+export interface FusedPart {
+  /** The name of the tensor in the file. */
+  name: string
+  /** Its shape. */
+  shape: number[]
+  /** The number of the part, from 0. */
+  index: number
+}
+
 /** What a file's header says of a tensor besides its place. */
 export interface TensorLayout {
   /** The name of the tensor, such as 'model.layers.0.mlp.up_proj.weight'. */
@@ -45,6 +55,8 @@ export interface TensorLayout {
   dtype: StoredDType
   /** The sizes of its dimensions, the last of which is contiguous; `[]` is a scalar. */
   shape: number[]
+  /** Of which tensor of the file it is a part, if it is one. */
+  fused?: FusedPart
 }
 
 /** The size in a file of a tensor of this dtype and shape, in bytes. */
@@ -68,6 +80,8 @@ export interface StoredTensor extends TensorLayout {
   packed?: PackedParts
   /** The same of a matrix whose elements are integer codes on grids. */
   codes?: CodedMatrix
+  /** The same of a matrix of narrow floats whose blocks have a scale each. */
+  scaled?: ScaledMatrix
 }
 
 /** What is stored of a packed matrix P.weight [rows, columns]. */
@@ -112,12 +126,18 @@ export interface CodedMatrix {
   }
 }
 
+/** What is stored of a matrix of narrow floats whose blocks have a scale each: see BlockScaling. */
+export type ScaledMatrix = { values: StoredTensor; scales: StoredTensor } & (
+  { form: 'fp8'; block: [rows: number, columns: number] } | { form: 'mxfp4' }
+)
+
 /** Whether a tensor stands for others, which lie in the file in its place. */
-export const isPacked = ({ packed, codes }: StoredTensor): boolean =>
-  packed !== undefined || codes !== undefined
+export const isPacked = ({ packed, codes, scaled }: StoredTensor): boolean =>
+  packed !== undefined || codes !== undefined || scaled !== undefined
 
 /** The tensors that lie in the file of one of a checkpoint: its parts if it is packed, else itself. */
 export const storedParts = (tensor: StoredTensor): StoredTensor[] => {
+  if (tensor.scaled) return [tensor.scaled.values, tensor.scaled.scales]
   const parts = tensor.packed ?? tensor.codes?.parts
   return parts ? Object.values(parts as unknown as Record<string, StoredTensor>) : [tensor]
 }
@@ -157,7 +177,8 @@ export async function readSafetensorsHeader(
 /**
  * The first bytes of a safetensors file that holds `tensors` one after the other in the given order: 8 length bytes and
  * the JSON, padded with spaces to a multiple of 8, or to `headerBytes` in all if that is more. `offsets` are absolute
- * (bytes from the start of the file). `listed`: the names in the order in which the header lists them; default: as they lie.
+ * (bytes from the start of the file). `listed`: the names in the order in which the header lists them; default: as they lie. Parts of
+ * a fused tensor, which are all there and lie one after the other, are listed as that.
  *
  * @throws SparseGptError INTERNAL when a name occurs twice.
  */
@@ -171,20 +192,21 @@ export function serializeHeader(
   const entries = new Map<string, string>()
   const begins = new Map<string, number>()
   let end = 0
-  for (const { name, dtype, shape } of tensors) {
+  for (const { name, dtype, shape, fused } of tensors) {
     if (begins.has(name) || name === '__metadata__') {
       throw new SparseGptError('INTERNAL', `cannot write two tensors of the name ${JSON.stringify(name)}`)
     }
     const begin = end
     begins.set(name, begin)
     end += tensorBytes({ dtype, shape })
-    entries.set(
-      name,
-      `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [begin, end] })}`,
-    )
+    if (fused && fused.index + 1 < fused.shape[0]!) continue
+    const whole = fused ?? { name, shape }
+    const first = fused ? end - tensorBytes({ dtype, shape: fused.shape }) : begin
+    const entry = { dtype, shape: whole.shape, data_offsets: [first, end] }
+    entries.set(name, `${JSON.stringify(whole.name)}:${JSON.stringify(entry)}`)
   }
   const first = Object.keys(metadata).length > 0 ? [`"__metadata__":${JSON.stringify(metadata)}`] : []
-  const members = [...first, ...(listed ?? [...entries.keys()]).map((name) => entries.get(name)!)]
+  const members = [...first, ...(listed ?? [...entries.keys()]).flatMap((name) => entries.get(name) ?? [])]
   const json = Buffer.from(`{${members.join(',')}}`)
   const dataStart = Math.max(lengthBytes + Math.ceil(json.length / 8) * 8, headerBytes)
   const header = new Uint8Array(dataStart).fill(0x20)

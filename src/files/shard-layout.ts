@@ -1,5 +1,6 @@
 import { SparseGptError } from '../errors.js'
 import type { PartLayout } from './encodings/encoding.js'
+import { wholeFused } from './fused.js'
 import { serializeHeader, tensorBytes, type TensorLayout } from './safetensors.js'
 
 /** The number of digits that a tensor's two offsets have in a header at most, as each is below 2^53. */
@@ -32,7 +33,7 @@ export class ShardLayout {
   constructor(parts: ReadonlyMap<string, readonly PartLayout[]>, metadata: Record<string, string>) {
     this.#parts = parts
     this.#metadata = metadata
-    const all = [...parts.values()].flat()
+    const all = wholeFused([...parts.values()].flat())
     const [known, varying] = [all.filter((part) => !part.varies), all.filter((part) => part.varies)]
     const { header } = serializeHeader([...known, ...varying], metadata)
     this.#headerBytes = header.length + varying.length * offsetDigits

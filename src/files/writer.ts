@@ -17,10 +17,11 @@ import type { Encoding } from './encodings/encoding.js'
 import { damaged, Journal, type JobIdentity, type JournalEntry } from './journal.js'
 import { OutputFolder, type KeptPath } from './output-folder.js'
 import { packQuantized, quantizationEntry } from './pack-quantized.js'
+import { blockScaling } from './block-scaled.js'
 import { joinPacked } from './packed.js'
 import { replaceEntry } from './python-json.js'
 import { reason, systemCode } from './read-error.js'
-import { tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
+import { isPacked, tensorBytes, type StoredTensor, type TensorLayout } from './safetensors.js'
 import { ShardLayout } from './shard-layout.js'
 import { gather } from './strided.js'
 import { syncFolder } from './sync-folder.js'
@@ -145,7 +146,8 @@ export class CheckpointWriter<Block = unknown> {
       return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
     })
     const { format = safetensors } = encoding
-    const copiesIndex = source.index === format.index && encoding === dense
+    const hasPacked = [...source.tensors.values()].some(isPacked)
+    const copiesIndex = source.index === format.index && encoding === dense && !hasPacked
     const newIndex =
       source.index === undefined || copiesIndex
         ? undefined
@@ -460,7 +462,9 @@ export class CheckpointWriter<Block = unknown> {
   async #newConfig(): Promise<string | undefined> {
     const tensors = this.#shards.flatMap(({ layout }) => layout.tensors)
     const quantization = this.#encoding.quantization?.([...this.#grids.values()], tensors)
-    if (quantization === undefined && packQuantized(this.#source.config) === undefined) return undefined
+    const { config } = this.#source
+    const isPlain = packQuantized(config) === undefined && blockScaling(config) === undefined
+    if (quantization === undefined && isPlain) return undefined
     const text = await readFile(join(this.#source.folder, 'config.json'), 'utf8')
     return replaceEntry(text, quantizationEntry, quantization)
   }
@@ -565,7 +569,7 @@ function weightIndex(
 ): string {
   const tensors = shards.flatMap(([, list]) => list)
   const files = shards
-    .flatMap(([file, list]) => list.map(({ name }): [string, string] => [name, file]))
+    .flatMap(([file, list]) => list.map(({ name, fused }): [string, string] => [fused?.name ?? name, file]))
     .sort(([a], [b]) => (a < b ? -1 : 1))
   const index = {
     metadata: { ...metadata, total_size: tensors.reduce((sum, tensor) => sum + tensorBytes(tensor), 0) },

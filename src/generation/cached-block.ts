@@ -2,6 +2,7 @@ import type { AttentionHeads } from '../models/block.js'
 import type { BlockWeights } from '../models/block-weights.js'
 import { EagerBlock, type Placement } from '../models/eager-block.js'
 import type { Device, Tensor } from '../native/device.js'
+import { operations } from '../native/operations.js'
 import type { KeyValueCache } from './key-value-cache.js'
 import type { Strips } from './strips.js'
 
@@ -29,7 +30,9 @@ export class CachedBlock extends EagerBlock {
 
   override attention(q: Tensor, k: Tensor, v: Tensor, heads: AttentionHeads): Tensor {
     const { keys, values, start } = this.cache.append(k, v)
-    const out = this.device.attention(q, keys, values, { ...this.attentionShape(heads), start })
+    const shape = { ...this.attentionShape(heads), start }
+    const call = { ...operations.attention.call(q, keys, values, shape), advance: { start: 1 } }
+    const out = this.device.perform('attention', call) as Tensor
     for (const tensor of [q, k, v]) tensor.dispose()
     return out
   }

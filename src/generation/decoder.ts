@@ -1,9 +1,24 @@
 import { abortable } from '../abort.js'
+import type { Placement } from '../models/eager-block.js'
 import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 import { CachedBlock } from './cached-block.js'
 import { KeyValueCache, tokensAtOnce } from './key-value-cache.js'
+import { RecordedPass } from './recorded-pass.js'
 import type { ResidentModel } from './resident-model.js'
+
+/** A pass of the next tokens of each sequence. */
+interface PassOptions {
+  /** The position of the first. */
+  start: number
+  /** How many tokens of each. */
+  length: number
+  /** How long the sequences are that they are a part of. */
+  total: number
+  signal: AbortSignal | undefined
+  /** Says where the tokens stand in the place of what the engine says. */
+  place?: (placement: Placement) => Placement
+}
 
 /**
  * Predicts what follows some sequences of equal length, which grow. What it keeps of them are the keys and values of every block,
@@ -14,7 +29,11 @@ export class Decoder {
   private caches: KeyValueCache[]
   /** How many tokens of each sequence the caches hold. */
   private cached = 0
-  private frequencies: Float32Array | undefined
+  private frequencies: (Float32Array | undefined)[] = []
+  /** The pass of a token, once one has run. */
+  private recorded: RecordedPass | undefined
+  /** False once a pass could not be recorded, as where experts are chosen. */
+  private repeats = true
 
   /** `limit`: the number of tokens that a sequence has at most. */
   constructor(
@@ -39,16 +58,23 @@ export class Decoder {
     const { engine, count } = this
     const total = sequences[0]?.length ?? 0
     // Where the frequencies depend on how long a sequence is, all keys have to be rotated anew.
-    const frequencies = engine.architecture.rotary?.frequencies(total)
-    if (frequencies !== this.frequencies && this.cached > 0) this.forget()
+    const frequencies = engine.frequencies(total)
+    if (frequencies.some((of, block) => of !== this.frequencies[block]) && this.cached > 0) this.forget()
     this.frequencies = frequencies
     const atOnce = Math.max(1, Math.floor(tokensAtOnce / count))
     for (;;) {
       const length = Math.min(atOnce, total - this.cached)
-      const hidden = await this.run(sequences, length, total, signal)
+      if (length === 1 && this.cached > 0 && this.repeats)
+        return this.read(await this.nextLogits(sequences, total, signal))
+      const hidden = await this.run(this.embed(sequences, length, total), {
+        start: this.cached,
+        length,
+        total,
+        signal,
+      })
       try {
         this.cached += length
-        if (this.cached === total) return await this.lastLogits(hidden, length)
+        if (this.cached === total) return await this.read(this.lastLogits(hidden, length))
       } finally {
         hidden.dispose()
       }
@@ -56,6 +82,8 @@ export class Decoder {
   }
 
   dispose(): void {
+    this.recorded?.dispose()
+    this.recorded = undefined
     for (const cache of this.caches) cache.dispose()
   }
 
@@ -70,21 +98,59 @@ export class Decoder {
     return model.windows.map((window) => new KeyValueCache(engine.device, count, limit, window))
   }
 
-  /** Runs the next `length` tokens of each sequence through all blocks; the caller owns the hidden states, [count · length, hidden]. */
-  private async run(
-    all: readonly ArrayLike<number>[],
-    length: number,
+  /** The logits of the token behind the last of each sequence, the only one that has not been run; the caller owns them. */
+  private async nextLogits(
+    sequences: readonly ArrayLike<number>[],
     total: number,
     signal: AbortSignal | undefined,
   ): Promise<Tensor> {
-    const { engine, model, count, caches, cached: start } = this
+    abortable(signal)
+    const { engine, model, count, caches, cached: position } = this
     const { device } = engine
-    const sequences = { count, length, start, total }
+    const hidden = this.embed(sequences, 1, total)
+    this.cached++
+    if (this.recorded?.reaches(total)) return this.recorded.repeat(hidden, position)
+    this.recorded?.dispose()
+    // What grows does so before it is recorded.
+    for (const cache of caches) cache.makeRoom()
+    for (const block of caches.keys()) engine.rotaryTables(block, total)
+    const positions = device.within([], () => device.upload(new Int32Array(count).fill(position), [count]))
+    const input = { hidden: hidden.share(), positions }
+    let longest = Infinity
+    const place = (placement: Placement) => {
+      longest = Math.min(longest, placement.rotary?.cosine.rows ?? Infinity)
+      return { ...placement, positions }
+    }
+    const { logits, pass } = await RecordedPass.record(device, input, { caches, position }, async () => {
+      const last = await this.run(hidden, { start: position, length: 1, total, signal, place })
+      const result = device.tidy(() => model.logits(last))
+      last.dispose()
+      return { logits: result, longest }
+    })
+    this.recorded = pass
+    this.repeats = pass !== undefined
+    return logits
+  }
+
+  /** The hidden states of the next `length` tokens of each sequence, [count · length, hidden]; the caller owns them. */
+  private embed(all: readonly ArrayLike<number>[], length: number, total: number): Tensor {
+    const { count, cached: start } = this
     const ids = Int32Array.from(
       { length: count * length },
       (_, t) => all[Math.floor(t / length)]![start + (t % length)]!,
     )
-    const batch = { sequences, hidden: model.embed(sequences, ids) }
+    return this.model.embed({ count, length, start, total }, ids)
+  }
+
+  /** Runs the next `length` tokens of each sequence through all blocks; the caller owns the hidden states, [count · length, hidden]. */
+  private async run(
+    hidden: Tensor,
+    { start, length, total, signal, place = (placement) => placement }: PassOptions,
+  ): Promise<Tensor> {
+    const { engine, model, count, caches } = this
+    const { device } = engine
+    const sequences = { count, length, start, total }
+    const batch = { sequences, hidden }
     const pass = async (index: number) => {
       abortable(signal)
       await model.withBlock(index, count * length, async (weights, strips) => {
@@ -92,7 +158,7 @@ export class Decoder {
           index,
           weights,
           batch,
-          (placement) => new CachedBlock(device, weights, index, placement, caches[index]!, strips),
+          (placement) => new CachedBlock(device, weights, index, place(placement), caches[index]!, strips),
         )
         const output = await run.finish()
         batch.hidden.dispose()
@@ -112,18 +178,22 @@ export class Decoder {
   }
 
   /** The logits at each sequence's last token, [count, vocabulary], of hidden states [count · length, hidden]. */
-  private async lastLogits(hidden: Tensor, length: number): Promise<Float32Array> {
+  private lastLogits(hidden: Tensor, length: number): Tensor {
     const { device } = this.engine
-    const result = device.tidy(() => {
+    return device.tidy(() => {
       if (length === 1) return this.model.logits(hidden)
       const last = Int32Array.from({ length: this.count }, (_, s) => (s + 1) * length - 1)
       const rows = device.upload(last, [last.length])
       return this.model.logits(device.embedding(hidden, rows, hidden.dtype))
     })
+  }
+
+  /** Reads logits and disposes of them. */
+  private async read(logits: Tensor): Promise<Float32Array> {
     try {
-      return await device.readFloat32(result)
+      return await this.engine.device.readFloat32(logits)
     } finally {
-      result.dispose()
+      logits.dispose()
     }
   }
 }

@@ -1,4 +1,5 @@
 import type { Device, Tensor } from '../native/device.js'
+import { operations } from '../native/operations.js'
 
 /** The number of tokens of all sequences together that run through the model at once. */
 export const tokensAtOnce = 512
@@ -52,6 +53,26 @@ export class KeyValueCache {
     return { ...buffers, start }
   }
 
+  /** Makes room for another token of every sequence, behind those that there are. */
+  makeRoom(): void {
+    if (this.buffers) this.reserve(1, this.buffers.keys, this.buffers.values)
+  }
+
+  /** Whether another token goes into `memory`, which the keys had before. */
+  hasRoomIn(memory: Tensor | undefined): boolean {
+    return this.buffers?.keys === memory && this.held < this.capacity
+  }
+
+  /** What holds the keys. */
+  get memory(): Tensor | undefined {
+    return this.buffers?.keys
+  }
+
+  /** Counts the token that a recorded append has added. */
+  advance(): void {
+    this.held++
+  }
+
   dispose(): void {
     this.buffers?.keys.dispose()
     this.buffers?.values.dispose()
@@ -84,7 +105,9 @@ export class KeyValueCache {
   private copy(from: Tensor, first: number, to: Tensor, at: number, count: number): void {
     const { device, sequences } = this
     const convert = (source: Tensor, target: Tensor) => {
-      device.within([], () => device.cast(source, to.dtype, target))
+      // Recorded, the next token goes behind this one.
+      const call = { ...operations.cast.call(source, to.dtype, target), advance: { out: to.width } }
+      device.within([], () => device.perform('cast', call))
       source.dispose()
       target.dispose()
     }

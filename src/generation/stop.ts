@@ -30,8 +30,10 @@ export interface EndTokens {
 export async function endTokens(engine: Engine): Promise<EndTokens> {
   const file = join(engine.folder, 'generation_config.json')
   const own = parse(file, await readGenerationConfig(file))
-  const usual = parse(join(engine.folder, 'config.json'), engine.checkpoint.config)
-  const list = (name: keyof typeof own) => [own[name] ?? usual[name] ?? []].flat()
+  const [usual, language] = [engine.checkpoint.config, engine.weights.config].map((config) =>
+    parse(join(engine.folder, 'config.json'), config),
+  )
+  const list = (name: keyof typeof own) => [own[name] ?? usual![name] ?? language![name] ?? []].flat()
   return { bos: list('bos_token_id'), eos: list('eos_token_id') }
 }
 

@@ -1,6 +1,7 @@
 import { stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { formats, readWeightMap } from '../files/checkpoint.js'
+import { readIfThere } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
 import { Snapshot, type DownloadOptions } from './snapshot.js'
 
@@ -12,9 +13,11 @@ interface ModelFolder {
   name: string
 }
 
+const maxConfigBytes = 2 ** 24
+
 /** The names of the files that belong to a model beside its weights. */
 const companions =
-  /^((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json|merges\.txt|chat_template\.jinja|.*\.model|(LICENSE|NOTICE|USE_POLICY)(\.(txt|md))?)$/i
+  /^((config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|((video_)?pre)?processor_config)\.json|merges\.txt|chat_template\.jinja|.*\.model|(LICENSE|NOTICE|USE_POLICY)(\.(txt|md))?)$/i
 
 /**
  * The folder of a model that is given as a local folder or as a hub id, `org/name`, `org/name@revision`, or
@@ -79,7 +82,17 @@ export async function resolveModel(
   }
   // Without weights that can be read, opening the folder says so.
   await snapshot.fetch(wanted)
+  if (await namesOwnCode(snapshot.folder, wanted)) {
+    await snapshot.fetch(files.filter((file) => file.endsWith('.py')))
+  }
   return { folder: snapshot.folder, name: pathOrHubId }
+}
+
+/** Whether a model has Python files of its own, which are carried along and never run: whether one of its configs has auto_map. */
+async function namesOwnCode(folder: string, files: readonly string[]): Promise<boolean> {
+  const configs = files.filter((file) => file.endsWith('config.json'))
+  const texts = await Promise.all(configs.map((file) => readIfThere(join(folder, file), maxConfigBytes)))
+  return texts.some((text) => text?.includes('"auto_map"'))
 }
 
 /**

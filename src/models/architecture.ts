@@ -17,8 +17,8 @@ export interface Architecture {
   /** The number of tokens of the longest sequence that the model has positions for. */
   contextLength: number
   blockCount: number
-  /** How positions rotate queries and keys, in models that have rotary positions. */
-  rotary?: Rotary
+  /** How positions rotate queries and keys, in models that have rotary positions; of each block, where blocks differ. */
+  rotary?: Rotary | ((block: number) => Rotary)
   block(index: number): BlockSpec
   /** The hidden states [tokens, hidden] of token ids at their positions, both int32 [tokens]. */
   embed(weights: Weights, device: Device, ids: Tensor, positions: Tensor): Tensor

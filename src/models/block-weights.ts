@@ -37,7 +37,7 @@ export class BlockWeights {
     return this.linears.get(name) ?? this.missing(name)
   }
 
-  /** The bias of a linear layer, float32 [rows]. */
+  /** The bias of a linear layer, float32 [rows], or of a norm. */
   bias(name: string): Tensor | undefined {
     return this.parameters.get(`${name}.bias`)
   }
@@ -47,9 +47,9 @@ export class BlockWeights {
     return this.parameters.get(name) ?? this.missing(name)
   }
 
-  /** The names of the parameters that belong to norms: all vectors of the spec. */
+  /** The names of the parameters that belong to norms; other vectors are sinks, or a router's. */
   get norms(): string[] {
-    return this.spec.parameters.flatMap(({ name, shape }) => (shape.length === 1 ? [name] : []))
+    return this.spec.parameters.flatMap(({ name }) => (/norm|(^|\.)ln_/.test(name) ? [name] : []))
   }
 
   /**

@@ -59,7 +59,8 @@ export class EagerBlock implements Block {
   }
 
   private norm(name: string): [weight: Tensor, bias: Tensor] {
-    return [this.weights.parameter(`${name}.weight`), this.weights.parameter(`${name}.bias`)]
+    const weight = this.weights.parameter(`${name}.weight`)
+    return [weight, this.weights.bias(name) ?? this.device.zeros('float32', weight.shape)]
   }
 
   *linears(input: Tensor, ...names: string[]): Steps<Tensor[]> {
@@ -80,13 +81,23 @@ export class EagerBlock implements Block {
   }
 
   product(x: Tensor, name: string, dtype: DType = 'float32'): Tensor {
-    return this.device.linear(x, this.weights.parameter(`${name}.weight`), undefined, dtype)
+    return this.device.linear(x, this.weights.parameter(`${name}.weight`), this.weights.bias(name), dtype)
   }
 
-  *route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]> {
-    const elements = (yield { read: scores }) as Float32Array
+  *route(scores: Tensor, routing: Routing, preference?: string): Steps<ExpertLoad[]> {
+    const { elements, preferences } = yield* this.routed(scores, preference)
     scores.dispose()
-    return this.loads(route(elements, routing))
+    return this.loads(route(elements, routing, preferences))
+  }
+
+  /** What a router says, on the host. */
+  protected *routed(
+    scores: Tensor,
+    preference?: string,
+  ): Steps<{ elements: Float32Array; preferences: Float32Array | undefined }> {
+    const elements = (yield { read: scores }) as Float32Array
+    const read = preference === undefined ? undefined : this.weights.parameter(preference)
+    return { elements, preferences: read && ((yield { read }) as Float32Array) }
   }
 
   protected loads(loads: readonly HostLoad[]): ExpertLoad[] {
@@ -105,8 +116,13 @@ export class EagerBlock implements Block {
     return out
   }
 
-  protected attentionShape(heads: AttentionHeads): AttentionShape {
-    return { ...heads, window: this.weights.spec.window, sequences: this.placed.sequences.count }
+  protected attentionShape({ sinks, ...heads }: AttentionHeads): AttentionShape {
+    return {
+      ...heads,
+      sinks: sinks === undefined ? undefined : this.weights.parameter(sinks),
+      window: this.weights.spec.window,
+      sequences: this.placed.sequences.count,
+    }
   }
 
   activation(x: Tensor, kind: Activation): Tensor {
@@ -118,6 +134,11 @@ export class EagerBlock implements Block {
     this.device.gate(gate, up, kind)
     up.dispose()
     return gate
+  }
+
+  scale(x: Tensor, factor: number): Tensor {
+    this.device.scale(x, factor)
+    return x
   }
 
   residual(x: Tensor, y: Tensor): Tensor {
@@ -155,25 +176,39 @@ export class EagerBlock implements Block {
     x.dispose()
   }
 
-  splitHeads(
-    fused: Tensor,
-    heads: number,
-    kvHeads: number,
-    headDim: number,
-  ): [q: Tensor, k: Tensor, v: Tensor] {
-    const [q, k, v] = headColumns(heads, kvHeads, headDim).map((part) =>
-      this.device.takeColumns(fused, { groups: kvHeads, ...part }),
-    )
+  splitGroups(fused: Tensor, groups: number, ...counts: number[]): Tensor[] {
+    const parts = groupColumns(counts).map((part) => this.device.takeColumns(fused, { groups, ...part }))
     fused.dispose()
-    return [q!, k!, v!]
+    return parts
+  }
+
+  joinGroups(groups: number, ...parts: Tensor[]): Tensor {
+    const { rows, dtype } = parts[0]!
+    const places = groupColumns(parts.map(({ width }) => width / groups))
+    const out = this.device.empty(dtype, [rows, groups * places[0]!.stride])
+    parts.forEach((part, i) => {
+      this.device.putColumns(out, part, places[i]!)
+      part.dispose()
+    })
+    return out
+  }
+
+  repeatColumns(x: Tensor, times: number): Tensor {
+    const out = this.device.takeColumns(x, { groups: times, first: 0, count: x.width, stride: 0 })
+    x.dispose()
+    return out
   }
 
   rows(x: Tensor, ids: Tensor): Tensor {
     return this.device.embedding(x, ids, x.dtype)
   }
 
-  zeros(rows: number, width: number): Tensor {
-    return this.device.zeros('float32', [rows, width])
+  zeros(rows: number, width: number, dtype: DType = 'float32'): Tensor {
+    const zeros = this.device.zeros('float32', [rows, width])
+    if (dtype === 'float32') return zeros
+    const out = this.device.cast(zeros, dtype)
+    zeros.dispose()
+    return out
   }
 
   addRows(sums: Tensor, x: Tensor, ids: Tensor, factors: Tensor): void {
@@ -186,17 +221,12 @@ export class EagerBlock implements Block {
   }
 }
 
-/** Where q, k and v lie in the columns of a fused projection for each key/value head: see Block.splitHeads. */
-export function headColumns(
-  heads: number,
-  kvHeads: number,
-  headDim: number,
-): { first: number; count: number; stride: number }[] {
-  const queries = (heads / kvHeads) * headDim
-  const stride = queries + 2 * headDim
-  return [
-    { first: 0, count: queries, stride },
-    { first: queries, count: headDim, stride },
-    { first: queries + headDim, count: headDim, stride },
-  ]
+/** Where parts of so many columns lie in each group of columns: see Block.splitGroups. */
+export function groupColumns(counts: readonly number[]): { first: number; count: number; stride: number }[] {
+  const stride = counts.reduce((a, b) => a + b, 0)
+  let end = 0
+  return counts.map((count) => {
+    end += count
+    return { first: end - count, count, stride }
+  })
 }

@@ -10,7 +10,7 @@ import { BlockWeights } from './block-weights.js'
 import type { Block } from './block.js'
 import { EagerBlock, type Placement, type RotaryTables } from './eager-block.js'
 import { Head } from './head.js'
-import { rotaryAngles } from './rotary.js'
+import { rotaryAngles, type Rotary } from './rotary.js'
 import { positionsOf, type Sequences } from './sequences.js'
 import type { BlockPass } from './steps.js'
 import type { Weights } from './weights.js'
@@ -20,6 +20,8 @@ export interface Batch {
   sequences: Sequences
   /** The hidden states, [tokens, hidden]. */
   hidden: Tensor
+  /** The position of every token, int32 [tokens], where they are not those of `sequences`. */
+  positions?: Tensor
 }
 
 /** Moves a tensor out of the device's memory until it is used again. */
@@ -180,13 +182,13 @@ export class Engine {
   runBlock(
     index: number,
     weights: BlockWeights,
-    { sequences, hidden }: Batch,
+    { sequences, hidden, positions: given }: Batch,
     implement: (placement: Placement) => Block = (placement) =>
       new EagerBlock(this.device, weights, index, placement),
   ): BlockRun {
     // The run has handles of its own: other runs may make the engine replace these tensors meanwhile.
-    const positions = this.positionsOf(sequences).share()
-    const tables = this.rotaryTables(sequences.total ?? sequences.start + sequences.length)
+    const positions = (given ?? this.positionsOf(sequences)).share()
+    const tables = this.rotaryTables(index, sequences.total ?? sequences.start + sequences.length)
     const rotary = tables && { cosine: tables.cosine.share(), sine: tables.sine.share() }
     const block = implement({ sequences, positions, rotary })
     const held = rotary ? [positions, rotary.cosine, rotary.sine] : [positions]
@@ -298,9 +300,22 @@ export class Engine {
     return tensor
   }
 
-  /** The angles of at least the positions below `end`. */
-  private rotaryTables(end: number): RotaryTables | undefined {
-    const { rotary } = this.architecture
+  /** How positions rotate in a block; undefined where they do not. */
+  rotaryOf(block: number): Rotary | undefined {
+    const { rotary, blockCount } = this.architecture
+    if (block === blockCount) return undefined
+    return typeof rotary === 'function' ? rotary(block) : rotary
+  }
+
+  /** The frequencies that each block rotates sequences of this many tokens with; always the same arrays. */
+  frequencies(sequence: number): (Float32Array | undefined)[] {
+    const blocks = Array.from({ length: this.architecture.blockCount }, (_, block) => block)
+    return blocks.map((block) => this.rotaryOf(block)?.frequencies(sequence))
+  }
+
+  /** The angles of at least the positions below `end`, in a block; the engine's own. */
+  rotaryTables(block: number, end: number): RotaryTables | undefined {
+    const rotary = this.rotaryOf(block)
     if (!rotary) return undefined
     const frequencies = rotary.frequencies(end)
     const known = this.rotary.get(frequencies)

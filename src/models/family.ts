@@ -22,6 +22,7 @@ const activationNames: Record<string, Activation> = {
   gelu_new: 'gelu_tanh',
   gelu_fast: 'gelu_tanh',
   gelu_pytorch_tanh: 'gelu_tanh',
+  relu2: 'relu2',
   silu: 'silu',
   swish: 'silu',
 }
@@ -108,6 +109,20 @@ export function checkExperts(
   if (fault !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `config.json: ${fault}`)
 }
 
+export const layerTypes = z.array(z.enum(['full_attention', 'sliding_attention'])).nullish()
+
+/** Which blocks see a window only: by `layer_types`, or as `usual` says where it is missing. Throws INVALID_CHECKPOINT. */
+export function slidingBlocks(
+  {
+    layer_types: types,
+    num_hidden_layers: blocks,
+  }: { layer_types?: z.output<typeof layerTypes>; num_hidden_layers: number },
+  usual: (block: number) => boolean,
+): (block: number) => boolean {
+  checkLayerTypes(types, blocks)
+  return (block) => (types ? types[block] === 'sliding_attention' : usual(block))
+}
+
 /** Throws INVALID_CHECKPOINT unless `layer_types`, where it is given, has a kind for every block. */
 export function checkLayerTypes(types: readonly unknown[] | null | undefined, blocks: number): void {
   if (!types || types.length === blocks) return
@@ -164,5 +179,6 @@ export function headWeight(
   name = 'lm_head.weight',
 ): string {
   const unsaid = (weights.config['tie_word_embeddings'] ?? undefined) === undefined
-  return tied || (unsaid && !weights.has(name)) ? embedding : name
+  const own = weights.findPrefix([''], name) + name
+  return tied || (unsaid && !weights.has(own)) ? embedding : own
 }

@@ -38,13 +38,17 @@ export class Head {
     return logits
   }
 
-  /** The loss of predicting targets[t] (int32 [tokens]) from hidden[t], float32 [tokens]. */
-  losses(hidden: Tensor, targets: Tensor): Tensor {
+  /**
+   * The loss of predicting targets[t] (int32 [tokens]) from hidden[t], float32 [tokens]. `likeliest`, int32 [tokens], takes the
+   * likeliest token.
+   */
+  losses(hidden: Tensor, targets: Tensor, likeliest?: Tensor): Tensor {
     const { device, architecture, weights } = this
     const x = this.finish(hidden)
     return device.crossEntropy(x, this.weight, targets, {
       bias: architecture.headBias?.(weights),
       softcap: architecture.logitSoftcap,
+      likeliest,
     })
   }
 

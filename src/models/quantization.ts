@@ -1,4 +1,5 @@
 import { SparseGptError } from '../errors.js'
+import { blockScaling } from '../files/block-scaled.js'
 import { packQuantized, quantizationEntry } from '../files/pack-quantized.js'
 import { quoted } from '../quoted.js'
 
@@ -10,7 +11,7 @@ export function checkNotQuantized(config: Record<string, unknown>): void {
   for (const entry of entries) {
     const value = config[entry]
     if (value === undefined || value === null || value === false) continue
-    if (entry === quantizationEntry && packQuantized(config) !== undefined) continue
+    if (entry === quantizationEntry && (packQuantized(config) ?? blockScaling(config)) !== undefined) continue
     const settings = (typeof value === 'object' ? value : {}) as Record<string, unknown>
     const method = settings['quant_method'] ?? bitsAndBytes(settings)
     if (typeof value === 'object' && method === undefined && isUnused(settings)) continue
@@ -18,8 +19,9 @@ export function checkNotQuantized(config: Record<string, unknown>): void {
     throw new SparseGptError(
       'UNSUPPORTED_MODEL',
       `config.json: ${entry} (${named}) says that the weights are quantized, which is not supported but for ` +
-        "compressed-tensors' pack-quantized weights of 4 or 8 bits without quantized activations: give the model with float " +
-        'weights that it was made from; if the weights are float, remove the entry',
+        "compressed-tensors' pack-quantized weights of 4 or 8 bits without quantized activations, float8 weights with a scale " +
+        'for each block (fp8 with weight_block_size) and mxfp4: give the model with float weights that it was made from; if ' +
+        'the weights are float, remove the entry',
     )
   }
 }

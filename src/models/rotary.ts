@@ -27,7 +27,7 @@ export const rotaryConfig = z.object({
   max_position_embeddings: z.int().min(1).default(2048),
   original_max_position_embeddings: z.int().min(1).optional(),
 })
-type RotaryConfig = z.output<typeof rotaryConfig>
+export type RotaryConfig = z.output<typeof rotaryConfig>
 
 const factors = z.array(z.number().positive())
 const scalings = z.discriminatedUnion('rope_type', [
@@ -39,6 +39,20 @@ const scalings = z.discriminatedUnion('rope_type', [
     low_freq_factor: z.number().positive(),
     high_freq_factor: z.number().positive(),
     original_max_position_embeddings: z.number().positive(),
+  }),
+  // Beyond max_position_embeddings, which is the model's context here, the frequencies would depend on the length.
+  z.object({ rope_type: z.literal('dynamic'), factor: z.number().positive() }),
+  // YaRN (arXiv 2309.00071).
+  z.object({
+    rope_type: z.literal('yarn'),
+    factor: z.number().positive().nullish(),
+    original_max_position_embeddings: z.number().positive().nullish(),
+    attention_factor: z.number().positive().nullish(),
+    mscale: z.number().nullish(),
+    mscale_all_dim: z.number().nullish(),
+    beta_fast: z.number().positive().nullish(),
+    beta_slow: z.number().positive().nullish(),
+    truncate: z.boolean().default(true),
   }),
   // LongRoPE (arXiv 2402.13753), first called 'su'.
   z.object({
@@ -81,7 +95,7 @@ export function rotaryFrequencies(theta: number, dimensions: number): Float32Arr
 
 /**
  * Rotary positions as config.json has them, of `dimensions` dimensions of every head.
- * Throws UNSUPPORTED_MODEL for a scaling other than default, linear, llama3 and longrope.
+ * Throws UNSUPPORTED_MODEL for a scaling other than default, linear, llama3, yarn, dynamic and longrope.
  */
 export function rotaryPositions(config: RotaryConfig, dimensions: number, usualTheta = 10000): Rotary {
   const given = config.rope_parameters ?? config.rope_scaling ?? {}
@@ -101,7 +115,7 @@ export function rotaryPositions(config: RotaryConfig, dimensions: number, usualT
     rope_type: given.rope_type ?? given.type ?? 'default',
   })
   if (!parsed.success) {
-    const message = `config.json: rope scaling ${quoted(given)} is not supported; default, linear, llama3 and longrope are`
+    const message = `config.json: rope scaling ${quoted(given)} is not supported; default, linear, llama3, yarn, dynamic and longrope are`
     throw new SparseGptError('UNSUPPORTED_MODEL', message)
   }
   const scaling = parsed.data
@@ -109,6 +123,7 @@ export function rotaryPositions(config: RotaryConfig, dimensions: number, usualT
   const unscaled = rotaryFrequencies(theta, dimensions)
   switch (scaling.rope_type) {
     case 'default':
+    case 'dynamic':
       return fixed(unscaled)
     case 'linear':
       return fixed(unscaled.map((frequency) => frequency / scaling.factor))
@@ -124,6 +139,8 @@ export function rotaryPositions(config: RotaryConfig, dimensions: number, usualT
           return ((1 - smooth) * frequency) / factor + smooth * frequency
         }),
       )
+    case 'yarn':
+      return yarn(scaling, theta, unscaled, config.max_position_embeddings)
     case 'longrope':
     case 'su': {
       const original = scaling.original_max_position_embeddings
@@ -140,6 +157,34 @@ export function rotaryPositions(config: RotaryConfig, dimensions: number, usualT
       }
     }
   }
+}
+
+type Yarn = Extract<z.output<typeof scalings>, { rope_type: 'yarn' }>
+
+/** YaRN's factor of the scores' logarithm: 0.1 · mscale · ln(scale) + 1 where the context is stretched. */
+export function yarnScale(factor: number, mscale = 1): number {
+  return factor <= 1 ? 1 : 0.1 * mscale * Math.log(factor) + 1
+}
+
+/** Dimensions that turn often keep their frequencies, those that turn seldom are stretched, those between are blended. */
+function yarn(scaling: Yarn, theta: number, unscaled: Float32Array, longest: number): Rotary {
+  const { mscale, mscale_all_dim: allDim } = scaling
+  const original = scaling.original_max_position_embeddings ?? longest
+  const factor = scaling.factor ?? longest / original
+  const dimensions = 2 * unscaled.length
+  const turning = (times: number) =>
+    (dimensions * Math.log(original / (times * 2 * Math.PI))) / (2 * Math.log(theta))
+  const rounded = (value: number, round: (x: number) => number) => (scaling.truncate ? round(value) : value)
+  // `||`: an entry of 0 means that there is none, as in transformers.
+  const low = Math.max(rounded(turning(scaling.beta_fast || 32), Math.floor), 0)
+  const high = Math.min(rounded(turning(scaling.beta_slow || 1), Math.ceil), dimensions - 1)
+  const width = low === high ? 0.001 : high - low
+  const frequencies = unscaled.map((frequency, i) => {
+    const stretched = Math.min(Math.max((i - low) / width, 0), 1)
+    return (frequency / factor) * stretched + frequency * (1 - stretched)
+  })
+  const usual = mscale && allDim ? yarnScale(factor, mscale) / yarnScale(factor, allDim) : yarnScale(factor)
+  return { frequencies: () => frequencies, scale: scaling.attention_factor ?? usual }
 }
 
 function fixed(frequencies: Float32Array): Rotary {
@@ -159,4 +204,30 @@ export function rotaryAngles(list: Float32Array, scale: number, sequence: number
     })
   }
   return { cosine, sine, shape }
+}
+
+/** The kinds of attention that config.json has rotary positions of its own for. */
+export type LayerType = 'full_attention' | 'sliding_attention'
+
+/**
+ * Rotary positions of whole heads, of blocks with a window and of the others. `rope_parameters` may have entries for each kind; else
+ * a scaling is that of full attention only. `usualThetas`: what a kind's theta is where its entries do not say.
+ */
+export function rotaryByType(
+  config: RotaryConfig,
+  headDim: number,
+  usualThetas: Record<LayerType, number>,
+): Record<LayerType, Rotary> {
+  const of = (type: LayerType): Rotary => {
+    const entries = config.rope_parameters?.[type] ?? (type === 'full_attention' ? config.rope_scaling : {})
+    const parsed = ropeParameters.safeParse(entries ?? {})
+    if (!parsed.success) {
+      const message = `config.json: the rope parameters ${quoted(entries)} of ${type} have a wrong entry`
+      throw new SparseGptError('INVALID_CHECKPOINT', message)
+    }
+    const kind = { ...config, rope_theta: undefined, rope_parameters: parsed.data }
+    checkWholeHeads(kind, headDim)
+    return rotaryPositions(kind, headDim, usualThetas[type])
+  }
+  return { full_attention: of('full_attention'), sliding_attention: of('sliding_attention') }
 }

@@ -30,6 +30,8 @@ export interface BlockSpec {
   parameters: ParameterSpec[]
   /** A query of the block's attention sees its latest `window` keys only, its own among them. Default: all before it. */
   window?: number | undefined
+  /** Whether its queries and keys rotate, in models some of whose blocks have no positions. */
+  rotates?: boolean
 }
 
 /** The linear layers of a block under their checkpoint names, without '.weight'. */

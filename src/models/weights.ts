@@ -1,4 +1,5 @@
 import type { Checkpoint } from '../files/checkpoint.js'
+import { expandScaled } from '../files/block-scaled.js'
 import { unpackDown } from '../files/pack-quantized.js'
 import type { CodedMatrix, PackedParts, StoredTensor } from '../files/safetensors.js'
 import { gather } from '../files/strided.js'
@@ -6,6 +7,7 @@ import { SparseGptError } from '../errors.js'
 import type { DType, FileHandle } from '../native/addon.js'
 import type { Device, Tensor } from '../native/device.js'
 import { elementBytes } from '../native/tensor.js'
+import { languageConfig, nestedPrefixes } from './language-config.js'
 import { missingTensor } from './missing-tensor.js'
 
 const dtypes: Partial<Record<string, DType>> = { F32: 'float32', BF16: 'bfloat16', F16: 'float16' }
@@ -39,18 +41,27 @@ export class Weights {
     readonly dtype: 'float32' | 'bfloat16',
   ) {}
 
-  /** The contents of config.json. */
+  /** What config.json says of the language model. */
   get config(): Record<string, unknown> {
-    return this.checkpoint.config
+    return languageConfig(this.checkpoint.config)
+  }
+
+  /** Whether the language model is a part of a multimodal one. */
+  get isPart(): boolean {
+    return this.config !== this.checkpoint.config
   }
 
   has(name: string): boolean {
     return this.checkpoint.tensors.has(name)
   }
 
-  /** The first of `prefixes` under which the checkpoint has `name`; the first one when it has none. */
+  /**
+   * The first of `prefixes` under which the checkpoint has `name`, or of those that they become in a multimodal model; the first one
+   * when it has none.
+   */
   findPrefix(prefixes: readonly [string, ...string[]], name: string): string {
-    return prefixes.find((prefix) => this.has(prefix + name)) ?? prefixes[0]
+    const all = this.isPart ? [...prefixes.flatMap(nestedPrefixes), ...prefixes] : prefixes
+    return all.find((prefix) => this.has(prefix + name)) ?? prefixes[0]
   }
 
   /**
@@ -75,7 +86,8 @@ export class Weights {
   private tiedHead(name: string): StoredTensor | undefined {
     const isEmbedding = /(^|\.)(embed_tokens|embed_in|wte|word_embeddings)\.weight$/.test(name)
     if (!isEmbedding || this.config['tie_word_embeddings'] !== true) return undefined
-    return this.checkpoint.tensors.get('lm_head.weight')
+    const { tensors } = this.checkpoint
+    return tensors.get('lm_head.weight') ?? tensors.get('language_model.lm_head.weight')
   }
 
   /** The tensor as stored: float32, bfloat16 or float16. Throws INVALID_CHECKPOINT, UNSUPPORTED_MODEL. */
@@ -109,6 +121,12 @@ export class Weights {
     // A handle of its own, since callers dispose of what they get.
     if (replaced) return replaced.reshape(shape)
     if (info.packed) return this.unpack(info, info.packed)
+    const { scaled } = info
+    if (scaled) {
+      return this.device.within([], () =>
+        this.device.upload(expandScaled({ ...info, scaled }), shape, 'bfloat16'),
+      )
+    }
     return info.codes ? this.decode(info, info.codes) : this.map(info, shape, dtypes[info.dtype]!)
   }
 

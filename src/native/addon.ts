@@ -7,7 +7,7 @@ import { SparseGptError } from '../errors.js'
 export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'int32' | 'uint8'
 
 /** An activation function. */
-export type Activation = 'relu' | 'gelu' | 'gelu_tanh' | 'silu'
+export type Activation = 'relu' | 'gelu' | 'gelu_tanh' | 'silu' | 'relu2' | 'clamped_swish' | 'clamped_linear'
 
 declare const brand: unique symbol
 export interface DeviceHandle {
@@ -21,6 +21,9 @@ export interface FileHandle {
 }
 export interface SpillFileHandle {
   [brand]: 'spillFile'
+}
+export interface RecordingHandle {
+  [brand]: 'recording'
 }
 
 export type HostArray = Float32Array | Float64Array | Int32Array | Uint8Array | Uint16Array
@@ -99,8 +102,17 @@ export interface Addon {
   createSpillFile(folder: string): SpillFileHandle
   offload(device: DeviceHandle, tensor: TensorHandle, file: SpillFileHandle | undefined): void
 
-  /** Enqueues an operation of the table (operations.ts). */
-  run(device: DeviceHandle, operation: string, fields: Fields): void
+  /** Enqueues an operation of the table (operations.ts). With a recording, it is added to that too, with `call.advance`. */
+  run(
+    device: DeviceHandle,
+    operation: string,
+    fields: Fields,
+    call?: { advance?: Record<string, number> },
+    recording?: RecordingHandle,
+  ): void
+  createRecording(): RecordingHandle
+  /** Enqueues what was recorded, `pass` steps of what advances after that. */
+  replay(device: DeviceHandle, recording: RecordingHandle, pass: number): void
 
   /** Makes a tensor that has a shape and no memory, for scratchBytes. `mapped`: as if in a file. */
   shapeTensor(dtype: DType, rows: number, columns: number, mapped: boolean): TensorHandle

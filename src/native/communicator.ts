@@ -35,7 +35,7 @@ export abstract class Communicator {
     const size = await this.received(device, new Int32Array([own.length >>> 20, own.length & 0xfffff]), root)
     const length = size[0]! * 2 ** 20 + size[1]!
     const bytes = await this.received(device, this.rank === root ? own : new Uint8Array(length), root)
-    return this.rank === root ? value : (deserialize(bytes as Uint8Array) as T)
+    return this.rank === root ? value : (deserialize(bytes) as T)
   }
 
   /** The values of all ranks, in their order, on every rank. */

@@ -9,6 +9,7 @@ import {
   type Fields,
   type FileHandle,
   type HostArray,
+  type RecordingHandle,
   type SpillFileHandle,
 } from './addon.js'
 import { awaitNative, native } from './failure.js'
@@ -35,7 +36,13 @@ export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`
 
 /** What carries a device's calls out: the native addon, or something that only counts. It may look at the call, too. */
 export interface Executor extends Omit<Addon, 'run'> {
-  run(device: DeviceHandle, operation: OperationName, fields: Fields, call: Call): void
+  run(
+    device: DeviceHandle,
+    operation: OperationName,
+    fields: Fields,
+    call: Call,
+    recording?: RecordingHandle,
+  ): void
 }
 
 /** The work that a device has been handed. */
@@ -44,6 +51,20 @@ export interface Work {
   flop: Record<Arithmetic, number>
   /** The bytes that operations read and write. */
   bytes: number
+}
+
+/**
+ * Operations that have been carried out and can be again, on the same tensors, at hardly any cost to the JavaScript thread. What a call says
+ * that advances is further on every time. It keeps the memory of its tensors until it is garbage.
+ */
+export class Recording {
+  /** Whether something was done that cannot be done again: tensors were read, replaced or moved. */
+  broken = false
+
+  constructor(
+    readonly device: Device,
+    readonly handle: RecordingHandle,
+  ) {}
 }
 
 /** The methods that follow from the operation table. */
@@ -62,6 +83,8 @@ interface Scope {
   device: Device
   tensors: Tensor[] | undefined
   outer: Scope | undefined
+  /** What operations are added to. */
+  recording: Recording | undefined
 }
 
 /** The innermost open scope of any device. One for all devices: each storage that there is makes every promise a little slower. */
@@ -169,7 +192,39 @@ export class Device extends Methods {
 
   /** Runs `body`, until its promise settles if it returns one, with `tensors` as the scope; the caller disposes of them. */
   within<T>(tensors: Tensor[], body: () => T): T {
-    return scopes.run({ device: this, tensors, outer: scopes.getStore() }, body)
+    const outer = scopes.getStore()
+    return scopes.run({ device: this, tensors, outer, recording: outer?.recording }, body)
+  }
+
+  /**
+   * Runs `body` and records the operations that it enqueues on this device; `tensors` is their scope, which the caller disposes of. What
+   * it uploads stays as it is; a body that reads tensors has no recording.
+   */
+  async record<T>(
+    tensors: Tensor[],
+    body: () => Promise<T>,
+  ): Promise<{ result: T; recording: Recording | undefined }> {
+    const handle = native(() => this.executor.createRecording())
+    const recording = new Recording(this, handle)
+    const scope = { device: this, tensors, outer: scopes.getStore(), recording }
+    const result = await scopes.run(scope, body)
+    return { result, recording: recording.broken ? undefined : recording }
+  }
+
+  /** Enqueues recorded operations once more, `pass` steps of what advances after they were recorded. */
+  replay(recording: Recording, pass: number): void {
+    native(() => this.executor.replay(this.handle, recording.handle, pass))
+  }
+
+  /** The innermost recording of this device. */
+  private get recording(): Recording | undefined {
+    const recording = scopes.getStore()?.recording
+    return recording?.device === this ? recording : undefined
+  }
+
+  private breakRecording(): void {
+    const { recording } = this
+    if (recording) recording.broken = true
   }
 
   private get scope(): Tensor[] | undefined {
@@ -193,7 +248,9 @@ export class Device extends Methods {
     ])
     const operands = [...made, ...Object.entries({ ...call.change, ...call.read })]
     const fields = Object.fromEntries(operands.map(([key, tensor]) => [key, tensor?.handle]))
-    native(() => this.executor.run(this.handle, name, { ...fields, ...call.settings }, call))
+    native(() =>
+      this.executor.run(this.handle, name, { ...fields, ...call.settings }, call, this.recording?.handle),
+    )
     if (arithmetic) this.work.flop[arithmetic] += call.flop ?? 0
     this.work.bytes += bytesMoved(
       call,
@@ -204,6 +261,7 @@ export class Device extends Methods {
 
   /** Lets `enqueue` put something on the queue that is no operation of the table. */
   handOver(enqueue: (device: DeviceHandle) => void): void {
+    this.breakRecording()
     native(() => enqueue(this.handle))
   }
 
@@ -239,8 +297,15 @@ export class Device extends Methods {
     return tensor
   }
 
+  /** Replaces a tensor's elements. Copies on the queue: `array` must not change before the next synchronisation. */
+  write(tensor: Tensor, array: Float32Array | Int32Array | Uint8Array): void {
+    this.breakRecording()
+    native(() => this.executor.upload(this.handle, tensor.handle, array))
+  }
+
   /** Resolves to the tensor's elements, of float32, float64, int32 and uint8 tensors only. Waits for the queue. */
   async read(tensor: Tensor): Promise<HostArray> {
+    this.breakRecording()
     const array = allocateHost(tensor.dtype, tensor.rows * tensor.width)
     await awaitNative(() => this.executor.download(this.handle, tensor.handle, array))
     return array
@@ -270,6 +335,7 @@ export class Device extends Methods {
    * without one from a GPU to the host's memory. A failure (WRITE_FAILED) shows at the next synchronisation.
    */
   offload(tensor: Tensor, file?: SpillFileHandle): void {
+    this.breakRecording()
     native(() => this.executor.offload(this.handle, tensor.handle, file))
   }
 }

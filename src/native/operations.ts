@@ -37,6 +37,8 @@ export interface Call {
   flop?: number
   /** How many rows are read of an operand, where it is not all of them. */
   rowsRead?: Record<string, number>
+  /** By how much a setting grows, or by how many elements an operand moves, whenever the call is carried out once more: see Recording. */
+  advance?: Record<string, number>
 }
 
 export interface Operation<Arguments extends unknown[] = never[], C extends Call = Call> {
@@ -92,6 +94,8 @@ export interface AttentionShape {
   softcap?: number | undefined
   /** The ALiBi slopes, float32 [heads]: slope · (key position - query position) is added to the score. */
   slopes?: Tensor | undefined
+  /** Float32 [heads]: the score of one more key that every query sees, whose value is zero. */
+  sinks?: Tensor | undefined
 }
 
 /** How kept weights are rounded. */
@@ -234,10 +238,10 @@ export const operations = {
       q: Tensor,
       k: Tensor,
       v: Tensor,
-      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      { slopes, sinks, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
     ) => ({
       make: { out: { dtype: q.dtype, shape: matrix(q) } },
-      read: { q, k, v, slopes },
+      read: { q, k, v, slopes, sinks },
       settings: { ...shape, start, window, softcap },
       flop: 4 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
     }),
@@ -284,7 +288,7 @@ export const operations = {
 
   /**
    * The loss of predicting targets[t] from x[t], float32 [tokens]. The logits are those of `head`, [vocabulary, columns of x],
-   * and its bias, [vocabulary], then capped as softcap() does.
+   * and its bias, [vocabulary], then capped as softcap() does. `likeliest`, int32 [tokens], takes the token of the largest logit.
    */
   crossEntropy: operation(
     'forward',
@@ -292,9 +296,14 @@ export const operations = {
       x: Tensor,
       head: Tensor,
       targets: Tensor,
-      { bias, softcap = 0 }: { bias?: Tensor | undefined; softcap?: number | undefined } = {},
+      {
+        bias,
+        softcap = 0,
+        likeliest,
+      }: { bias?: Tensor | undefined; softcap?: number | undefined; likeliest?: Tensor | undefined } = {},
     ) => ({
       make: { losses: float32(x.rows) },
+      ...(likeliest && { change: { likeliest } }),
       read: { x, head, bias, targets },
       settings: { softcap },
       flop: 2 * x.rows * head.rows * head.width,
@@ -522,7 +531,10 @@ export const operations = {
     { parts: { dweight: 'solver', dbias: 'solver' } },
   ),
 
-  /** The gradients of attention's q, k and v from that of its output. */
+  /**
+   * The gradients of attention's q, k and v from that of its output. With sinks `dsinks`, float32 [rows of q, heads], becomes what each
+   * query adds to theirs.
+   */
   attentionGradient: operation(
     'gradient',
     (
@@ -530,14 +542,16 @@ export const operations = {
       k: Tensor,
       v: Tensor,
       dout: Tensor,
-      { slopes, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      { slopes, sinks, start = 0, window = 0, softcap = 0, ...shape }: AttentionShape,
+      dsinks?: Tensor,
     ) => ({
       make: {
         dq: { dtype: q.dtype, shape: matrix(q) },
         dk: { dtype: q.dtype, shape: matrix(k) },
         dv: { dtype: q.dtype, shape: matrix(v) },
       },
-      read: { q, k, v, dout, slopes },
+      change: { ...(dsinks && { dsinks }) },
+      read: { q, k, v, dout, slopes, sinks },
       settings: { ...shape, start, window, softcap },
       flop: 10 * q.width * shape.sequences * attentionPairs(q.rows / shape.sequences, start, window),
     }),
@@ -559,9 +573,9 @@ export const operations = {
     settings: { kind },
   })),
 
-  /** The way back of takeColumns: columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
+  /** Undoes takeColumns(): columns [g · stride + first, g · stride + first + count) of out become those of x, for each group g. */
   putColumns: operation(
-    'gradient',
+    'forward',
     (out: Tensor, x: Tensor, part: { first: number; count: number; stride: number }) => ({
       change: { out },
       read: { x },

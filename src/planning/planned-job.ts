@@ -2,6 +2,7 @@ import type * as z from 'zod'
 import { storedBytes, type StoredTensor } from '../files/safetensors.js'
 import { emptyCheckpoint, type Checkpoint } from '../files/checkpoint.js'
 import { Engine } from '../models/engine.js'
+import { languageConfig } from '../models/language-config.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, findBackend, type DeviceName, type Tensor, type Work } from '../native/device.js'
@@ -264,7 +265,8 @@ export function checkpointTensors(config: Record<string, unknown>): StoredTensor
 
 /** The element type that the files have by the config; float32 when it does not say, as in transformers. */
 function storedType(config: Record<string, unknown>): 'F32' | 'F16' | 'BF16' {
-  const stored = config['torch_dtype'] ?? config['dtype']
+  const { torch_dtype, dtype } = languageConfig(config)
+  const stored = torch_dtype ?? dtype
   return stored === 'bfloat16' ? 'BF16' : stored === 'float16' ? 'F16' : 'F32'
 }
 

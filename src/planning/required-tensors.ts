@@ -1,7 +1,6 @@
 import { SparseGptError } from '../errors.js'
 import type { Checkpoint } from '../files/checkpoint.js'
 import type { StoredTensor } from '../files/safetensors.js'
-import type { Architecture } from '../models/architecture.js'
 import { Engine } from '../models/engine.js'
 import type { Family } from '../models/family.js'
 import { familyOf } from '../models/registry.js'
@@ -30,7 +29,7 @@ export function askForEveryTensor(engine: Engine): void {
 export function checkTensors(family: Family, checkpoint: Checkpoint): void {
   const { engine, asked } = openShapes(family, checkpoint)
   askForEveryTensor(engine)
-  checkNothingIsPassedOver(checkpoint, engine.architecture, asked)
+  checkNothingIsPassedOver(checkpoint, engine, asked)
 }
 
 /** The matrices of a checkpoint, [vocabulary, columns], that tokens are embedded with and that the head makes logits with; one if they are tied. */
@@ -79,7 +78,7 @@ class AskedWeights extends Weights {
  */
 function checkNothingIsPassedOver(
   checkpoint: Checkpoint,
-  architecture: Architecture,
+  { architecture, weights }: Engine,
   asked: ReadonlyMap<string, StoredTensor>,
 ): void {
   const prefixes = new Set(
@@ -87,6 +86,8 @@ function checkNothingIsPassedOver(
   )
   for (const { name, file } of checkpoint.tensors.values()) {
     if (asked.has(name)) continue
+    // What else a multimodal model has is none of the language model's.
+    if (weights.isPart && !name.startsWith(architecture.final.prefix)) continue
     const block = /^.*?\.?\d+\./.exec(name)?.[0]
     if (block !== undefined && !prefixes.has(block)) continue
     const [, module = '', kind] = /^(.*)\.(weight|bias)$/.exec(name) ?? []

@@ -8,6 +8,7 @@ import {
   type Fields,
   type FileHandle,
   type HostArray,
+  type RecordingHandle,
   type SpillFileHandle,
   type TensorHandle,
 } from '../native/addon.js'
@@ -261,6 +262,8 @@ export class ShapeExecutor implements Executor {
   }
 
   createSpillFile = () => ({}) as SpillFileHandle
+  createRecording = () => ({}) as RecordingHandle
+  replay = () => undefined
 
   offload(_: DeviceHandle, handle: TensorHandle): void {
     const { storage } = shapeOf(handle)

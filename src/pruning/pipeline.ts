@@ -5,7 +5,7 @@ import type { Engine, Offload } from '../models/engine.js'
 import { namedLinears, type LinearSpec } from '../models/specs.js'
 import type { ReconstructionSettings } from '../training/reconstruction.js'
 import { partOf } from '../native/communicator.js'
-import { batched } from '../text/windows.js'
+import { batchedByLength } from '../text/windows.js'
 import { allocate } from './allocation/allocation.js'
 import { recipeChoices, shareOf, type Allocation } from './allocation/recipe.js'
 import { BlockPruner } from './block-pruner.js'
@@ -117,7 +117,7 @@ function partsOf(
 
 /**
  * Prunes the model block by block: every block sees the outputs of the pruned blocks before it. `layers`: selectLayers();
- * `windows`: the calibration text's, all of one length; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
+ * `windows`: the calibration text's; `meter`: for blocksToPass(). Blocks that `destination` has finished already are
  * only passed. Several ranks are all handed all windows.
  */
 export async function pruneBlocks(
@@ -130,9 +130,8 @@ export async function pruneBlocks(
 ): Promise<LayerReport[]> {
   const { device } = engine
   const last = blocksToPass(layers) - 1
-  const size = engine.windowsPerBatch(windows[0]?.length ?? 1)
-  const parts = partsOf(windows, o)
-  const groups = parts.flatMap((part) => batched(part, size))
+  const perBatch = (length: number) => engine.windowsPerBatch(length)
+  const parts = partsOf(windows, o).map((part) => batchedByLength(part, perBatch))
   const { finished } = destination
   const reports: LayerReport[] = finished.flatMap(({ layers }) => [...layers])
   if (finished.length > last) return reports
@@ -151,10 +150,10 @@ export async function pruneBlocks(
   }
   const options = { ...o, alpha: o.alpha ?? defaultAlpha, ...rest }
   const dense = needsDenseStream(o) ? (o.dense ?? engine) : undefined
-  const streams = new Streams(engine, groups, {
+  const streams = new Streams(engine, parts.flat(), {
     dense,
     offload: o.offload,
-    parts: parts.flatMap((part, i) => batched(part, size).map(() => i)),
+    parts: parts.flatMap((batches, i) => batches.map(() => i)),
   })
   try {
     for (const [index, weights] of engine.blocks(last + 1)) {

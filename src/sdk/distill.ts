@@ -13,7 +13,7 @@ import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
-import { allWindows, calibrationWindows, textSource, type TextSource } from '../text/source.js'
+import { allWindows, calibrationSource, calibrationWindows, type CalibrationSource } from '../text/source.js'
 import {
   Distillation,
   type DistillationProgress,
@@ -23,8 +23,8 @@ import { distillationOptions, type DistillationOptions } from '../training/optio
 import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
 import { engineOf, openDense, type Model } from './model.js'
 
-/** The text that a pruned model is trained on: at most one of `dataset`, `file` and `tokens`; without them the dense model generates it. */
-export interface DistillationText extends TextSource {
+/** The text that a pruned model is trained on: at most one source; without one the dense model generates it. */
+export interface DistillationText extends CalibrationSource {
   /**
    * The number of windows that are drawn. Default: all of the text, one after the other (of the data set c4 256), and 128 of what the
    * dense model generates.
@@ -73,7 +73,7 @@ const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value =
 const schema = distillationOptions
   .extend({
     dense: z.string().min(1),
-    calibration: textSource
+    calibration: calibrationSource
       .extend({
         samples: z.int().min(2).max(1_000_000).optional(),
         sequenceLength: z.int().min(1).optional(),
@@ -228,11 +228,13 @@ export const layersOf = ({ architecture }: Engine) => selectLayers(architecture,
 
 async function drawWindows(engine: Engine, teacher: Engine, o: Parsed): Promise<Int32Array[]> {
   const { samples, seed, sequenceLength: wanted, ...source } = o.calibration
-  const options = { seed, sequenceLength: engine.sequenceLength(wanted), signal: o.signal }
-  const { dataset, file, tokens, textField } = source
-  if (dataset === undefined && file === undefined && tokens === undefined) {
-    if (textField !== undefined) {
-      const message = 'distill: option textField: is of a file with rows: give file too'
+  const longest = source.windows?.reduce((most, { length }) => Math.max(most, length), 1)
+  const options = { seed, sequenceLength: engine.sequenceLength(longest ?? wanted), signal: o.signal }
+  const { textField, chat, onDownload, onEncode, ...from } = source
+  if (Object.values(from).every((given) => given === undefined)) {
+    const ofRows = textField === undefined ? chat && 'chat' : 'textField'
+    if (ofRows) {
+      const message = `distill: option ${ofRows}: is of a file with rows: give file too`
       throw new SparseGptError('INVALID_OPTION', message)
     }
     return generateText(teacher, samples ?? 128, options, o.onGenerate)
@@ -262,6 +264,10 @@ export const trainingWindows = async (...[engine, source, options]: Parameters<t
   trainable(await allWindows(engine, source, options), options)
 
 function trainable(windows: Int32Array[], { sequenceLength }: { sequenceLength: number }): Int32Array[] {
+  if (windows.some(({ length }) => length !== windows[0]!.length)) {
+    const message = 'distill: option windows: they must be of one length to train on: give windows that are'
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
   if (windows.length > 1) return windows
   const message = `distill: the text has one window of ${sequenceLength} tokens; one to train on and one to judge by are needed: give a longer text or a shorter sequenceLength`
   throw new SparseGptError('INVALID_TEXT', message)

@@ -181,7 +181,8 @@ function requireAlike(engine: Engine, dense: Engine, caller: 'prune' | 'distill'
     `model_type "${String(weights.config['model_type'])}", a vocabulary of ${vocabularySize} entries, hidden size ${hiddenSize} and ${blockCount} blocks`
   const [ours, theirs] = [measures(engine), measures(dense)]
   if (ours === theirs) return
-  const message = `${caller}: option dense: ${dense.name} has ${theirs}, the pruned one ${ours}: give the model that was pruned`
+  const option = caller === 'perplexity' ? 'against' : 'dense'
+  const message = `${caller}: option ${option}: ${dense.name} has ${theirs}, the pruned one ${ours}: give the model that was pruned`
   throw new SparseGptError('INVALID_OPTION', message)
 }
 

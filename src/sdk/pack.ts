@@ -147,7 +147,8 @@ async function write(engine: Engine, encoding: EncodingName, o: Parsed): Promise
 
 const packedCount = ({ tensors }: Checkpoint) => [...tensors.values()].filter(isPacked).length
 
-async function fileBytes({ folder, shards }: Checkpoint): Promise<number> {
+/** The size of a checkpoint's weight files, in bytes. */
+export async function fileBytes({ folder, shards }: Checkpoint): Promise<number> {
   const sizes = await Promise.all(shards.map(async ({ file }) => (await stat(join(folder, file))).size))
   return sizes.reduce((a, b) => a + b, 0)
 }

@@ -55,12 +55,12 @@ export interface RankedPlan extends Plan {
   rates: Record<Arithmetic, number>
 }
 
-const units = { k: 1e3, m: 1e6, g: 1e9, t: 1e12 }
+const units: Record<string, number> = { k: 1e3, m: 1e6, g: 1e9, t: 1e12 }
 
 /** Validates a bandwidth such as '100Gbps'; bytes/s. */
 const bandwidth = z.string().transform((text, context): number => {
   const [, amount, unit, kind] = /^(\d+(?:\.\d+)?)\s*([kmgt])(bps|bit\/s|b\/s)$/i.exec(text.trim()) ?? []
-  const bits = Number(amount) * (units[unit?.toLowerCase() as keyof typeof units] ?? NaN)
+  const bits = Number(amount) * (units[unit?.toLowerCase() ?? ''] ?? NaN)
   if (bits > 0) return kind?.toLowerCase() === 'b/s' ? bits : bits / 8
   context.issues.push({
     code: 'custom',

@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
-import { calibrationWindows, textSource, type TextSource } from '../text/source.js'
+import { calibrationSource, calibrationWindows, type CalibrationSource } from '../text/source.js'
 import { saveTokens } from '../text/token-file.js'
 import type { Grid } from '../files/coded.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
@@ -42,8 +42,8 @@ import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.
 import type { DistillationProgress } from '../training/distillation.js'
 import type { DistillationLosses } from '../training/saved-training.js'
 
-/** The calibration text, and what is drawn from it. */
-export interface CalibrationOptions extends TextSource {
+/** The calibration text, and what is drawn from it. Windows that are given decide their number and lengths themselves. */
+export interface CalibrationOptions extends CalibrationSource {
   /** The number of windows drawn from the text. Default 128. */
   samples?: number
   /** The number of tokens per window. Default: the model's context, at most 2048. */
@@ -124,7 +124,7 @@ const schema = modelPruningOptions
   .extend({
     mask: path.optional(),
     dense: z.string().min(1).optional(),
-    calibration: textSource
+    calibration: calibrationSource
       .extend({
         samples,
         sequenceLength: z.int().min(1).optional(),
@@ -132,6 +132,11 @@ const schema = modelPruningOptions
         saveTokens: path.endsWith('.safetensors').optional(),
       })
       .strict()
+      .transform(({ windows, ...calibration }) => {
+        if (!windows) return calibration
+        const longest = windows.reduce((most, { length }) => Math.max(most, length), 1)
+        return { ...calibration, windows, samples: windows.length, sequenceLength: longest }
+      })
       .optional(),
     out: path.optional(),
     force: z.boolean().default(false),

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { open, rm, type FileHandle } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import { writeFully } from '../files/copy-range.js'
 import { reason } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
@@ -73,21 +73,35 @@ async function fetchPart(name: DatasetName, part: Part, options: DownloadOptions
   return join(snapshot.folder, part.file)
 }
 
+/** How a data set is read. */
+export interface DatasetOptions extends DownloadOptions {
+  /** A function that is told the share of the file that has been read, in (0, 1]. */
+  onRead?: ((share: number) => void) | undefined
+  /** The path of the data set's file, in the place of the hub's. */
+  file?: string | undefined
+  /** The field of its rows that holds the text. Default: that of the data set. */
+  textField?: string | undefined
+}
+
+/** Whether a file of this name is a shard of C4, which is sampled as the data set is. */
+export const isC4Shard = (file: string) =>
+  /^c4-(train|validation)\.\d+-of-\d+\.json(\.gz)?$/.test(basename(file))
+
 /**
- * The text of a data set as the paper's code makes it.
+ * The text of a data set as the paper's code makes it, in parts one after another.
  *
- * Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED, INVALID_TEXT (a damaged file), OUT_OF_MEMORY for more than `maxLength` characters.
+ * Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED, INVALID_TEXT (a damaged file).
  */
-export async function datasetText(
+export async function* datasetParts(
   name: DatasetName,
   use: 'calibration' | 'evaluation',
-  { maxLength, ...options }: DownloadOptions & { maxLength?: number | undefined },
-): Promise<string> {
+  { onRead, file: own, textField, ...options }: DatasetOptions,
+): AsyncGenerator<string> {
   const part = datasets[name][use]
-  const file = await fetchPart(name, part, options)
+  const file = own === undefined ? await fetchPart(name, part, options) : resolve(own)
   try {
-    const documents = first(part.rows, readDocuments(file, part.field))
-    return await joinDocuments(file, documents, part.separator, maxLength)
+    const documents = readDocuments(file, textField ?? part.field, onRead)
+    yield* joinDocuments(first(part.rows, documents), part.separator)
   } catch (error) {
     throw textReadError(file, error)
   }
@@ -103,12 +117,13 @@ async function* first<T>(count: number | undefined, items: AsyncIterable<T>): As
 }
 
 /**
- * The documents of C4's calibration shard, 356,317 of them; the caller closes them. Throws as datasetText does, and
+ * The documents of C4's calibration shard, 356,317 of them, or of another; the caller closes them. Throws as datasetParts does, and
  * WRITE_FAILED.
  */
-export async function openC4(options: DownloadOptions): Promise<DocumentStore> {
+export async function openC4({ file, textField, ...options }: DatasetOptions): Promise<DocumentStore> {
   const part = datasets.c4.calibration
-  return DocumentStore.open(await fetchPart('c4', part, options), part.field)
+  const own = file === undefined ? await fetchPart('c4', part, options) : resolve(file)
+  return DocumentStore.open(own, textField ?? part.field)
 }
 
 /**

@@ -24,62 +24,94 @@ export function documentFormat(path: string): 'lines' | 'json' | 'parquet' | und
   return /\.parquet$/i.test(path) ? 'parquet' : undefined
 }
 
+/** A row of a file. */
+export interface Row {
+  /** The file and the row's number, or its line's, for messages. */
+  where: string
+  /** The fields of the row, which is undefined where it is no JSON object. */
+  fields: Record<string, unknown> | undefined
+}
+
 /**
- * The documents of a file, in order: the field of every JSON object of a `.jsonl` or `.ndjson` file, one per line with blank
- * lines skipped; of a `.json` file, which has such lines or one list of objects; all of these may be packed (`.gz`); or a
- * column of text of a `.parquet` file.
+ * The documents of a file, in order: the field of every row, see readRows.
  *
  * Throws INVALID_TEXT (with the line or row) when one has no such text, or the file is damaged; FILE_NOT_FOUND.
  */
-export async function* readDocuments(path: string, field: string): AsyncGenerator<string> {
+export async function* readDocuments(
+  path: string,
+  field: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<string> {
+  for await (const row of readRows(path, [field], onRead)) yield textOf(row, field)
+}
+
+/**
+ * The rows of a file, in order: the JSON objects of a `.jsonl` or `.ndjson` file, one per line with blank lines skipped; of a
+ * `.json` file, which has such lines or one list of objects; all of these may be packed (`.gz`); or those of a `.parquet` file,
+ * of which `columns` are read. `onRead` is told the share of the file that has been read, in (0, 1].
+ *
+ * Throws INVALID_TEXT (with the line or row) when the file is damaged, or lacks a column; FILE_NOT_FOUND.
+ */
+export async function* readRows(
+  path: string,
+  columns: readonly string[],
+  onRead?: (share: number) => void,
+): AsyncGenerator<Row> {
   const format = documentFormat(path)
   if (format === 'parquet') {
-    yield* readParquet(path, field)
+    yield* readParquet(path, columns, onRead)
     return
   }
   if (format === 'json' && (await beginsList(path))) {
-    for await (const { number, bytes } of readListed(path)) {
+    for await (const { number, bytes } of readListed(path, onRead)) {
       const where = `${path}, row ${number}`
-      yield textOf(decode(bytes, where), where, field)
+      yield rowOf(decode(bytes, where), where)
     }
     return
   }
-  for await (const line of readLines(path)) {
-    const text = parseLine(path, line.number, line.bytes, field)
-    if (text !== undefined) yield text
+  for await (const { number, bytes } of readLines(path, onRead)) {
+    const row = lineOf(path, number, bytes)
+    if (row !== undefined) yield row
   }
 }
 
 /** The text of a line of a `.jsonl` file; undefined when it is blank. Throws INVALID_TEXT. */
 export function parseLine(path: string, number: number, line: Buffer, field: string): string | undefined {
-  const decoded = decode(line, `${path}, line ${number}`)
-  const json = number === 1 ? withoutMark(decoded) : decoded
-  if (json.trim() === '') return undefined
-  return textOf(json, `${path}, line ${number}`, field)
+  const row = lineOf(path, number, line)
+  return row && textOf(row, field)
 }
 
-/** The text of a row. Throws INVALID_TEXT, which says `where`. */
-function textOf(json: string, where: string, field: string): string {
-  let value: unknown
+function lineOf(path: string, number: number, line: Buffer): Row | undefined {
+  const where = `${path}, line ${number}`
+  const decoded = decode(line, where)
+  const json = number === 1 ? withoutMark(decoded) : decoded
+  return json.trim() === '' ? undefined : rowOf(json, where)
+}
+
+/** Throws INVALID_TEXT, which says `where`. */
+function rowOf(json: string, where: string): Row {
   try {
-    value = JSON.parse(json)
+    const value: unknown = JSON.parse(json)
+    const isObject = typeof value === 'object' && value !== null
+    return { where, fields: isObject ? (value as Record<string, unknown>) : undefined }
   } catch (error) {
     const advice = /\.json(\.gz)?,/i.test(where)
       ? ': a .json file must hold one list of rows, or one row in each line'
       : ''
     throw new SparseGptError('INVALID_TEXT', `${where} is not valid JSON${advice}`, { cause: error })
   }
-  const text: unknown =
-    typeof value === 'object' && value !== null && Object.hasOwn(value, field)
-      ? (value as Record<string, unknown>)[field]
-      : undefined
-  if (typeof text !== 'string') {
-    throw new SparseGptError(
-      'INVALID_TEXT',
-      `${where} must be a JSON object with the text in its field ${JSON.stringify(field)}`,
-    )
-  }
-  return text
+}
+
+/** The text of a row. Throws INVALID_TEXT. */
+function textOf({ where, fields }: Row, field: string): string {
+  const text = fields && Object.hasOwn(fields, field) ? fields[field] : undefined
+  if (typeof text === 'string') return text
+  const name = JSON.stringify(field)
+  const lacks = /\.parquet, row \d+$/i.test(where)
+    ? `has no text in its column ${name}`
+    : `must be a JSON object with the text in its field ${name}`
+  const message = `${where} ${lacks}`
+  throw new SparseGptError('INVALID_TEXT', message)
 }
 
 /**
@@ -88,9 +120,12 @@ function textOf(json: string, where: string, field: string): string {
  *
  * Throws INVALID_TEXT for a damaged gzip file, or a line that is too long; FILE_NOT_FOUND.
  */
-export async function* readLines(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
-  const line = new Row(path, 'line')
-  for await (const chunk of readChunks(path)) {
+export async function* readLines(
+  path: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<{ number: number; bytes: Buffer }> {
+  const line = new RowBytes(path, 'line')
+  for await (const chunk of readChunks(path, onRead)) {
     let start = 0
     for (let end = chunk.indexOf(0x0a); end >= 0; end = chunk.indexOf(0x0a, start)) {
       line.add(chunk.subarray(start, end))
@@ -105,7 +140,7 @@ export async function* readLines(path: string): AsyncGenerator<{ number: number;
 }
 
 /** A row that arrives in parts. */
-class Row {
+class RowBytes {
   private parts: Buffer[] = []
   private bytes = 0
   private taken = 0
@@ -148,15 +183,18 @@ async function beginsList(path: string): Promise<boolean> {
 }
 
 /** The rows of a file that holds one JSON list, as bytes. Throws as readLines does. */
-async function* readListed(path: string): AsyncGenerator<{ number: number; bytes: Buffer }> {
-  const row = new Row(path, 'row')
+async function* readListed(
+  path: string,
+  onRead?: (share: number) => void,
+): AsyncGenerator<{ number: number; bytes: Buffer }> {
+  const row = new RowBytes(path, 'row')
   let depth = 0
   let inString = false
   let escaped = false
   let pending = false
   let ended = false
   const damaged = (what: string) => new SparseGptError('INVALID_TEXT', `${path} is not valid JSON: ${what}`)
-  for await (const chunk of readChunks(path)) {
+  for await (const chunk of readChunks(path, onRead)) {
     let start = 0
     for (let i = 0; i < chunk.length; i++) {
       const byte = chunk[i]!
@@ -187,12 +225,18 @@ async function* readListed(path: string): AsyncGenerator<{ number: number; bytes
   if (depth > 0) throw damaged('the list does not end')
 }
 
-/** The bytes of a file, unpacked when its name ends in `.gz`. Throws FILE_NOT_FOUND, INVALID_TEXT. */
-export async function* readChunks(path: string): AsyncGenerator<Buffer> {
+/**
+ * The bytes of a file, unpacked when its name ends in `.gz`; `onRead` is told the share of the file that has been read, in (0, 1].
+ * Throws FILE_NOT_FOUND, INVALID_TEXT.
+ */
+export async function* readChunks(path: string, onRead?: (share: number) => void): AsyncGenerator<Buffer> {
   const { handle, bytes } = await openRegularFile(path, textAdvice)
   const file = handle.createReadStream({ highWaterMark: 1 << 20 })
   if (!/\.gz$/i.test(path)) {
-    yield* file as AsyncIterable<Buffer>
+    for await (const chunk of file as AsyncIterable<Buffer>) {
+      onRead?.(Math.min(1, file.bytesRead / bytes))
+      yield chunk
+    }
     return
   }
   const unpacked = createGunzip({ chunkSize: 1 << 20 })
@@ -205,6 +249,7 @@ export async function* readChunks(path: string): AsyncGenerator<Buffer> {
         const message = `${path} unpacks to more than ${maxGzipRatio} times its size: it is no packed text`
         throw new SparseGptError('INVALID_TEXT', message)
       }
+      onRead?.(Math.min(1, file.bytesRead / bytes))
       yield chunk
     }
   } catch (error) {
@@ -216,7 +261,11 @@ export async function* readChunks(path: string): AsyncGenerator<Buffer> {
   }
 }
 
-async function* readParquet(path: string, column: string): AsyncGenerator<string> {
+async function* readParquet(
+  path: string,
+  columns: readonly string[],
+  onRead?: (share: number) => void,
+): AsyncGenerator<Row> {
   // Loading these takes as long as starting Node, and few jobs need them.
   const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } =
     await import('hyparquet')
@@ -235,30 +284,25 @@ async function* readParquet(path: string, column: string): AsyncGenerator<string
     throw damaged(error)
   })
   const names = parquetSchema(metadata).children.map(({ element }) => element.name)
-  if (!names.includes(column)) {
-    const message = `${path} has no column ${JSON.stringify(column)} with the text; it has ${names.join(', ')}`
+  const missing = columns.find((column) => !names.includes(column))
+  if (missing !== undefined) {
+    const message = `${path} has no column ${JSON.stringify(missing)}; it has ${names.join(', ')}`
     throw new SparseGptError('INVALID_TEXT', message)
   }
   let rowStart = 0
   for (const group of metadata.row_groups) {
     const rowEnd = rowStart + Number(group.num_rows)
-    const options = { file, metadata, columns: [column], rowStart, rowEnd, compressors }
+    const options = { file, metadata, columns: [...columns], rowStart, rowEnd, compressors }
     const read = async () => {
-      await checkGroup(file, group, column)
+      for (const column of columns) await checkGroup(file, group, column)
       return parquetReadObjects(options)
     }
     const rows = await read().catch((error: unknown) => {
       throw damaged(error)
     })
-    for (const [i, row] of rows.entries()) {
-      const text: unknown = row[column]
-      if (typeof text !== 'string') {
-        const message = `${path}, row ${rowStart + i + 1} has no text in its column ${JSON.stringify(column)}`
-        throw new SparseGptError('INVALID_TEXT', message)
-      }
-      yield text
-    }
+    for (const [i, fields] of rows.entries()) yield { where: `${path}, row ${rowStart + i + 1}`, fields }
     rowStart = rowEnd
+    onRead?.(rowEnd / Math.max(1, Number(metadata.num_rows)))
   }
 }
 

@@ -27,12 +27,14 @@ export async function checkGroup(file: AsyncBuffer, group: RowGroup, column: str
     const end = start + Number(chunk.total_compressed_size)
     if (!(0 <= start && start <= end && end <= file.byteLength))
       throw new Error('a column reaches beyond the file')
-    checkPages(await file.slice(start, end), rows)
+    // A list has a value for each of its elements.
+    const listed = chunk.path_in_schema.length > 1
+    checkPages(await file.slice(start, end), listed ? maxGroupRows : rows)
   }
 }
 
-/** Checks the pages of a column in a group of `rows` rows, which lie one after another. */
-function checkPages(column: ArrayBuffer, rows: number): void {
+/** Checks the pages of a column in a group of rows, which lie one after another and have at most `most` values each. */
+function checkPages(column: ArrayBuffer, most: number): void {
   const reader = new CompactReader(new DataView(column))
   let bytes = 0
   while (reader.left > 1) {
@@ -43,8 +45,8 @@ function checkPages(column: ArrayBuffer, rows: number): void {
     }
     if (page.packedBytes < 0 || page.packedBytes > reader.left)
       throw new Error('a page reaches beyond its column')
-    if (page.values < 0 || page.values > rows) {
-      throw new Error(`a page has ${page.values} values, but its group only ${rows} rows`)
+    if (page.values < 0 || page.values > most) {
+      throw new Error(`a page has ${page.values} values; of its group there can be ${most}`)
     }
     reader.skip(page.packedBytes)
   }

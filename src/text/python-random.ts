@@ -46,6 +46,30 @@ export class PythonRandom {
     return a + drawn
   }
 
+  /** `count` of the items in random order, no more than there are, as Python's `sample` draws them. */
+  sample<T>(items: readonly T[], count: number): T[] {
+    const { length } = items
+    const poolSize = 21 + (count > 5 ? 4 ** Math.ceil(Math.log(3 * count) / Math.log(4)) : 0)
+    const drawn: T[] = []
+    if (length <= poolSize) {
+      const pool = [...items]
+      for (let i = 0; i < count; i++) {
+        const at = this.randint(0, length - i - 1)
+        drawn.push(pool[at]!)
+        pool[at] = pool[length - i - 1]!
+      }
+      return drawn
+    }
+    const taken = new Set<number>()
+    while (drawn.length < count) {
+      const at = this.randint(0, length - 1)
+      if (taken.has(at)) continue
+      taken.add(at)
+      drawn.push(items[at]!)
+    }
+    return drawn
+  }
+
   /** A uniform number in [0, 1), a multiple of 2^-53. */
   random(): number {
     const high = this.#next() >>> 5

@@ -56,6 +56,20 @@ export function batched(windows: readonly Int32Array[], size: number): Int32Arra
   return Array.from({ length: count }, (_, i) => windows.slice(i * size, (i + 1) * size))
 }
 
+/** The windows in groups of one length each, of at most `size(length)`: in order, where all are of one length. */
+export function batchedByLength(
+  windows: readonly Int32Array[],
+  size: (length: number) => number,
+): Int32Array[][] {
+  const alike = new Map<number, Int32Array[]>()
+  for (const window of windows) {
+    const others = alike.get(window.length) ?? []
+    alike.set(window.length, others)
+    others.push(window)
+  }
+  return [...alike].flatMap(([length, group]) => batched(group, size(length)))
+}
+
 function requirePositive(option: string, value: number): void {
   if (!Number.isSafeInteger(value) || value < 1) {
     throw new SparseGptError(

@@ -210,9 +210,9 @@ async function elements(device: Device, tensors: readonly Tensor[]): Promise<Flo
 }
 
 /** The numbers of all ranks. */
-async function ofAll<Numbers extends readonly number[] | Float32Array>(
+async function ofAll(
   { engine, communicator }: ReconstructionTask,
-  own: Numbers,
+  own: readonly number[] | Float32Array,
 ): Promise<number[]> {
   const parts = communicator ? await communicator.gather(engine.device, own) : [own]
   return parts.flatMap((part) => [...part])

@@ -1,6 +1,6 @@
 import type { AttentionHeads } from '../models/block.js'
 import type { BlockWeights } from '../models/block-weights.js'
-import { EagerBlock, headColumns, type Placement } from '../models/eager-block.js'
+import { EagerBlock, groupColumns, type Placement } from '../models/eager-block.js'
 import { route, routeGradient, type ExpertLoad, type Routing } from '../models/routing.js'
 import type { Steps } from '../models/steps.js'
 import type { Activation, Device, DType, Tensor } from '../native/device.js'
@@ -151,6 +151,8 @@ export class RecordedBlock extends EagerBlock {
     this.record(out, (dy) => {
       const sum = this.gradients.of(`${name}.weight`)
       if (sum) this.device.accumulateProduct(sum, dy, read)
+      const bias = this.gradients.of(`${name}.bias`)
+      if (bias) this.device.accumulateRows(bias, dy)
       this.give(from, this.device.multiply(dy, weight, read.dtype))
     })
     return out
@@ -196,7 +198,10 @@ export class RecordedBlock extends EagerBlock {
       const { device } = this
       const sums = (of: string) => this.gradients.of(`${name}.${of}`) ?? device.zeros('float32', [width])
       const into = { dweight: sums('weight'), ...(centred && { dbias: sums('bias') }) }
-      const rows = (tensor: Tensor) => tensor.reshape([(tensor.rows * tensor.width) / width, width])
+      const rows = (tensor: Tensor) =>
+        tensor.width === width
+          ? tensor.share()
+          : tensor.reshape([(tensor.rows * tensor.width) / width, width])
       const [read, gradient] = [rows(x), rows(dy)]
       device.normGradient(read, gradient, weight, epsilon, into, gradient)
       for (const view of [read, gradient]) view.dispose()
@@ -231,7 +236,11 @@ export class RecordedBlock extends EagerBlock {
     const shape = this.attentionShape({ ...heads, slopes })
     const [queries, keys, values] = inputs as [Kept, Kept, Kept]
     this.record(out, (dy) => {
-      const { dq, dk, dv } = this.device.attentionGradient(queries.read, keys.read, values.read, dy, shape)
+      const dsinks = shape.sinks && this.device.zeros('float32', [dy.rows, heads.heads])
+      const read = [queries.read, keys.read, values.read] as const
+      const { dq, dk, dv } = this.device.attentionGradient(...read, dy, shape, dsinks)
+      const sum = heads.sinks === undefined ? undefined : this.gradients.of(heads.sinks)
+      if (sum && dsinks) this.device.accumulateRows(sum, dsinks)
       this.give(queries.value, dq)
       this.give(keys.value, dk)
       this.give(values.value, dv)
@@ -257,6 +266,16 @@ export class RecordedBlock extends EagerBlock {
     this.record(out, (dy) => {
       this.give(fromUp, this.device.gateGradient(dy, gateBefore, upBefore, kind))
       this.give(fromGate, dy)
+    })
+    return out
+  }
+
+  override scale(x: Tensor, factor: number): Tensor {
+    const from = this.overwritten(x)
+    const out = super.scale(x, factor)
+    this.record(out, (dy) => {
+      this.device.scale(dy, factor)
+      this.give(from, dy)
     })
     return out
   }
@@ -298,26 +317,43 @@ export class RecordedBlock extends EagerBlock {
     const from = this.valueIn(fused)
     const { width } = fused
     const parts = super.splitColumns(fused, ...counts)
-    let first = 0
-    const places = counts.map((count) => {
-      first += count
-      return { first: first - count, count, stride: count }
-    })
-    this.recordParts(from, parts, places, width)
+    this.recordParts(from, parts, groupColumns(counts), width)
     return parts
   }
 
-  override splitHeads(
-    fused: Tensor,
-    heads: number,
-    kvHeads: number,
-    headDim: number,
-  ): [q: Tensor, k: Tensor, v: Tensor] {
+  override splitGroups(fused: Tensor, groups: number, ...counts: number[]): Tensor[] {
     const from = this.valueIn(fused)
     const { width } = fused
-    const parts = super.splitHeads(fused, heads, kvHeads, headDim)
-    this.recordParts(from, parts, headColumns(heads, kvHeads, headDim), width)
+    const parts = super.splitGroups(fused, groups, ...counts)
+    this.recordParts(from, parts, groupColumns(counts), width)
     return parts
+  }
+
+  override joinGroups(groups: number, ...parts: Tensor[]): Tensor {
+    const from = parts.map((part) => this.valueIn(part))
+    const places = groupColumns(parts.map(({ width }) => width / groups))
+    const out = super.joinGroups(groups, ...parts)
+    this.record(out, (dy) => {
+      from.forEach((value, i) => {
+        this.give(value, this.device.takeColumns(dy, { groups, ...places[i]! }))
+      })
+    })
+    return out
+  }
+
+  override repeatColumns(x: Tensor, times: number): Tensor {
+    const from = this.valueIn(x)
+    const { width } = x
+    const out = super.repeatColumns(x, times)
+    this.record(out, (dy) => {
+      const sum = this.device.takeColumns(dy, { groups: 1, first: 0, count: width, stride: 0 })
+      for (let i = 1; i < times; i++) {
+        const columns = this.device.adopt(dy.columns(i * width, width))
+        this.device.add(sum, columns)
+      }
+      this.give(from, sum)
+    })
+    return out
   }
 
   private recordParts(
@@ -345,11 +381,11 @@ export class RecordedBlock extends EagerBlock {
 
   // --- routed experts ---
 
-  override *route(scores: Tensor, routing: Routing): Steps<ExpertLoad[]> {
+  override *route(scores: Tensor, routing: Routing, preference?: string): Steps<ExpertLoad[]> {
     const from = this.valueIn(scores)
     const { rows, width } = scores
-    const elements = (yield { read: scores }) as Float32Array
-    const host = route(elements, routing)
+    const { elements, preferences } = yield* this.routed(scores, preference)
+    const host = route(elements, routing, preferences)
     const loads = this.loads(host)
     const shares = loads.map((load) => this.valueIn(load.shares))
     this.steps.push(async () => {
@@ -357,7 +393,7 @@ export class RecordedBlock extends EagerBlock {
       const read = gradients.map((gradient) =>
         gradient ? this.device.readFloat32(gradient) : Promise.resolve(new Float32Array(0)),
       )
-      const dscores = routeGradient(host, await Promise.all(read), rows)
+      const dscores = routeGradient(elements, routing, host, await Promise.all(read))
       for (const gradient of gradients) gradient?.dispose()
       this.give(from, this.device.upload(dscores, [rows, width]))
     })

@@ -1,6 +1,6 @@
 import { copyFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { expect, test } from '@jest/globals'
+import { expect, jest, test } from '@jest/globals'
 import { Decoder } from '../../src/generation/decoder.js'
 import { ResidentModel } from '../../src/generation/resident-model.js'
 import { generateWindows } from '../../src/generation/windows.js'
@@ -59,6 +59,41 @@ async function inBfloat16(source: string): Promise<string> {
 }
 
 describeWithShared('Decoder', () => {
+  // Prompts in between, memory that grows and windows that fill end a recording.
+  test.each([
+    ['llama', 3],
+    ['mistral', 3],
+    ['bloom', 2],
+    ['mixtral', 0], // experts are chosen
+  ])('%s: the pass of a token is recorded and repeated', async (name, recordings) => {
+    const { folder, vocabulary } = await longGolden(name)
+    await withResident(folder, 'float32', async (model, resident) => {
+      const { device } = resident.engine
+      const record = jest.spyOn(device, 'record')
+      const replay = jest.spyOn(device, 'replay')
+      const perform = jest.spyOn(device, 'perform')
+      const decoder = new Decoder(resident, 2, 200)
+      const sequences = [promptOf(7, vocabulary), promptOf(8, vocabulary).slice(1)]
+      for (const added of [0, 1, 1, 1, 5, 1, 1, 60, 1, 1, 1]) {
+        for (const ids of sequences) ids.push(...promptOf(added, vocabulary))
+        expect(await difference(model, decoder, sequences)).toBeLessThan(1e-5)
+      }
+      if (recordings === 0) {
+        expect(record).toHaveBeenCalledTimes(1)
+        expect(replay).not.toHaveBeenCalled()
+      } else {
+        expect(record).toHaveBeenCalledTimes(recordings)
+        expect(replay).toHaveBeenCalledTimes(8 - recordings)
+        // Beside the blocks' operations, which are not handed over once more, the token is embedded.
+        for (const ids of sequences) ids.push(1)
+        perform.mockClear()
+        await decoder.logits(sequences)
+        expect(perform.mock.calls.length).toBeLessThanOrEqual(4)
+      }
+      decoder.dispose()
+    })
+  })
+
   // Three kinds: no window, a window in every block, a window in every second one.
   test.each(['llama', 'mistral', 'gemma2'])('%s: a prompt that runs in parts', async (name) => {
     const { folder, vocabulary, kvWidth } = await longGolden(name, { max_position_embeddings: 1400 })

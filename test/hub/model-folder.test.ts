@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, jest, test } from '@jest/globals'
 import { resolveModel } from '../../src/hub/model-folder.js'
 import type { DownloadProgress } from '../../src/hub/snapshot.js'
 import { inspect } from '../../src/sdk/inspect.js'
-import { loadModel, plan } from '../../src/index.js'
+import { loadModel, plan, prune } from '../../src/index.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { writeTinyModel } from '../tiny-model.js'
 import { useHub } from './environment.js'
@@ -64,6 +64,34 @@ describe('a model on the hub', () => {
     expect(progress.map(({ bytes }) => bytes)).toEqual(
       progress.map(({ bytes }) => bytes).sort((a, b) => a - b),
     )
+  })
+
+  test('has its custom code and the settings of its processor carried along, which nobody runs', async () => {
+    const ran = join(await temporaryFolder(), 'ran')
+    const code = `open(${JSON.stringify(ran)}, 'w')`
+    const auto_map = { AutoConfig: 'configuration.Config', AutoModelForCausalLM: 'modeling.Model' }
+    const config = JSON.stringify({ ...(JSON.parse(String(tiny['config.json'])) as object), auto_map })
+    at.hub.add('org/own-code', {
+      ...tiny,
+      'config.json': config,
+      'modeling.py': code,
+      'configuration.py': code,
+      'preprocessor_config.json': '{"size": 8}',
+      'video_preprocessor_config.json': '{}',
+      'processor_config.json': '{}',
+    })
+    const out = join(await temporaryFolder(), 'out')
+    const model = await loadModel('org/own-code', { threads: 1 })
+    await prune(model, { sparsity: 0.5, method: 'magnitude', out })
+    await model.dispose()
+    const text = (name: string) => readFile(join(out, name), 'utf8')
+    expect(await text('config.json')).toBe(config)
+    for (const name of ['modeling.py', 'configuration.py']) expect(await text(name)).toBe(code)
+    expect(await text('preprocessor_config.json')).toBe('{"size": 8}')
+    expect(await readdir(out)).toEqual(
+      expect.arrayContaining(['processor_config.json', 'video_preprocessor_config.json']),
+    )
+    await expect(readFile(ran)).rejects.toThrow('ENOENT')
   })
 
   test('is planned from its config.json, the only file that is downloaded', async () => {

@@ -78,7 +78,7 @@ describe('models that are refused', () => {
   const neo = variants['gpt_neo, local before global']!
   const gptj = variants['gptj, all dimensions rotated, tied']!
   const mixtral = variants['mixtral, experts without tokens']!
-  const rope = /rope scaling .* is not supported; default, linear, llama3 and longrope are/
+  const rope = /rope scaling .* is not supported; default, linear, llama3, yarn, dynamic and longrope are/
 
   test.each([
     [
@@ -86,10 +86,16 @@ describe('models that are refused', () => {
       llama,
       { model_type: 'mamba' },
       'UNSUPPORTED_MODEL',
-      /"mamba" .* bloom, falcon, gemma/,
+      /"mamba" .* bloom, .*falcon, gemma/,
     ],
-    ['YaRN', llama, { rope_scaling: { type: 'yarn', factor: 4 } }, 'UNSUPPORTED_MODEL', rope],
-    ['dynamic NTK', llama, { rope_scaling: { type: 'dynamic', factor: 4 } }, 'UNSUPPORTED_MODEL', rope],
+    ['an unknown scaling', llama, { rope_scaling: { type: 'mrope' } }, 'UNSUPPORTED_MODEL', rope],
+    [
+      'YaRN by a factor of 0',
+      llama,
+      { rope_scaling: { type: 'yarn', factor: 0 } },
+      'UNSUPPORTED_MODEL',
+      rope,
+    ],
     ['both directions', gemma, { use_bidirectional_attention: true }, 'UNSUPPORTED_MODEL', /bidirectional/],
     [
       'blocks without a kind',

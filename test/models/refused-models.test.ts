@@ -84,7 +84,7 @@ describe('quantized weights', () => {
   const configs = [
     ['gptq', { quantization_config: { quant_method: 'gptq', bits: 4 } }],
     ['awq', { quantization_config: { quant_method: 'awq', bits: 4 } }],
-    ['fp8', { quantization_config: { quant_method: 'fp8', weight_block_size: [128, 128] } }],
+    ['fp8', { quantization_config: { quant_method: 'fp8', weight_block_size: null } }],
     ['compressed-tensors', { quantization_config: { quant_method: 'compressed-tensors' } }],
     ['compressed-tensors', { compression_config: { quant_method: 'compressed-tensors' } }],
     ['bitsandbytes', { quantization_config: { load_in_4bit: true } }],

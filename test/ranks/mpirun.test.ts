@@ -91,6 +91,9 @@ describeWithMpi('ranks that mpirun starts', () => {
     const [one, three] = [await mpirun(1, ...args), await mpirun(3, ...args)]
     expect(three.stdout).toBe(one.stdout)
     expect(JSON.parse(three.stdout)).toMatchObject({ windows: 9 })
+    const tasks = await mpirun(2, program, 'eval', model, '--tasks', 'boolq')
+    expect(tasks.code).not.toBe(0)
+    expect(tasks.stderr).toMatch(/rank [01] of 2: sparsegpt: --tasks: one process answers them/)
   })
 
   test('another number of ranks than --ranks says, and one that fails, end all with its message', async () => {

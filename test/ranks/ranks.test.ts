@@ -114,6 +114,17 @@ describe('what several ranks prune', () => {
     ['without inputs', { method: 'magnitude' }],
     ['spread by outliers', { sparsity: 0.5, allocation: 'owl' }],
     ['step by step', { schedule: [0.3, 0.5] }],
+    [
+      'windows of several lengths',
+      {
+        pattern: '2:4',
+        calibration: {
+          windows: Array.from({ length: 10 }, (_, i) =>
+            text.tokens.slice(i * 64, i * 64 + (i % 3 === 0 ? 40 : 64)),
+          ),
+        },
+      },
+    ],
   ])('%s: as one process does with the same groups of windows, to the last bit', async (_, options) => {
     const grouped = { ...options, windowGroups: 4, maxBlock: 2 }
     const alone = await pruned(0, grouped)
@@ -167,12 +178,18 @@ describe('what several ranks prune', () => {
 
   test('the perplexity of what 1, 2 and 4 ranks prune is the same, and measured by them to the last bit', async () => {
     const evaluation = { ...text, sequenceLength: 128, windows: 9 }
+    const compared = { ...evaluation, windows: 5, against: folder }
     const found: number[] = []
     for (const size of [1, 2, 4]) {
       const measured = await onRanks(size, async (model, communicator) => {
         await prune(model, { calibration, sparsity: 0.5, windowGroups: 4, communicator })
         const together = await perplexity(model, { ...evaluation, communicator })
         expect(together).toEqual(await perplexity(model, evaluation))
+        const { against } = await perplexity(model, { ...compared, communicator })
+        const alone = (await perplexity(model, compared)).against!
+        expect(against!.top1Agreement).toBe(alone.top1Agreement)
+        expect(against!.divergence / alone.divergence).toBeCloseTo(1, 10)
+        expect(against!.perplexityRatio / alone.perplexityRatio).toBeCloseTo(1, 10)
         return together.perplexity
       })
       expect(new Set(measured).size).toBe(1)

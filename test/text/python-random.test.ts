@@ -75,6 +75,24 @@ describe('PythonRandom', () => {
     expect(numbers.map(() => random.random())).toEqual(numbers)
   })
 
+  // Made with CPython 3.11: random.Random(1234), then these samples of range(n).
+  test('draws samples as Python does', () => {
+    const random = new PythonRandom(1234)
+    const expected: [number, number[]][] = [
+      [5, [3, 0, 4, 2, 1]],
+      [21, [2, 3, 11]],
+      [22, [7, 0, 11]],
+      [30, [20, 19, 15, 28, 14, 4, 2, 5]],
+      [1000, [730, 117, 865, 14, 515, 498]],
+      [90, [31, 8, 85, 69, 59, 76]],
+      [3, []],
+    ]
+    for (const [length, drawn] of expected) {
+      const items = Array.from({ length }, (_, i) => i)
+      expect(random.sample(items, drawn.length)).toEqual(drawn)
+    }
+  })
+
   test('stays within its range', () => {
     fc.assert(
       fc.property(fc.maxSafeInteger(), fc.nat(2 ** 31 - 1), fc.integer(), (seed, width, a) => {

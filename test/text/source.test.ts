@@ -53,7 +53,11 @@ describe('a source of text', () => {
 
   test('is exactly one', async () => {
     for (const source of [{}, { tokens: text, file: 'x' }, { dataset: 'c4' as const, file: 'x' }]) {
-      await expectError(windowsOf(source), 'INVALID_OPTION', /exactly one of dataset, file and tokens/)
+      await expectError(
+        windowsOf(source),
+        'INVALID_OPTION',
+        /exactly one of dataset, file, text, messages and tokens/,
+      )
       await expectError(evaluated(source), 'INVALID_OPTION', /exactly one/)
     }
     await expectError(perplexity(model, { dataset: 'pile' as 'c4' }), 'INVALID_OPTION', /dataset.*wikitext2/)

@@ -1,29 +1,16 @@
-// Causal attention, fused: for every mr queries the scores of their keys are formed, turned to probabilities and multiplied
-// with V before the next queries are looked at, so the score matrix never exists. Both products use the GEMM's register tile.
-#include "cpu/attention.h"
-
-#include "cpu/kernels/tile.h"
-#include "cpu/spans.h"
+// Attention with the register tile of float32 elements and of pairs of bfloat16 elements.
+#include "cpu/kernels/attend.h"
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {
 
 namespace {
 
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// --- what both products multiply -----------------------------------------------------------------------------------------
-//
-// An arithmetic packs q, k and v, multiplies panels, turns a row's scores to probabilities and packs those:
-//   units(depth)              units of a panel, as in gemm.h
-//   soften(x, count, top)     exp(x - top) in place for pack_probabilities; count is a multiple of nr; returns the sum
-//   round_row(x, count)       makes any row what soften() leaves: float32, or bfloat16 in its first half
-//   pack_probabilities, pack_columns   such rows as rows of A, and their columns from `first` on as rows of A
-
 struct Floats {
+  static constexpr int64_t rows = mr, columns = nr, block_queries = 4 * mr;
   static int64_t units(int64_t depth) { return depth; }
-  static void pack_input(float* packed, int64_t panel, const void* data, DType dtype, int64_t lane_stride,
-                         int64_t depth_stride, int64_t lanes, int64_t depth) {
-    pack(packed, panel, data, dtype, lane_stride, depth_stride, lanes, depth);
+  static void pack_input(float* packed, bool of_a, const void* data, DType dtype, int64_t lane_stride, int64_t depth_stride,
+                         int64_t lanes, int64_t depth) {
+    pack(packed, of_a ? mr : nr, data, dtype, lane_stride, depth_stride, lanes, depth);
   }
   static void multiply(int64_t units, const float* a, const float* b, const GemmTile& tile) { micro(units, a, b, tile); }
   static float soften(float* x, int64_t count, float top) {
@@ -35,12 +22,12 @@ struct Floats {
     }
     return horizontal_sum(sums);
   }
-  static void pack_probabilities(float* packed, const float* rows, int64_t stride, int64_t lanes, int64_t depth) {
-    pack(packed, mr, rows, DType::f32, stride, 1, lanes, depth);
+  static void pack_probabilities(float* packed, const float* x, int64_t stride, int64_t lanes, int64_t depth) {
+    pack(packed, mr, x, DType::f32, stride, 1, lanes, depth);
   }
   static void round_row(float*, int64_t) {}
-  static void pack_columns(float* packed, const float* rows, int64_t stride, int64_t first, int64_t lanes, int64_t depth) {
-    pack(packed, mr, rows + first, DType::f32, 1, stride, lanes, depth);
+  static void pack_columns(float* packed, const float* x, int64_t stride, int64_t first, int64_t lanes, int64_t depth) {
+    pack(packed, mr, x + first, DType::f32, 1, stride, lanes, depth);
   }
 };
 
@@ -48,284 +35,30 @@ struct Floats {
 // Products of bfloat16 are exact in float32, so the scores lose nothing. The probabilities are rounded to bfloat16 and their
 // sum is that of the rounded ones: a mean of V remains a mean.
 struct Pairs {
+  static constexpr int64_t rows = mr, columns = nr, block_queries = 4 * mr;
   static int64_t units(int64_t depth) { return (depth + 1) / 2; }
-  static void pack_input(float* packed, int64_t panel, const void* data, DType, int64_t lane_stride, int64_t depth_stride,
+  static void pack_input(float* packed, bool of_a, const void* data, DType, int64_t lane_stride, int64_t depth_stride,
                          int64_t lanes, int64_t depth) {
-    pack_pairs(packed, panel, data, lane_stride, depth_stride, lanes, depth);
+    pack_pairs(packed, of_a ? mr : nr, data, lane_stride, depth_stride, lanes, depth);
   }
   static void multiply(int64_t units, const float* a, const float* b, const GemmTile& tile) {
     micro_pairs(units, a, b, tile);
   }
-  // The rounded elements fill the first half of the row.
-  static float soften(float* x, int64_t count, float top) {
-    const __m512bh ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
-    __m512 sums = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 2 * width) {
-      const vf low = vexp(load(x + i) - top), high = vexp(load(x + i + width) - top);
-      const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-      _mm512_storeu_si512(x + i / 2, (__m512i)rounded);
-      sums = _mm512_dpbf16_ps(sums, rounded, ones);
-    }
-    return horizontal_sum((vf)sums);
-  }
-  static void pack_probabilities(float* packed, const float* rows, int64_t stride, int64_t lanes, int64_t depth) {
-    pack_pairs(packed, mr, rows, 2 * stride, 1, lanes, depth);
+  static float soften(float* x, int64_t count, float top) { return soften_to_bfloat(x, count, top); }
+  static void pack_probabilities(float* packed, const float* x, int64_t stride, int64_t lanes, int64_t depth) {
+    pack_pairs(packed, mr, x, 2 * stride, 1, lanes, depth);
   }
   static void round_row(float* x, int64_t count) { span_from_float(x, DType::bf16, x, count); }
-  static void pack_columns(float* packed, const float* rows, int64_t stride, int64_t first, int64_t lanes, int64_t depth) {
-    pack_pairs(packed, mr, reinterpret_cast<const uint16_t*>(rows) + first, 1, 2 * stride, lanes, depth);
+  static void pack_columns(float* packed, const float* x, int64_t stride, int64_t first, int64_t lanes, int64_t depth) {
+    pack_pairs(packed, mr, reinterpret_cast<const uint16_t*>(x) + first, 1, 2 * stride, lanes, depth);
   }
 };
 #endif
 
-// Makes the probabilities of the scores [first, count) zero elsewhere up to `padded`, a multiple of nr; returns the sum.
-template <typename Arithmetic>
-float softmax(float* x, int64_t first, int64_t count, int64_t padded) {
-  for (int64_t i = 0; i < first; ++i) x[i] = -1e30f;
-  for (int64_t i = count; i < padded; ++i) x[i] = -1e30f;
-  vf top = load(x);
-  for (int64_t i = width; i < padded; i += width) top = vmax(top, load(x + i));
-  return Arithmetic::soften(x, padded, horizontal_max(top));
-}
-
-// The keys that any of a head's queries sees, from a whole panel on, so that sums are made in the same order whatever queries a
-// head has.
-int64_t first_key(const AttentionHead& h) {
-  return h.window > 0 && h.start >= h.window ? (h.start - h.window + 1) / nr * nr : 0;
-}
-
-template <typename Arithmetic>
-void attend_head(const AttentionHead& h, float* scratch) {
-  const int64_t bytes = static_cast<int64_t>(dtype_size(h.dtype));
-  const int64_t skipped = first_key(h), start = h.start - skipped, all_keys = start + h.queries;
-  const int64_t keys_padded = round_up(all_keys, nr), features = round_up(h.head_dim, nr);
-  const int64_t depth = Arithmetic::units(h.head_dim), key_units = Arithmetic::units(all_keys);  // in units
-  float* k_panels = scratch;  // Kᵀ: [keys / nr][depth][nr]
-  float* v_panels = k_panels + keys_padded * depth;  // V: [features / nr][key_units][nr]
-  float* q_panel = v_panels + features * key_units;  // [depth][mr]
-  float* scores = q_panel + mr * depth;  // [mr][keys]
-  float* p_panel = scores + mr * keys_padded;  // [units of keys][mr]
-  float* output = p_panel + mr * Arithmetic::units(keys_padded);  // [mr][features]
-
-  const char* k = static_cast<const char*>(h.k) + skipped * h.k_stride * bytes;
-  const char* v = static_cast<const char*>(h.v) + skipped * h.v_stride * bytes;
-  Arithmetic::pack_input(k_panels, nr, k, h.dtype, h.k_stride, 1, all_keys, h.head_dim);
-  Arithmetic::pack_input(v_panels, nr, v, h.dtype, 1, h.v_stride, h.head_dim, all_keys);
-  // Whole tiles: scores of keys that do not exist are overwritten, features that do not exist are not read.
-  GemmTile score{mr, nr, -mr, h.scale, nullptr, 0, nullptr, DType::f32, keys_padded};
-  GemmTile mix{mr, nr, -mr, 1, nullptr, 0, nullptr, DType::f32, features};
-
-  for (int64_t head = 0; head < h.heads; ++head) {
-    const char* q = static_cast<const char*>(h.q) + head * h.head_dim * bytes;
-    char* out = static_cast<char*>(h.out) + head * h.head_dim * bytes;
-    for (int64_t q0 = 0; q0 < h.queries; q0 += mr) {
-      const int64_t count = h.queries - q0 < mr ? h.queries - q0 : mr, at = start + q0;
-      // The keys that any of these queries sees.
-      const int64_t k0 = h.window > 0 && at >= h.window ? (at - h.window + 1) / nr * nr : 0;
-      const int64_t keys = at + count - k0, padded = round_up(keys, nr);
-      Arithmetic::pack_input(q_panel, mr, q + q0 * h.q_stride * bytes, h.dtype, h.q_stride, 1, count, h.head_dim);
-      for (int64_t j = 0; j < keys; j += nr) {
-        score.c = scores + j;
-        Arithmetic::multiply(depth, q_panel, k_panels + (k0 + j) * depth, score);
-      }
-      float sums[mr];
-      for (int64_t i = 0; i < count; ++i) {
-        float* row = scores + i * keys_padded;
-        const int64_t seen = at + i + 1 - k0;
-        const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
-        if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
-        if (h.slopes)
-          for (int64_t j = first; j < seen; ++j) row[j] += h.slopes[head] * static_cast<float>(j + 1 - seen);
-        sums[i] = softmax<Arithmetic>(row, first, seen, padded);
-      }
-      Arithmetic::pack_probabilities(p_panel, scores, keys_padded, count, keys);
-      for (int64_t j = 0; j < features; j += nr) {
-        mix.c = output + j;
-        Arithmetic::multiply(Arithmetic::units(keys), p_panel, v_panels + j * key_units + Arithmetic::units(k0) * nr, mix);
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        float* row = output + i * features;
-        const float inverse = 1.0f / sums[i];
-        for (int64_t d = 0; d < h.head_dim; ++d) row[d] *= inverse;
-        span_from_float(out + (q0 + i) * h.out_stride * bytes, h.dtype, row, h.head_dim);
-      }
-    }
-  }
-}
-
-// --- gradients ----------------------------------------------------------------------------------------------------------
-//
-// With P = softmax(S), S = q kᵀ · scale capped and biased, and D = the sum over the keys of P · dP:
-//   dP = dout vᵀ;  dS = P · (dP - D), times the cap's derivative;  dq = scale dS k;  dk = scale dSᵀ q;  dv = Pᵀ dout.
-// For every block of queries the rows of S and dP are formed once more.
-
-// Queries of a block: the depth of the products that make dk and dv.
-constexpr int64_t block_panels = 4, block_queries = block_panels * mr;
-
-// C [m, n] = alpha · A · B (+ C) of packed panels, float32 rows `stride` apart; panels of B have `b_units` units.
-template <typename Arithmetic>
-void multiply_block(int64_t m, int64_t n, int64_t units, float alpha, const float* a, const float* b, int64_t b_units,
-                    float* c, int64_t stride, bool accumulate) {
-  for (int64_t j = 0; j < n; j += nr) {
-    for (int64_t i = 0; i < m; i += mr) {
-      float* tile = c + i * stride + j;
-      const int64_t rows = m - i < mr ? m - i : mr, columns = n - j < nr ? n - j : nr;
-      Arithmetic::multiply(
-          units, a + i * units, b + j * b_units,
-          GemmTile{rows, columns, -mr, alpha, accumulate ? tile : nullptr, stride, tile, DType::f32, stride});
-    }
-  }
-}
-
-struct GradientSizes {
-  explicit GradientSizes(const AttentionHead& h)
-      : skipped(first_key(h)),
-        start(h.start - skipped),
-        keys(start + h.queries),
-        keys_padded(round_up(keys, nr)),
-        features(round_up(h.head_dim, nr)) {}
-  int64_t skipped, start, keys, keys_padded, features;
-};
-
-// Turns a query's scores [first, seen) into probabilities and their gradients into those of the scores before the cap; zero
-// elsewhere up to `padded`.
-void gradient_row(const AttentionHead& h, int64_t head, float* row, float* slope, int64_t first, int64_t seen,
-                  int64_t padded) {
-  if (h.softcap > 0) softcap(row + first, h.softcap, seen - first);
-  // The cap's derivative, 1 - (s / cap)², is taken before the bias of ALiBi is added.
-  const float inverse_cap = h.softcap > 0 ? 1.0f / h.softcap : 0.0f;
-  const float bias = h.slopes != nullptr ? h.slopes[head] : 0.0f;
-  vf lane = {};
-  for (int64_t i = 0; i < width; ++i) lane[i] = static_cast<float>(i);
-  const auto hidden = [&](int64_t i) {
-    const vf key = lane + static_cast<float>(i);
-    return (key < static_cast<float>(first)) | (key >= static_cast<float>(seen));
-  };
-  const auto biased = [&](int64_t i) {
-    const vf score = load(row + i) + bias * (lane + static_cast<float>(i + 1 - seen));
-    return select(hidden(i), broadcast(-1e30f), score);
-  };
-  vf top = biased(0);
-  for (int64_t i = width; i < padded; i += width) top = vmax(top, biased(i));
-  const float largest = horizontal_max(top);
-  vf sums = {}, products = {};
-  for (int64_t i = 0; i < padded; i += width) {
-    const vf e = vexp(biased(i) - largest);
-    sums += e;
-    products += e * select(hidden(i), vf{}, load(slope + i));
-  }
-  const float inverse = 1.0f / horizontal_sum(sums), mean = horizontal_sum(products) * inverse;
-  for (int64_t i = 0; i < padded; i += width) {
-    const vf relative = load(row + i) * inverse_cap, share = vexp(biased(i) - largest) * inverse;
-    store(row + i, share);
-    const vf gradient = share * (load(slope + i) - mean) * (1.0f - relative * relative);
-    store(slope + i, select(hidden(i), vf{}, gradient));
-  }
-}
-
-template <typename Arithmetic>
-int64_t gradient_floats(const AttentionHead& h) {
-  const GradientSizes s(h);
-  const int64_t depth = Arithmetic::units(h.head_dim), key_units = Arithmetic::units(s.keys);
-  return 2 * s.keys_padded * depth + s.features * key_units +  // kᵀ, vᵀ, k
-         2 * s.keys * h.head_dim +  // dk, dv
-         2 * block_queries * depth + 2 * s.features * block_queries +  // q and dout, as rows and as columns
-         2 * block_queries * s.keys_padded +  // P, dS
-         mr * round_up(s.keys_padded, 2) + mr * block_queries +  // a panel of dS, of dSᵀ or Pᵀ
-         block_queries * h.head_dim;  // dq
-}
-
-template <typename Arithmetic>
-void attend_gradient_head(const AttentionGradientHead& h, float* scratch) {
-  const GradientSizes s(h);
-  const auto bytes = static_cast<int64_t>(dtype_size(h.dtype));
-  const int64_t dim = h.head_dim, depth = Arithmetic::units(dim), key_units = Arithmetic::units(s.keys);
-  const int64_t stride = s.keys_padded;
-  float* next = scratch;
-  const auto take = [&](int64_t count) {
-    float* memory = next;
-    next += count;
-    return memory;
-  };
-  float* kt_panels = take(s.keys_padded * depth);  // [keys / nr][depth][nr]
-  float* vt_panels = take(s.keys_padded * depth);
-  float* k_panels = take(s.features * key_units);  // [features / nr][key_units][nr]
-  float *dk = take(s.keys * dim), *dv = take(s.keys * dim);
-  float *q_rows = take(block_queries * depth), *dout_rows = take(block_queries * depth);
-  float *q_columns = take(s.features * block_queries), *dout_columns = take(s.features * block_queries);
-  float *p = take(block_queries * stride), *ds = take(block_queries * stride);
-  float *row_panel = take(mr * round_up(stride, 2)), *column_panel = take(mr * block_queries);
-  float* dq = take(block_queries * dim);
-
-  const char* k = static_cast<const char*>(h.k) + s.skipped * h.k_stride * bytes;
-  const char* v = static_cast<const char*>(h.v) + s.skipped * h.v_stride * bytes;
-  Arithmetic::pack_input(kt_panels, nr, k, h.dtype, h.k_stride, 1, s.keys, dim);
-  Arithmetic::pack_input(vt_panels, nr, v, h.dtype, h.v_stride, 1, s.keys, dim);
-  Arithmetic::pack_input(k_panels, nr, k, h.dtype, 1, h.k_stride, dim, s.keys);
-  for (int64_t i = 0; i < s.keys * dim; ++i) dk[i] = dv[i] = 0;
-
-  for (int64_t head = 0; head < h.heads; ++head) {
-    const char* q = static_cast<const char*>(h.q) + head * dim * bytes;
-    const char* dout = static_cast<const char*>(h.dout) + head * dim * bytes;
-    for (int64_t q0 = 0; q0 < h.queries; q0 += block_queries) {
-      const int64_t count = h.queries - q0 < block_queries ? h.queries - q0 : block_queries, at = s.start + q0;
-      const int64_t k0 = h.window > 0 && at >= h.window ? (at - h.window + 1) / nr * nr : 0;
-      const int64_t keys = at + count - k0, padded = round_up(keys, nr), units = Arithmetic::units(count);
-      const char *q_block = q + q0 * h.q_stride * bytes, *dout_block = dout + q0 * h.dout_stride * bytes;
-      Arithmetic::pack_input(q_rows, mr, q_block, h.dtype, h.q_stride, 1, count, dim);
-      Arithmetic::pack_input(dout_rows, mr, dout_block, h.dtype, h.dout_stride, 1, count, dim);
-      Arithmetic::pack_input(q_columns, nr, q_block, h.dtype, 1, h.q_stride, dim, count);
-      Arithmetic::pack_input(dout_columns, nr, dout_block, h.dtype, 1, h.dout_stride, dim, count);
-      multiply_block<Arithmetic>(count, padded, depth, h.scale, q_rows, kt_panels + k0 * depth, depth, p, stride, false);
-      multiply_block<Arithmetic>(count, padded, depth, 1, dout_rows, vt_panels + k0 * depth, depth, ds, stride, false);
-      for (int64_t i = 0; i < count; ++i) {
-        float *row = p + i * stride, *slope = ds + i * stride;
-        const int64_t seen = at + i + 1 - k0;
-        const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
-        gradient_row(h, head, row, slope, first, seen, padded);
-        Arithmetic::round_row(row, padded);
-        Arithmetic::round_row(slope, padded);
-      }
-      // dq, by panels of queries.
-      for (int64_t i = 0; i < count; i += mr) {
-        const int64_t rows = count - i < mr ? count - i : mr;
-        Arithmetic::pack_probabilities(row_panel, ds + i * stride, stride, rows, keys);
-        multiply_block<Arithmetic>(rows, dim, Arithmetic::units(keys), h.scale, row_panel,
-                                   k_panels + Arithmetic::units(k0) * nr, key_units, dq + i * dim, dim, false);
-      }
-      for (int64_t i = 0; i < count; ++i)
-        span_from_float(static_cast<char*>(h.dq) + ((q0 + i) * h.dq_stride + head * dim) * bytes, h.dtype, dq + i * dim,
-                        dim);
-      // dk and dv, by panels of keys.
-      for (int64_t j = 0; j < keys; j += mr) {
-        const int64_t rows = keys - j < mr ? keys - j : mr;
-        Arithmetic::pack_columns(column_panel, ds, stride, j, rows, count);
-        multiply_block<Arithmetic>(rows, dim, units, h.scale, column_panel, q_columns, units, dk + (k0 + j) * dim, dim,
-                                   true);
-        Arithmetic::pack_columns(column_panel, p, stride, j, rows, count);
-        multiply_block<Arithmetic>(rows, dim, units, 1, column_panel, dout_columns, units, dv + (k0 + j) * dim, dim, true);
-      }
-    }
-  }
-  // Keys that no query sees have no gradient.
-  char *dk_out = static_cast<char*>(h.dk), *dv_out = static_cast<char*>(h.dv);
-  for (int64_t i = 0; i < s.skipped; ++i) {
-    memset(dk_out + i * h.dk_stride * bytes, 0, static_cast<size_t>(dim * bytes));
-    memset(dv_out + i * h.dv_stride * bytes, 0, static_cast<size_t>(dim * bytes));
-  }
-  for (int64_t i = 0; i < s.keys; ++i) {
-    span_from_float(dk_out + (s.skipped + i) * h.dk_stride * bytes, h.dtype, dk + i * dim, dim);
-    span_from_float(dv_out + (s.skipped + i) * h.dv_stride * bytes, h.dtype, dv + i * dim, dim);
-  }
-}
-
 }  // namespace
 
 int64_t attention_scratch(const AttentionHead& h) {
-  if (has_few_queries(h)) return few_queries_scratch(h);
-  const int64_t all_keys = h.start + h.queries - first_key(h), padded = round_up(all_keys, nr);
-  const int64_t features = round_up(h.head_dim, nr);
-  return padded * h.head_dim + features * all_keys + mr * (h.head_dim + 2 * padded + features);
+  return has_few_queries(h) ? few_queries_scratch(h) : attention_floats<Floats>(h);
 }
 
 int64_t attention_gradient_scratch(const AttentionGradientHead& head) { return gradient_floats<Floats>(head); }

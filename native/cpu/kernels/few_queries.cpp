@@ -57,7 +57,8 @@ void score(const AttentionHead& h, const Sizes& s, const float* q, float* scores
   }
 }
 
-// Makes a row's scores probabilities, times their sum, which it returns; zero where the query does not see.
+// Makes a row's scores probabilities, times their sum, which it returns and in which the head's sink counts; zero where the query
+// does not see.
 float soften(const AttentionHead& h, const Sizes& s, int64_t row, float* x) {
   const int64_t head = row % h.heads, seen = s.start + row / h.heads + 1;
   const int64_t first = h.window > 0 && seen > h.window ? seen - h.window : 0;
@@ -68,14 +69,18 @@ float soften(const AttentionHead& h, const Sizes& s, int64_t row, float* x) {
   for (int64_t j = seen; j < s.keys_padded; ++j) x[j] = -1e30f;
   vf top = load(x);
   for (int64_t j = width; j < s.keys_padded; j += width) top = vmax(top, load(x + j));
-  const float largest = horizontal_max(top);
+  float largest = horizontal_max(top), sunk = 0;
+  if (h.sinks != nullptr) {
+    if (h.sinks[head] > largest) largest = h.sinks[head];
+    sunk = vexp(broadcast(h.sinks[head] - largest))[0];
+  }
   vf sum = {};
   for (int64_t j = 0; j < s.keys_padded; j += width) {
     const vf e = vexp(load(x + j) - largest);
     store(x + j, e);
     sum += e;
   }
-  return horizontal_sum(sum);
+  return horizontal_sum(sum) + sunk;
 }
 
 // mixed [rows, features] = probabilities [rows, keys_padded] · v

@@ -29,6 +29,18 @@ Slope slope(vf x, Activation kind) {
       const vf share = 1.0f / (1.0f + vexp(-x));
       return {x * share, share + x * share * (1.0f - share)};
     }
+    case Activation::relu2: {
+      const vf above = vmax(vf{}, x);
+      return {above * above, 2.0f * above};
+    }
+    case Activation::clamped_swish: {
+      const vf clamped = vmin(broadcast(7.0f), x), share = 1.0f / (1.0f + vexp(-1.702f * clamped));
+      return {clamped * share, select(x > 7.0f, vf{}, share + 1.702f * x * share * (1.0f - share))};
+    }
+    case Activation::clamped_linear: {
+      const vf clamped = vmax(broadcast(-7.0f), vmin(broadcast(7.0f), x));
+      return {1.0f + clamped, select((x > 7.0f) | (x < -7.0f), vf{}, broadcast(1.0f))};
+    }
   }
   return {x, broadcast(1.0f)};
 }

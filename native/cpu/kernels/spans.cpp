@@ -20,6 +20,15 @@ vf apply(vf x, Activation kind) {
       // x / 2 · (1 + tanh u) = x / (1 + exp(-2u)), which keeps its accuracy where tanh u nears -1.
       return x / (1.0f + vexp(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
     case Activation::silu: return x / (1.0f + vexp(-x));
+    case Activation::relu2: {
+      const vf above = vmax(vf{}, x);
+      return above * above;
+    }
+    case Activation::clamped_swish: {
+      const vf clamped = vmin(broadcast(7.0f), x);
+      return clamped / (1.0f + vexp(-1.702f * clamped));
+    }
+    case Activation::clamped_linear: return 1.0f + vmax(broadcast(-7.0f), vmin(broadcast(7.0f), x));
   }
   return x;
 }

@@ -16,7 +16,7 @@
 #include "core/dtype.h"
 
 #ifndef SPARSEGPT_ISA
-#error "compile with -DSPARSEGPT_ISA=baseline, avx2, avx512 or avx512bf16"
+#error "compile with -DSPARSEGPT_ISA=baseline, avx2, avx512, avx512bf16 or amx"
 #endif
 
 namespace sparsegpt::cpu::SPARSEGPT_ISA {

@@ -102,12 +102,12 @@ export const falcon: Family = {
           fusedName,
           ...(shared ? ['mlp.dense_h_to_4h'] : []),
         )
-        const [q, k, v] = b.splitHeads(qkv!, heads, kvHeads, headDim)
+        const [q, k, v] = b.splitGroups(qkv!, kvHeads, (heads / kvHeads) * headDim, headDim, headDim)
         if (!slopes) {
-          b.rotary(q, headDim)
-          b.rotary(k, headDim)
+          b.rotary(q!, headDim)
+          b.rotary(k!, headDim)
         }
-        const attended = b.attention(q, k, v, {
+        const attended = b.attention(q!, k!, v!, {
           heads,
           kvHeads,
           headDim,

@@ -65,10 +65,10 @@ export const gptNeox: Family = {
       *forward(b, x) {
         const normed = b.layerNorm(x, 'input_layernorm', c.layer_norm_eps)
         const qkv = yield* b.linear(normed, 'attention.query_key_value')
-        const [q, k, v] = b.splitHeads(qkv, heads, heads, headDim)
-        b.rotary(q, headDim)
-        b.rotary(k, headDim)
-        const attended = b.attention(q, k, v, { heads, kvHeads: heads, headDim, scale: headDim ** -0.5 })
+        const [q, k, v] = b.splitGroups(qkv, heads, headDim, headDim, headDim)
+        b.rotary(q!, headDim)
+        b.rotary(k!, headDim)
+        const attended = b.attention(q!, k!, v!, { heads, kvHeads: heads, headDim, scale: headDim ** -0.5 })
         const attention = yield* b.linear(attended, 'attention.dense')
         // The MLP sees the attention's input when they are parallel, else its result.
         const parallel = c.use_parallel_residual

@@ -1,11 +1,12 @@
 import * as z from 'zod'
 import type { Architecture } from '../architecture.js'
-import type { LinearSpec, ParameterSpec } from '../specs.js'
 import type { Tensor } from '../../native/device.js'
+import { selfAttention, type Attention, type AttentionVariant } from '../attention.js'
 import type { Block } from '../block.js'
-import type { Steps } from '../steps.js'
-import { activation, blockCount, checkHeads, headWeight, parseConfig, size, type Family } from '../family.js'
-import { checkWholeHeads, rotaryConfig, rotaryPositions } from '../rotary.js'
+import { activation, blockCount, headWeight, parseConfig, size, type Family } from '../family.js'
+import { gatedMlp, type FeedForward, type Mlp } from '../feed-forward.js'
+import { rotaryConfig } from '../rotary.js'
+import type { ParameterSpec } from '../specs.js'
 import type { Weights } from '../weights.js'
 
 /** What the config.json of LLaMA and of the families that share its blocks have in common. */
@@ -21,90 +22,119 @@ export const llamaConfig = rotaryConfig.extend({
   hidden_act: activation.default('silu'),
   tie_word_embeddings: z.boolean().default(false),
 })
+export type LlamaConfig = z.output<typeof llamaConfig>
 
-/** How a family differs from LLaMA. */
-export interface LlamaVariant {
-  /** Which linear layers have a bias. Default: none. */
-  bias?: { qkv?: boolean; output?: boolean; mlp?: boolean }
-  /** Whether q and k of every head go through an RMS norm of their own. */
-  headNorms?: boolean
-  /** Whether there are norms after the attention and the MLP, too, before their outputs are added to the residual stream. */
-  outputNorms?: boolean
-  /** What the checkpoint stores is the norms' weights minus this. Default 0. */
-  normOffset?: number
-  /** The embeddings are multiplied with it. */
-  embeddingScale?: number
-  /** The factor of the attention scores. Default: 1 / sqrt(head size). */
-  attentionScale?: number
-  attentionSoftcap?: number | undefined
-  logitSoftcap?: number | undefined
-  /** How many keys a query sees in a block; undefined for all. */
-  window?: (block: number) => number | undefined
-  usualTheta?: number
-  /** What takes the place of the gated MLP. */
-  feedForward?: FeedForward
+/** The names of the norms on both sides of a block's sublayers; there are only those that are named. */
+export interface SublayerNorms {
+  beforeAttention?: string
+  /** Before the attention's output is added to the residual stream. */
+  afterAttention?: string
+  beforeMlp?: string
+  afterMlp?: string
 }
 
-/** The second half of a block. */
-export interface FeedForward {
-  linears: LinearSpec[]
-  parameters: ParameterSpec[]
-  /** Computes, from the normed residual stream, which it consumes, what is added to the stream. */
-  forward(block: Block, x: Tensor): Steps<Tensor>
+/** The norms of LLaMA. */
+const norms: SublayerNorms = { beforeAttention: 'input_layernorm', beforeMlp: 'post_attention_layernorm' }
+
+/** How a family differs from LLaMA. */
+export interface LlamaVariant extends AttentionVariant {
+  /** Which linear layers have a bias. Default: none. */
+  bias?: { qkv?: boolean; output?: boolean; mlp?: boolean }
+  /** What takes the place of the root-mean-square norms: layer norms with a bias or without. */
+  norm?: 'layer' | 'layer without bias'
+  norms?: SublayerNorms
+  /** The embeddings are multiplied with it. */
+  embeddingScale?: number
+  /** What a sublayer adds to the residual stream is multiplied with it. */
+  residualScale?: number
+  /** The logits are multiplied with it. */
+  logitScale?: number
+  logitSoftcap?: number | undefined
+  /** Whether the logits have a bias. */
+  headBias?: boolean
+  /** How many keys a query sees in a block; undefined for all. */
+  window?: (block: number) => number | undefined
+  /** What takes the place of the attention. */
+  attention?: Attention
+  /** What takes the place of the gated MLP. */
+  feedForward?: FeedForward | ((block: number) => FeedForward)
+  /** Whether the gated MLP stands beside the attention, on the same norm. */
+  parallel?: boolean
 }
 
 /** A model of LLaMA's blocks: RMS norm, rotary positions, grouped-query attention, gated MLP. */
 export function llamaArchitecture(
-  c: z.output<typeof llamaConfig>,
+  c: LlamaConfig,
   weights: Weights,
   variant: LlamaVariant = {},
 ): Architecture {
   const hidden = c.hidden_size
-  const heads = c.num_attention_heads
-  const kvHeads = c.num_key_value_heads ?? heads
-  checkHeads(hidden, heads, kvHeads, c.head_dim ?? undefined)
-  const headDim = c.head_dim ?? hidden / heads
-  checkWholeHeads(c, headDim)
-  const scale = variant.attentionScale ?? headDim ** -0.5
   const prefix = weights.findPrefix(['model.', ''], 'embed_tokens.weight')
   const embedding = `${prefix}embed_tokens.weight`
+  const { epsilon = c.rms_norm_eps, residualScale } = variant
+  const named = variant.norms ?? (variant.parallel ? { beforeAttention: 'input_layernorm' } : norms)
+
+  const norm = {
+    apply: (b: Block, x: Tensor, name: string) =>
+      variant.norm ? b.layerNorm(x, name, epsilon) : b.rmsNorm(x, name, epsilon),
+    parameters: (name: string): ParameterSpec[] => [
+      { name: `${name}.weight`, shape: [hidden], offset: variant.normOffset ?? 0 },
+      ...(variant.norm === 'layer' ? [{ name: `${name}.bias`, shape: [hidden] }] : []),
+    ],
+  }
+  const normed = (b: Block, x: Tensor, name: string | undefined) =>
+    name === undefined ? b.copy(x) : norm.apply(b, x, name)
+  /** What a sublayer adds to the stream, of its output, which it consumes. */
+  const added = (b: Block, y: Tensor, name: string | undefined) => {
+    const after = name === undefined ? y : norm.apply(b, y, name)
+    if (after !== y) b.drop(y)
+    return residualScale === undefined ? after : b.scale(after, residualScale)
+  }
+
   const bias = { qkv: false, output: false, mlp: false, ...variant.bias }
-  const feedForward = variant.feedForward ?? gatedMlp(c, bias.mlp)
-  const norm = (name: string, columns = hidden) => ({
-    name: `${name}.weight`,
-    shape: [columns],
-    offset: variant.normOffset ?? 0,
-  })
-  // Gemma 2 has the name post_attention_layernorm for what follows the attention; elsewhere it is what precedes the MLP.
-  const mlpNorm = variant.outputNorms ? 'pre_feedforward_layernorm' : 'post_attention_layernorm'
+  const mlp: Mlp = gatedMlp({ hidden, inner: c.intermediate_size, activation: c.hidden_act, bias: bias.mlp })
+  const given = variant.feedForward ?? mlp
+  const feedForwardOf = typeof given === 'function' ? given : () => given
+  const attention = variant.attention ?? selfAttention(c, variant)
+  const beside = variant.parallel === true ? mlp : undefined
+  const kinds = new Set(Array.from({ length: c.num_hidden_layers }, (_, index) => feedForwardOf(index)))
+  const widths = [...kinds].flatMap(({ linears }) => linears.map(({ rows }) => rows))
 
   return {
     hiddenSize: hidden,
-    widestActivation: Math.max(c.intermediate_size, heads * headDim, hidden),
+    widestActivation: widths.reduce(
+      (most, width) => Math.max(most, width),
+      Math.max(attention.widest, hidden),
+    ),
     vocabularySize: c.vocab_size,
     contextLength: c.max_position_embeddings,
     blockCount: c.num_hidden_layers,
-    rotary: rotaryPositions(c, headDim, variant.usualTheta),
+    rotary: attention.rotary,
     ...(variant.logitSoftcap !== undefined && { logitSoftcap: variant.logitSoftcap }),
 
-    block: (index) => ({
-      prefix: `${prefix}layers.${index}.`,
-      linears: [
-        { name: 'self_attn.q_proj', rows: heads * headDim, columns: hidden, bias: bias.qkv },
-        { name: 'self_attn.k_proj', rows: kvHeads * headDim, columns: hidden, bias: bias.qkv },
-        { name: 'self_attn.v_proj', rows: kvHeads * headDim, columns: hidden, bias: bias.qkv },
-        { name: 'self_attn.o_proj', rows: hidden, columns: heads * headDim, bias: bias.output },
-        ...feedForward.linears,
-      ],
-      parameters: [
-        norm('input_layernorm'),
-        norm('post_attention_layernorm'),
-        ...(variant.outputNorms ? [norm(mlpNorm), norm('post_feedforward_layernorm')] : []),
-        ...(variant.headNorms ? [norm('self_attn.q_norm', headDim), norm('self_attn.k_norm', headDim)] : []),
-        ...feedForward.parameters,
-      ],
-      window: variant.window?.(index),
-    }),
+    block(index) {
+      const feedForward = feedForwardOf(index)
+      const { first, linears } = attention
+      const inputs = linears.slice(0, first.length)
+      return {
+        prefix: `${prefix}layers.${index}.`,
+        linears: beside
+          ? [
+              ...inputs,
+              ...beside.linears.slice(0, beside.first.length),
+              ...linears.slice(first.length),
+              ...beside.linears.slice(beside.first.length),
+            ]
+          : [...linears, ...feedForward.linears],
+        parameters: [
+          ...Object.values(named as Record<string, string>).flatMap(norm.parameters),
+          ...attention.parameters,
+          ...feedForward.parameters,
+        ],
+        window: variant.window?.(index),
+        ...(variant.rotates && { rotates: variant.rotates(index) }),
+      }
+    },
 
     embed(w, device, ids) {
       const x = device.embedding(w.stored(embedding, [c.vocab_size, hidden]), ids, w.dtype)
@@ -113,50 +143,27 @@ export function llamaArchitecture(
     },
 
     *forward(b, x) {
-      const after = (y: Tensor, name: string) =>
-        variant.outputNorms ? b.rmsNorm(y, name, c.rms_norm_eps) : y
-      const normed = b.rmsNorm(x, 'input_layernorm', c.rms_norm_eps)
-      const [q, k, v] = yield* b.linears(normed, 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj')
-      if (variant.headNorms) {
-        b.rmsNormHeads(q!, headDim, 'self_attn.q_norm', c.rms_norm_eps)
-        b.rmsNormHeads(k!, headDim, 'self_attn.k_norm', c.rms_norm_eps)
+      const input = normed(b, x, named.beforeAttention)
+      const outputs = yield* b.linears(input, ...attention.first, ...(beside?.first ?? []))
+      const attended = yield* attention.rest(b, outputs.slice(0, attention.first.length))
+      if (beside) {
+        const fed = yield* beside.rest(b, outputs.slice(attention.first.length))
+        return b.parallelResidual(x, attended, fed)
       }
-      b.rotary(q!, headDim)
-      b.rotary(k!, headDim)
-      const attended = b.attention(q!, k!, v!, {
-        heads,
-        kvHeads,
-        headDim,
-        scale,
-        softcap: variant.attentionSoftcap,
-      })
-      const output = yield* b.linear(attended, 'self_attn.o_proj')
-      x = b.residual(x, after(output, 'post_attention_layernorm'))
-      const fed = yield* feedForward.forward(b, b.rmsNorm(x, mlpNorm, c.rms_norm_eps))
-      return b.residual(x, after(fed, 'post_feedforward_layernorm'))
+      x = b.residual(x, added(b, attended, named.afterAttention))
+      const fed = yield* feedForwardOf(b.index).forward(b, normed(b, x, named.beforeMlp))
+      return b.residual(x, added(b, fed, named.afterMlp))
     },
 
-    final: { prefix, linears: [], parameters: [norm('norm')] },
+    final: { prefix, linears: [], parameters: norm.parameters('norm') },
 
-    finish: (b, x) => b.rmsNorm(x, 'norm', c.rms_norm_eps),
+    finish(b, x) {
+      const out = norm.apply(b, x, 'norm')
+      return variant.logitScale === undefined ? out : b.scale(out, variant.logitScale)
+    },
 
     head: (w) => w.stored(headWeight(w, c.tie_word_embeddings, embedding), [c.vocab_size, hidden]),
-  }
-}
-
-function gatedMlp(c: z.output<typeof llamaConfig>, bias: boolean): FeedForward {
-  const { hidden_size: hidden, intermediate_size: inner } = c
-  return {
-    linears: [
-      { name: 'mlp.gate_proj', rows: inner, columns: hidden, bias },
-      { name: 'mlp.up_proj', rows: inner, columns: hidden, bias },
-      { name: 'mlp.down_proj', rows: hidden, columns: inner, bias },
-    ],
-    parameters: [],
-    *forward(b, x) {
-      const [gate, up] = yield* b.linears(x, 'mlp.gate_proj', 'mlp.up_proj')
-      return yield* b.linear(b.gated(gate!, up!, c.hidden_act), 'mlp.down_proj')
-    },
+    ...(variant.headBias && { headBias: (w: Weights) => w.parameter('lm_head.bias', [c.vocab_size]) }),
   }
 }
 

@@ -2,7 +2,7 @@ import { SparseGptError } from '../../errors.js'
 import type { BlockWeights } from '../../models/block-weights.js'
 import type { Engine, Offload } from '../../models/engine.js'
 import type { Device, Tensor } from '../../native/device.js'
-import { batched } from '../../text/windows.js'
+import { batchedByLength } from '../../text/windows.js'
 import { squareSums } from '../statistic.js'
 import { Statistics, type GroupStatistics } from '../statistics.js'
 import { passCollecting } from './dense-pass.js'
@@ -25,7 +25,8 @@ export async function outliersOfBlocks(
 ): Promise<Map<number, number>> {
   const { device } = engine
   const count = layers.findLastIndex((names) => names.size > 0) + 1
-  const batches = engine.embed(batched(windows, engine.windowsPerBatch(windows[0]!.length)), offload)
+  const groups = batchedByLength(windows, (length) => engine.windowsPerBatch(length))
+  const batches = engine.embed(groups, offload)
   const shares = new Map<number, number>()
   try {
     for (const [index, weights] of engine.blocks(count)) {

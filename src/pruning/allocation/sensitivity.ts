@@ -2,7 +2,7 @@ import { SparseGptError } from '../../errors.js'
 import type { BlockWeights } from '../../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../../models/engine.js'
 import type { Tensor } from '../../native/device.js'
-import { batched } from '../../text/windows.js'
+import { batchedByLength } from '../../text/windows.js'
 import { prepareSolver, solveLayer } from '../layer-solver.js'
 import type { Method } from '../methods/method.js'
 import { fitsWeights } from '../methods/methods.js'
@@ -43,15 +43,13 @@ export async function damageOfBlocks(
   { method, settings, refit, offload, step }: SensitivityOptions,
 ): Promise<Map<number, number[]>> {
   const { device } = engine
-  const length = windows[0]!.length
-  const perBatch = engine.windowsPerBatch(length)
+  const longest = windows.reduce((most, { length }) => Math.max(most, length), 0)
+  const perBatch = () => engine.windowsPerBatch(longest)
   const last = layers.findLastIndex((names) => names.size > 0)
   const statistic = fitsWeights({ refit }, method) ? gramMatrix : method.statistic
-  const beginnings = windows
-    .slice(0, compared.windows)
-    .map((window) => window.subarray(0, Math.min(length, compared.tokens)))
-  const dense = engine.embed(batched(beginnings, perBatch), offload)
-  const calibration = statistic ? engine.embed(batched(windows, perBatch), offload) : []
+  const beginnings = windows.slice(0, compared.windows).map((window) => window.subarray(0, compared.tokens))
+  const dense = engine.embed(batchedByLength(beginnings, perBatch), offload)
+  const calibration = statistic ? engine.embed(batchedByLength(windows, perBatch), offload) : []
   const variants: Variant[] = []
   const freed = (batches: Batch[]) => {
     for (const { hidden } of batches.splice(0)) hidden.dispose()

@@ -1,0 +1,76 @@
+import type { Device, Recording, Tensor } from '../native/device.js'
+import type { KeyValueCache } from './key-value-cache.js'
+
+/** What a pass of a token of every sequence starts from; its elements are replaced for every token. */
+export interface TokenInput {
+  /** The embedded tokens, [sequences, hidden]. */
+  hidden: Tensor
+  /** Their positions, int32 [sequences]. */
+  positions: Tensor
+}
+
+/** A pass of a token of every sequence that has been recorded, and is repeated for those that follow. It owns native memory until disposed of. */
+export class RecordedPass {
+  private readonly memories: readonly (Tensor | undefined)[]
+
+  private constructor(
+    private readonly device: Device,
+    private readonly input: TokenInput,
+    private readonly output: { logits: Tensor; longest: number },
+    private readonly recording: Recording,
+    private readonly caches: readonly KeyValueCache[],
+    /** The position that it was recorded at. */
+    private readonly position: number,
+  ) {
+    this.memories = caches.map(({ memory }) => memory)
+  }
+
+  /**
+   * Runs `body`, which makes the logits of the first token, and up to which length of a sequence it can be repeated. Resolves to the logits,
+   * which are the caller's, and the pass; without one for a `body` that cannot be repeated. The input is the pass's.
+   */
+  static async record(
+    device: Device,
+    input: TokenInput,
+    { caches, position }: { caches: readonly KeyValueCache[]; position: number },
+    body: () => Promise<{ logits: Tensor; longest: number }>,
+  ): Promise<{ logits: Tensor; pass?: RecordedPass }> {
+    try {
+      const { recording, result } = await device.record([], body)
+      if (recording) {
+        const pass = new RecordedPass(device, input, result, recording, caches, position)
+        return { logits: result.logits.share(), pass }
+      }
+      disposeOf(input)
+      return result
+    } catch (error) {
+      disposeOf(input)
+      throw error
+    }
+  }
+
+  /** Whether it can be repeated for the last token of sequences of `total` tokens. */
+  reaches(total: number): boolean {
+    return total <= this.output.longest && this.caches.every((cache, i) => cache.hasRoomIn(this.memories[i]))
+  }
+
+  /** The logits of the next token, at `position`; `hidden` is disposed of. The caller disposes of the logits. */
+  repeat(hidden: Tensor, position: number): Tensor {
+    const { device, input, output } = this
+    device.within([], () => device.cast(hidden, input.hidden.dtype, input.hidden))
+    hidden.dispose()
+    device.write(input.positions, new Int32Array(input.positions.width).fill(position))
+    device.replay(this.recording, position - this.position)
+    for (const cache of this.caches) cache.advance()
+    return output.logits.share()
+  }
+
+  dispose(): void {
+    disposeOf(this.input)
+    this.output.logits.dispose()
+  }
+}
+
+function disposeOf({ hidden, positions }: TokenInput): void {
+  for (const tensor of [hidden, positions]) tensor.dispose()
+}
