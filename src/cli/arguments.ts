@@ -286,7 +286,7 @@ export function calibrationOptions(command: Command, description: string): Comma
     .option(
       `--calibration ${textArgument}`,
       `${description}; several share the windows, by their weights if they are given as NAME=3`,
-      (value: string, before: string[] = []) => [...before, value],
+      (value: string, before: string[] | undefined) => [...(before ?? []), value],
     )
     .option(
       '--text-field <name>',

@@ -218,7 +218,7 @@ async function scored(
           const loss = head.losses(hidden, device.upload(ids, [ids.length]), top)
           return top ? [loss, top] : [loss]
         })
-        const values = await device.readFloat32(losses!)
+        const values = await device.readFloat32(losses)
         const tops = likeliest && (await device.read(likeliest))
         for (const tensor of [losses, likeliest]) tensor?.dispose()
         for (const [i, target] of wanted.entries())
@@ -246,5 +246,5 @@ function embedded({ device, architecture, weights }: Engine, batch: PackedBatch)
       return [uploaded, architecture.embed(weights, device, device.upload(ids, [ids.length]), uploaded)]
     }),
   )
-  return { sequences, hidden: hidden!, positions: positions! }
+  return { sequences, hidden: hidden, positions: positions }
 }

@@ -71,7 +71,7 @@ function choice(prompt: string, choices: readonly string[], gold: number): Quest
   return {
     prompts: choices.map(() => prompt),
     continuations: choices.map((text) => ` ${text}`),
-    lengths: choices.map((text) => [...text].length),
+    lengths: choices.map((text) => Array.from(text).length),
     gold: gold < choices.length ? gold : -1,
     example: `${prompt} ${choices[gold] ?? ''}`,
   }

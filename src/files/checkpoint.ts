@@ -4,7 +4,7 @@ import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
 import { foreignContents } from './foreign-contents.js'
 import { blockScaling, joinScaled } from './block-scaled.js'
-import { splitFused } from './fused.js'
+import { markFused, splitFused } from './fused.js'
 import { duplicateKey } from './json-keys.js'
 import { packQuantized } from './pack-quantized.js'
 import { joinPacked, joinPackQuantized } from './packed.js'
@@ -124,8 +124,10 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
       : (file: string, tensors: StoredTensor[]) => joinPackQuantized(file, tensors, bits)
   const scaling = format === safetensors ? blockScaling(config) : undefined
   const expanded = (shards: Shard[]) => (scaling ? joinScaled(shards, scaling) : shards)
-  const partsOf = async (file: string, stored: StoredTensor[]) =>
-    splitFused(joined ? await joined(file, stored) : stored)
+  const partsOf = async (file: string, stored: StoredTensor[]) => {
+    const parts = splitFused(joined ? await joined(file, stored) : stored)
+    return format === packed ? markFused(parts) : parts
+  }
   if (names.includes(single)) {
     const file = join(path, single)
     const { tensors: stored, metadata } = await read(file)

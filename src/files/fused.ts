@@ -44,6 +44,40 @@ export function splitFused(tensors: readonly StoredTensor[]): StoredTensor[] {
   })
 }
 
+/**
+ * The tensors of a packed file, where those are marked that have the names of all parts of a tensor: it was taken apart to be packed, and
+ * is one when it is unpacked.
+ */
+export function markFused(tensors: readonly StoredTensor[]): StoredTensor[] {
+  const parts = new Map<string, StoredTensor[]>()
+  const placeOf = ({ name, shape }: StoredTensor) => {
+    const [, stem = '', index, end] = /^(.*)\.(\d+)\.(weight|bias)$/.exec(name) ?? []
+    const whole = [`${stem}.${end}`, end === 'bias' ? `${stem}_bias` : stem].find((one) =>
+      forms.some((form) => form.end === end && form.dimensions === shape.length + 1 && form.name.test(one)),
+    )
+    const isPart = whole !== undefined && Number(index) < mostExperts
+    return isPart ? { whole, index: Number(index) } : undefined
+  }
+  for (const tensor of tensors) {
+    const place = placeOf(tensor)
+    if (!place) continue
+    const known = parts.get(place.whole) ?? []
+    parts.set(place.whole, known)
+    known[place.index] = tensor
+  }
+  return tensors.map((tensor) => {
+    const place = placeOf(tensor)
+    const all = place && [...parts.get(place.whole)!]
+    const alike = (other: StoredTensor | undefined) =>
+      other?.dtype === tensor.dtype && other.shape.join() === tensor.shape.join()
+    if (!place || !all?.every(alike)) return tensor
+    return {
+      ...tensor,
+      fused: { name: place.whole, shape: [all.length, ...tensor.shape], index: place.index },
+    }
+  })
+}
+
 /** The same tensors, of which those are parts of others only that lie with all other parts of these one after the other. */
 export function wholeFused<Layout extends TensorLayout>(tensors: readonly Layout[]): Layout[] {
   const isWhole = (at: number, { name, shape: [count = 0], index }: FusedPart) =>

@@ -183,7 +183,7 @@ export async function evaluationTokens(
   source: Source,
   options: ReadOptions & { sequenceLength: number; windows?: number | undefined },
 ): Promise<Int32Array> {
-  const isC4 = checkedKind(source) === 'c4'
+  const isC4 = checkedKind(source, textKinds) === 'c4'
   const windows = Math.min(options.windows ?? Infinity, isC4 ? c4Windows : Infinity)
   const most = windows * options.sequenceLength
   const { ids } = await readSource(model, source, 'evaluation', { ...options, most })
@@ -228,14 +228,18 @@ async function drawShares(
 }
 
 /** The kinds of sources of text, and what else calibration takes. */
-const kinds = ['dataset', 'file', 'text', 'messages', 'tokens', 'sources', 'windows'] as const
+const textKinds = ['dataset', 'file', 'text', 'messages', 'tokens'] as const
+const kinds = [...textKinds, 'sources', 'windows'] as const
 
 /** What a source is; 'c4' is that data set, or a shard of it in a file. Throws INVALID_OPTION unless it is exactly one thing. */
-function checkedKind(source: Calibration): (typeof kinds)[number] | 'c4' {
-  const given = kinds.filter((name) => source[name] !== undefined)
+function checkedKind(
+  source: Calibration,
+  among: readonly (typeof kinds)[number][] = kinds,
+): (typeof kinds)[number] | 'c4' {
+  const given = among.filter((name) => source[name] !== undefined)
   const [kind] = given
   if (kind === undefined || given.length > 1) {
-    const message = 'option file: give exactly one of dataset, file, text, messages and tokens'
+    const message = `option file: give exactly one of ${among.slice(0, -1).join(', ')} and ${among.at(-1)}`
     throw new SparseGptError('INVALID_OPTION', message)
   }
   if (

@@ -50,7 +50,7 @@ async function* plainText(path: string, onRead?: (share: number) => void): Async
   let rest: Buffer = Buffer.alloc(0)
   let lines = 1
   let atStart = true
-  let endsInReturn = false
+  let endsInReturn = false as boolean
   const textOf = (bytes: Buffer) => {
     const decoded = decodeLines(path, bytes, lines)
     for (const byte of bytes) if (byte === 0x0a) lines++

@@ -222,7 +222,7 @@ class ProcessTokenizer implements Tokenizer {
       }
       const encoded: Int32Array[] = []
       let count = 0
-      let begun = false
+      let begun = false as boolean
       const add = async (pieces: string[], special: boolean, cut: { before: number; after: number }) => {
         this.checkTokens(count, memory)
         for (const ids of await this.named(this.process.encode(pieces, special, signal))) {

@@ -49,3 +49,32 @@ export const goldenModels = [
   'stablelm',
   'starcoder2',
 ]
+
+/**
+ * Those among them whose weights are stored, or whose blocks run, like no other's: for what takes long and does not depend on the family
+ * otherwise. With SPARSEGPT_ALL_FAMILIES all of them.
+ */
+export const unlikeModels = process.env.SPARSEGPT_ALL_FAMILIES
+  ? goldenModels
+  : [
+      'bloom',
+      'cohere2',
+      'deepseek_v3',
+      'falcon',
+      'gemma2',
+      'gemma3_text',
+      'gpt2',
+      'gpt_bigcode',
+      'gpt_neox',
+      'gpt_oss',
+      'granitemoe',
+      'llama',
+      'mixtral',
+      'mpt',
+      'olmo2',
+      'opt-350m',
+      'phi3',
+      'phimoe',
+      'qwen2_moe',
+      'qwen3',
+    ]

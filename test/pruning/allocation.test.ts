@@ -18,7 +18,7 @@ import { sparsegpt } from '../../src/pruning/methods/sparsegpt.js'
 import { engineOf } from '../../src/sdk/model.js'
 import { calibrationWindows } from '../../src/text/source.js'
 import { drawWindows } from '../../src/text/windows.js'
-import { goldenModels } from '../models/golden-models.js'
+import { unlikeModels } from '../models/golden-models.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'
@@ -383,7 +383,7 @@ describe('a recipe', () => {
 describeWithShared('on models of every family', () => {
   const tokens = Int32Array.from({ length: 2000 }, (_, i) => (i * 7919 + ((i * i) % 31)) % 96)
 
-  test.each(goldenModels.map((name, i) => [name, measured[i % 2]!] as const))(
+  test.each(unlikeModels.map((name, i) => [name, measured[i % 2]!] as const))(
     '%s, %s',
     async (name, allocation) => {
       const source = sharedPath('golden', 'models', name) ?? ''

@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
 import { loadModel, prune, type LayerReport, type PruneOptions } from '../../src/index.js'
-import { goldenModels } from '../models/golden-models.js'
+import { unlikeModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { temporaryFolder } from '../temporary.js'
@@ -37,7 +37,7 @@ const targets = ['own', 'dense'] as const
 describeWithShared('the solver tier on models of every family', () => {
   const source = (name: string) => sharedPath('golden', 'models', name) ?? ''
   // Every family meets every method, both targets and both orders; targets, orders and patterns take turns.
-  const cases = goldenModels.flatMap((name, i) =>
+  const cases = unlikeModels.flatMap((name, i) =>
     methods.map((method, j) => {
       const goal = (i + Math.floor(j / 2)) % 2 === 0 ? { pattern: '2:4' } : { sparsity: 0.7 }
       const sequential = (Math.floor(i / 2) + j) % 2 === 0 ? ('block' as const) : ('layer' as const)
@@ -50,7 +50,7 @@ describeWithShared('the solver tier on models of every family', () => {
     for (const layer of layers) {
       const { name: at, sparsity, error, errorBefore, iterations } = layer
       const share = 'pattern' in options ? 0.5 : 0.7
-      expect([at, Math.abs(sparsity - share) < 0.03]).toEqual([at, true])
+      expect([at, Math.abs(sparsity - share) < 0.03 + 1 / layer.columns]).toEqual([at, true])
       if ('pattern' in options) expect(sparsity).toBeGreaterThanOrEqual(0.5)
       // An expert that no token has reached is not fitted.
       if (error === undefined && layer.fewTokens === 0) continue

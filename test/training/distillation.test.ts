@@ -11,7 +11,7 @@ import {
   type DistillReport,
   type Model,
 } from '../../src/index.js'
-import { goldenModels } from '../models/golden-models.js'
+import { unlikeModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
@@ -194,7 +194,7 @@ describe('distillation', () => {
 describeWithShared('distillation of every family', () => {
   const tokens = Int32Array.from({ length: 520 }, (_, i) => (i * 7919 + ((i * i) % 31)) % 96)
 
-  test.each(goldenModels)('%s', async (name) => {
+  test.each(unlikeModels)('%s', async (name) => {
     const dense = sharedPath('golden', 'models', name) ?? ''
     const calibration = { tokens, sequenceLength: 32 }
     const options = { dense, calibration, learningRate: 1e-2, batch: 2, epochs: 3, holdout: 0.2 }

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { loadModel, perplexity, plan, prune, type PruneOptions, type PruneReport } from '../../src/index.js'
-import { goldenModels } from '../models/golden-models.js'
+import { unlikeModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'
 import { expectError, temporaryFolder } from '../temporary.js'
@@ -167,7 +167,7 @@ describe('reconstruction', () => {
 describeWithShared('reconstruction of every family', () => {
   const tokens = Int32Array.from({ length: 900 }, (_, i) => (i * 7919 + ((i * i) % 31)) % 96)
 
-  const cases = goldenModels.map((name, i) => [name, i % 2 === 0 ? 'sparsegpt' : 'magnitude'] as const)
+  const cases = unlikeModels.map((name, i) => [name, i % 2 === 0 ? 'sparsegpt' : 'magnitude'] as const)
 
   test.each(cases)('%s, after %s', async (name, method) => {
     const source = sharedPath('golden', 'models', name) ?? ''
