@@ -17,7 +17,7 @@ class Rank extends MpiCommunicator {
     const values = await super.gather(device, value)
     // The reports of a block are gathered when all of it is stored; behind the last comes the writing of the rest.
     if (Array.isArray(value) && value[0]?.name !== undefined) this.reports++
-    if (victim === this.rank && phase === 'write' && this.reports === 6) die()
+    if (victim === this.rank && phase === 'write' && this.reports === 3) die()
     if (victim === this.rank && phase === 'error' && this.reports === 2)
       throw new Error('a rank has met an error')
     return values
