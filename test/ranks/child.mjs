@@ -9,7 +9,7 @@ class Rank extends MpiCommunicator {
   reports = 0
 
   async allReduce(device, tensor, settings) {
-    if (victim === this.rank && phase === 'reduction' && this.reports === 2) die()
+    if (victim === this.rank && phase === 'reduction' && this.reports === 1) die()
     return super.allReduce(device, tensor, settings)
   }
 
@@ -17,8 +17,8 @@ class Rank extends MpiCommunicator {
     const values = await super.gather(device, value)
     // The reports of a block are gathered when all of it is stored; behind the last comes the writing of the rest.
     if (Array.isArray(value) && value[0]?.name !== undefined) this.reports++
-    if (victim === this.rank && phase === 'write' && this.reports === 3) die()
-    if (victim === this.rank && phase === 'error' && this.reports === 2)
+    if (victim === this.rank && phase === 'write' && this.reports === 2) die()
+    if (victim === this.rank && phase === 'error' && this.reports === 1)
       throw new Error('a rank has met an error')
     return values
   }
@@ -33,7 +33,7 @@ const report = await prune(model, {
   calibration: { file: text, samples: 12, sequenceLength: 64 },
   onProgress: (at) => {
     const here = { collect: 'forward', solve: 'solve' }[at.phase]
-    if (victim === communicator.rank && phase === here && at.block === 2) die()
+    if (victim === communicator.rank && phase === here && at.block === 1) die()
   },
 })
 if (communicator.rank === 0) console.log(JSON.stringify(report))

@@ -1,4 +1,5 @@
 import { execFile, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -49,7 +50,7 @@ function mpirun(ranks: number, ...args: string[]): Promise<Ended> {
 }
 
 /** Of a job without its windows. */
-const options = { pattern: '2:4', maxBlock: 3 }
+const options = { pattern: '2:4', maxBlock: 2 }
 const job = (out: string) => {
   const calibrated = [
     '--calibration',
@@ -61,12 +62,13 @@ const job = (out: string) => {
     '--pattern',
     '2:4',
     '--max-block',
-    '3',
+    '2',
   ]
   return [program, 'prune', model, '--out', out, ...calibrated, '--threads', '1', '--json']
 }
+const sha256 = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex')
 const contents = (folder: string) =>
-  new Map(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name)).toString('base64')]))
+  new Map(readdirSync(folder).map((name) => [name, sha256(readFileSync(join(folder, name)))]))
 
 describeWithMpi('ranks that mpirun starts', () => {
   let parent: string
@@ -79,17 +81,17 @@ describeWithMpi('ranks that mpirun starts', () => {
     whole = contents(join(parent, 'whole'))
   })
 
-  test.each([1, 4])('%d prune as 2 do; rank 0 alone reports', async (ranks) => {
-    const out = join(parent, `out-${ranks}`)
-    const { code, stdout } = await mpirun(ranks, ...job(out), '--window-groups', '4')
+  test('one prunes as two do; rank 0 alone reports', async () => {
+    const out = join(parent, 'alone')
+    const { code, stdout } = await mpirun(1, ...job(out), '--window-groups', '4')
     expect(code).toBe(0)
     expect(contents(out)).toEqual(whole)
-    expect((JSON.parse(stdout) as { layers: unknown[] }).layers).toHaveLength(21)
+    expect((JSON.parse(stdout) as { layers: unknown[] }).layers).toHaveLength(14)
   })
 
   test.each<[number, PlanOptions]>([
-    [2, options],
-    [4, { sparsity: 0.5, sequential: 'layer', maxBlock: 2 }],
+    [2, { ...options, maxBlock: 1 }],
+    [3, { sparsity: 0.5, sequential: 'layer', maxBlock: 1 }],
   ])('%d ranks receive what plan says, to 5 %%', async (ranks, options) => {
     const out = join(parent, `volume-${ranks}`)
     const { stdout } = await mpirun(ranks, child, JSON.stringify({ model, text, out, options }))
