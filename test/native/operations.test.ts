@@ -51,7 +51,7 @@ describe('the operation table', () => {
     spy.softcap(x, 2)
     spy.takeColumns(x, { groups: 1, first: 0, count: 2, stride: 2 })
     spy.scatterAdd(x, x, vector(4), vector(4))
-    spy.crossEntropy(x, t(5, 8), vector(4), { bias: vector(5) })
+    spy.crossEntropy(x, t(5, 8), vector(4), { bias: vector(5), likeliest: vector(4) })
     spy.accumulateGram(t(8, 8), x, 1)
     spy.accumulateSquares(vector(8), x, 1)
     spy.accumulateProduct(t(8, 8), x, x, 1)
