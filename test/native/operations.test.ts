@@ -96,7 +96,7 @@ describe('the operation table', () => {
     spy.multiply(x, t(8, 2))
     spy.accumulateRows(vector(8), x)
     spy.normGradient(x, x, vector(8), 1e-5, { dweight: vector(8), dbias: vector(8) })
-    spy.attentionGradient(x, x, x, x, heads)
+    spy.attentionGradient(x, x, x, x, { ...heads, sinks: vector(2) }, t(4, 2))
     spy.activateGradient(x, x, 'relu')
     spy.gateGradient(x, x, x, 'relu')
     spy.putColumns(x, t(4, 2), { first: 0, count: 2, stride: 2 })
