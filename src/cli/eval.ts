@@ -5,14 +5,14 @@ import type { Model } from '../sdk/model.js'
 import { evaluateTasks, type TaskReport } from '../sdk/tasks.js'
 import {
   deviceOptions,
+  evaluationTextOptions,
   given,
   modelArgument,
   taskOptions,
   taskSettings,
-  number,
-  textArgument,
   textSource,
   type DeviceFlags,
+  type EvaluationTextFlags,
   type TaskFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
@@ -20,31 +20,20 @@ import { showDownload, showEncoding, withModel } from './open-model.js'
 import { withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags, TaskFlags {
-  dataset?: string
-  textField?: string
-  seqlen?: number
-  windows?: number
+interface Flags extends DeviceFlags, EvaluationTextFlags, TaskFlags {
   against?: string
   json?: true
 }
 
 /** The command `sparsegpt eval`, which measures a model's perplexity, and its accuracy on tasks. */
 export function evalCommand(): Command {
-  const command = new Command('eval')
+  const described = new Command('eval')
     .description("Measure a model's perplexity on a text, or its accuracy on tasks.")
     .argument('<model>', modelArgument)
-    .option(`--dataset ${textArgument}`, 'text to predict')
-    .option(
-      '--text-field <name>',
-      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
-    )
-    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
-    .option('--windows <n>', 'evaluate only the first n windows', number)
-    .option(
-      '--against <model>',
-      'also measure how far the predictions are from those of this model, such as the dense one: its folder, or a hub id',
-    )
+  const command = evaluationTextOptions(described).option(
+    '--against <model>',
+    'also measure how far the predictions are from those of this model, such as the dense one: its folder, or a hub id',
+  )
   return deviceOptions(taskOptions(command).option('--json', 'print one JSON object on stdout')).action(run)
 }
 
