@@ -2,7 +2,7 @@
 // What each way of pruning costs and leaves: perplexities, the divergence from the dense model, the time.
 //
 //   node bench/quality.mjs --model DIR --calibration FILE --eval FILE [--eval FILE …] [--samples 64 --seqlen 512 --windows 40]
-//       [--goals '--pattern 2:4|--sparsity 0.5|…'] [--ways '|--refit|--quality good|…'] [--seeds 1] [--device cpu] [--threads N]
+//       [--goals '--pattern 2:4|--sparsity 0.5|…'] [--ways '|--refit|--quality good|…'] [--seeds 1] [--dtype float32] [--device cpu] [--threads N]
 //
 // A goal and a way are options of `sparsegpt prune`; every goal is pruned in every way, with the seeds 0, 1, … A line is printed as
 // soon as it is known, the table at the end.
@@ -21,6 +21,7 @@ const options = parseOptions({
   seqlen: { type: 'string', default: '512' },
   windows: { type: 'string', default: '40' },
   seeds: { type: 'string', default: '1' },
+  dtype: { type: 'string', default: 'float32' },
   goals: {
     type: 'string',
     default: '--sparsity 0.5|--sparsity 0.6|--pattern 2:4|--pattern 4:8|--sparsity 0.7|--sparsity 0.8',
@@ -43,6 +44,8 @@ const out = join(temporaryFolder(), 'pruned')
 const common = [
   '--seqlen',
   seqlen,
+  '--dtype',
+  options.dtype,
   '--device',
   options.device,
   '--threads',
@@ -80,12 +83,12 @@ function measure(goal, way) {
       ...words(goal),
       ...words(way),
     )
-    return { wall, zeros: sparsity.achieved, texts: evaluate(out, '--dense', model) }
+    return { wall, zeros: sparsity.achieved, texts: evaluate(out, '--against', model) }
   })
   const of = (value) => median(runs.map(value))
   const texts = options.eval.flatMap((_, i) => [
     of((run) => run.texts[i].perplexity).toFixed(2),
-    of((run) => run.texts[i].divergence).toFixed(3),
+    of((run) => run.texts[i].against.divergence).toFixed(3),
   ])
   return [
     goal,

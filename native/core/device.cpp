@@ -39,7 +39,8 @@ void Device::enqueue(const std::shared_ptr<const Recording>& recording, int64_t 
     std::lock_guard<std::mutex> lock(mutex_);
     if (stopping_) return;
     for (const RecordedStep& step : *recording)
-      tasks_.push_back({step.operation, [recording, &step, pass](Backend& backend) { step.run(backend, pass); }, nullptr, false});
+      tasks_.push_back(
+          {step.operation, [recording, &step, pass](Backend& backend) { step.run(backend, pass); }, nullptr, false});
   }
   wake_.notify_one();
 }

@@ -239,6 +239,26 @@ export interface TaskFlags {
   taskData?: string
 }
 
+/** The flags of evaluationTextOptions(). */
+export interface EvaluationTextFlags {
+  dataset?: string
+  textField?: string
+  seqlen?: number
+  windows?: number
+}
+
+/** Adds the options of a text to measure perplexity on; returns the command. */
+export function evaluationTextOptions(command: Command): Command {
+  return command
+    .option(`--dataset ${textArgument}`, 'text to predict')
+    .option(
+      '--text-field <name>',
+      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
+    )
+    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
+    .option('--windows <n>', 'evaluate only the first n windows', number)
+}
+
 /** Adds the options that say which tasks a model is evaluated on; returns the command. */
 export function taskOptions(command: Command): Command {
   return command

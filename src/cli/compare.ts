@@ -4,14 +4,14 @@ import { SparseGptError } from '../errors.js'
 import { compare, type CompareReport } from '../sdk/compare.js'
 import {
   deviceOptions,
+  evaluationTextOptions,
   given,
   modelArgument,
-  number,
   taskOptions,
   taskSettings,
-  textArgument,
   textSource,
   type DeviceFlags,
+  type EvaluationTextFlags,
   type TaskFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
@@ -19,26 +19,16 @@ import { showDownload } from './open-model.js'
 import { withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags, TaskFlags {
-  dataset?: string
-  textField?: string
-  seqlen?: number
-  windows?: number
+interface Flags extends DeviceFlags, EvaluationTextFlags, TaskFlags {
   json?: true
 }
 
 /** The command `sparsegpt compare`, which measures models side by side. */
 export function compareCommand(): Command {
-  const command = new Command('compare')
+  const described = new Command('compare')
     .description('Measure models side by side: perplexity, accuracy, sparsity, size and speed.')
     .argument('<models...>', modelArgument)
-    .option(`--dataset ${textArgument}`, 'text to predict')
-    .option(
-      '--text-field <name>',
-      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
-    )
-    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
-    .option('--windows <n>', 'evaluate only the first n windows', number)
+  const command = evaluationTextOptions(described)
   return deviceOptions(taskOptions(command).option('--json', 'print one JSON object on stdout')).action(run)
 }
 

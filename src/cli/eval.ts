@@ -6,14 +6,15 @@ import type { Model } from '../sdk/model.js'
 import { evaluateTasks, type TaskReport } from '../sdk/tasks.js'
 import {
   deviceOptions,
+  evaluationTextOptions,
   given,
   modelArgument,
+  number,
   taskOptions,
   taskSettings,
-  number,
-  textArgument,
   textSource,
   type DeviceFlags,
+  type EvaluationTextFlags,
   type TaskFlags,
 } from './arguments.js'
 import { interruptible } from './interrupt.js'
@@ -22,11 +23,7 @@ import { withProgress } from './progress.js'
 import { ofRank, withRanks } from './ranks.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
-interface Flags extends DeviceFlags, TaskFlags {
-  dataset?: string
-  textField?: string
-  seqlen?: number
-  windows?: number
+interface Flags extends DeviceFlags, EvaluationTextFlags, TaskFlags {
   against?: string
   ranks?: number
   json?: true
@@ -34,16 +31,10 @@ interface Flags extends DeviceFlags, TaskFlags {
 
 /** The command `sparsegpt eval`, which measures a model's perplexity, and its accuracy on tasks. */
 export function evalCommand(): Command {
-  const command = new Command('eval')
+  const described = new Command('eval')
     .description("Measure a model's perplexity on a text, or its accuracy on tasks.")
     .argument('<model>', modelArgument)
-    .option(`--dataset ${textArgument}`, 'text to predict')
-    .option(
-      '--text-field <name>',
-      'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
-    )
-    .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
-    .option('--windows <n>', 'evaluate only the first n windows', number)
+  const command = evaluationTextOptions(described)
     .option(
       '--against <model>',
       'also measure how far the predictions are from those of this model, such as the dense one: its folder, or a hub id',

@@ -125,8 +125,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const scaling = format === safetensors ? blockScaling(config) : undefined
   const expanded = (shards: Shard[]) => (scaling ? joinScaled(shards, scaling) : shards)
   const partsOf = async (file: string, stored: StoredTensor[]) => {
-    const parts = splitFused(joined ? await joined(file, stored) : stored)
-    return format === packed ? markFused(parts) : parts
+    return joined ? markFused(splitFused(await joined(file, stored))) : splitFused(stored)
   }
   if (names.includes(single)) {
     const file = join(path, single)

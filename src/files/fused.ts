@@ -45,8 +45,8 @@ export function splitFused(tensors: readonly StoredTensor[]): StoredTensor[] {
 }
 
 /**
- * The tensors of a packed file, where those are marked that have the names of all parts of a tensor: it was taken apart to be packed, and
- * is one when it is unpacked.
+ * The tensors of an encoded file, where those are marked that have the names of all parts of a tensor: it was taken apart to be encoded, and
+ * is one when it is decoded.
  */
 export function markFused(tensors: readonly StoredTensor[]): StoredTensor[] {
   const parts = new Map<string, StoredTensor[]>()
@@ -65,16 +65,16 @@ export function markFused(tensors: readonly StoredTensor[]): StoredTensor[] {
     parts.set(place.whole, known)
     known[place.index] = tensor
   }
-  return tensors.map((tensor) => {
+  return tensors.flatMap((tensor) => {
     const place = placeOf(tensor)
     const all = place && [...parts.get(place.whole)!]
     const alike = (other: StoredTensor | undefined) =>
       other?.dtype === tensor.dtype && other.shape.join() === tensor.shape.join()
-    if (!place || !all?.every(alike)) return tensor
-    return {
-      ...tensor,
-      fused: { name: place.whole, shape: [all.length, ...tensor.shape], index: place.index },
-    }
+    if (!place || !all?.every(alike)) return [tensor]
+    const shape = [all.length, ...tensor.shape]
+    // They come together, in the place of the first.
+    if (place.index > 0) return []
+    return all.map((part, index) => ({ ...part, fused: { name: place.whole, shape, index } }))
   })
 }
 

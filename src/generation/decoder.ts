@@ -1,5 +1,4 @@
 import { abortable } from '../abort.js'
-import type { Placement } from '../models/eager-block.js'
 import type { Engine } from '../models/engine.js'
 import type { Tensor } from '../native/device.js'
 import { CachedBlock } from './cached-block.js'
@@ -16,8 +15,8 @@ interface PassOptions {
   /** How long the sequences are that they are a part of. */
   total: number
   signal: AbortSignal | undefined
-  /** Says where the tokens stand in the place of what the engine says. */
-  place?: (placement: Placement) => Placement
+  /** Their positions, int32 [count · length]; by default the engine's. */
+  positions?: Tensor
 }
 
 /**
@@ -113,19 +112,16 @@ export class Decoder {
     this.recorded?.dispose()
     // What grows does so before it is recorded.
     for (const cache of caches) cache.makeRoom()
-    for (const block of caches.keys()) engine.rotaryTables(block, total)
+    const tables = [...caches.keys()].map((block) => engine.rotaryTables(block, total))
+    const longest = Math.min(...tables.map((table) => table?.cosine.rows ?? Infinity))
     const positions = device.within([], () => device.upload(new Int32Array(count).fill(position), [count]))
     const input = { hidden: hidden.share(), positions }
-    let longest = Infinity
-    const place = (placement: Placement) => {
-      longest = Math.min(longest, placement.rotary?.cosine.rows ?? Infinity)
-      return { ...placement, positions }
-    }
-    const { logits, pass } = await RecordedPass.record(device, input, { caches, position }, async () => {
-      const last = await this.run(hidden, { start: position, length: 1, total, signal, place })
+    const limits = { caches, position, longest }
+    const { logits, pass } = await RecordedPass.record(device, input, limits, async () => {
+      const last = await this.run(hidden, { start: position, length: 1, total, signal, positions })
       const result = device.tidy(() => model.logits(last))
       last.dispose()
-      return { logits: result, longest }
+      return result
     })
     this.recorded = pass
     this.repeats = pass !== undefined
@@ -145,12 +141,12 @@ export class Decoder {
   /** Runs the next `length` tokens of each sequence through all blocks; the caller owns the hidden states, [count · length, hidden]. */
   private async run(
     hidden: Tensor,
-    { start, length, total, signal, place = (placement) => placement }: PassOptions,
+    { start, length, total, signal, positions }: PassOptions,
   ): Promise<Tensor> {
     const { engine, model, count, caches } = this
     const { device } = engine
     const sequences = { count, length, start, total }
-    const batch = { sequences, hidden }
+    const batch = { sequences, hidden, ...(positions && { positions }) }
     const pass = async (index: number) => {
       abortable(signal)
       await model.withBlock(index, count * length, async (weights, strips) => {
@@ -158,7 +154,7 @@ export class Decoder {
           index,
           weights,
           batch,
-          (placement) => new CachedBlock(device, weights, index, place(placement), caches[index]!, strips),
+          (placement) => new CachedBlock(device, weights, index, placement, caches[index]!, strips),
         )
         const output = await run.finish()
         batch.hidden.dispose()

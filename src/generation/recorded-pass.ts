@@ -9,6 +9,16 @@ export interface TokenInput {
   positions: Tensor
 }
 
+/** What a recorded pass depends on. */
+export interface PassLimits {
+  /** What it puts the token's keys and values into. */
+  caches: readonly KeyValueCache[]
+  /** The position that it is recorded at. */
+  position: number
+  /** How long sequences may become. */
+  longest: number
+}
+
 /** A pass of a token of every sequence that has been recorded, and is repeated for those that follow. It owns native memory until disposed of. */
 export class RecordedPass {
   private readonly memories: readonly (Tensor | undefined)[]
@@ -16,33 +26,30 @@ export class RecordedPass {
   private constructor(
     private readonly device: Device,
     private readonly input: TokenInput,
-    private readonly output: { logits: Tensor; longest: number },
+    private readonly logits: Tensor,
     private readonly recording: Recording,
-    private readonly caches: readonly KeyValueCache[],
-    /** The position that it was recorded at. */
-    private readonly position: number,
+    private readonly limits: PassLimits,
   ) {
-    this.memories = caches.map(({ memory }) => memory)
+    this.memories = limits.caches.map(({ memory }) => memory)
   }
 
   /**
-   * Runs `body`, which makes the logits of the first token, and up to which length of a sequence it can be repeated. Resolves to the logits,
-   * which are the caller's, and the pass; without one for a `body` that cannot be repeated. The input is the pass's.
+   * Runs `body`, which makes the logits of the first token. Resolves to the logits, which are the caller's, and the pass; without one for a `body` that cannot be repeated. The input is the pass's.
    */
   static async record(
     device: Device,
     input: TokenInput,
-    { caches, position }: { caches: readonly KeyValueCache[]; position: number },
-    body: () => Promise<{ logits: Tensor; longest: number }>,
+    limits: PassLimits,
+    body: () => Promise<Tensor>,
   ): Promise<{ logits: Tensor; pass?: RecordedPass }> {
     try {
-      const { recording, result } = await device.record([], body)
+      const { recording, result: logits } = await device.record([], body)
       if (recording) {
-        const pass = new RecordedPass(device, input, result, recording, caches, position)
-        return { logits: result.logits.share(), pass }
+        const pass = new RecordedPass(device, input, logits, recording, limits)
+        return { logits: logits.share(), pass }
       }
       disposeOf(input)
-      return result
+      return { logits }
     } catch (error) {
       disposeOf(input)
       throw error
@@ -51,23 +58,24 @@ export class RecordedPass {
 
   /** Whether it can be repeated for the last token of sequences of `total` tokens. */
   reaches(total: number): boolean {
-    return total <= this.output.longest && this.caches.every((cache, i) => cache.hasRoomIn(this.memories[i]))
+    const { caches, longest } = this.limits
+    return total <= longest && caches.every((cache, i) => cache.hasRoomIn(this.memories[i]))
   }
 
   /** The logits of the next token, at `position`; `hidden` is disposed of. The caller disposes of the logits. */
   repeat(hidden: Tensor, position: number): Tensor {
-    const { device, input, output } = this
+    const { device, input, logits, limits } = this
     device.within([], () => device.cast(hidden, input.hidden.dtype, input.hidden))
     hidden.dispose()
     device.write(input.positions, new Int32Array(input.positions.width).fill(position))
-    device.replay(this.recording, position - this.position)
-    for (const cache of this.caches) cache.advance()
-    return output.logits.share()
+    device.replay(this.recording, position - limits.position)
+    for (const cache of limits.caches) cache.advance()
+    return logits.share()
   }
 
   dispose(): void {
     disposeOf(this.input)
-    this.output.logits.dispose()
+    this.logits.dispose()
   }
 }
 

@@ -56,7 +56,7 @@ describe('a source of text', () => {
       await expectError(
         windowsOf(source),
         'INVALID_OPTION',
-        /exactly one of dataset, file, text, messages and tokens/,
+        /exactly one of dataset, file, text, messages, tokens, sources and windows/,
       )
       await expectError(evaluated(source), 'INVALID_OPTION', /exactly one/)
     }

@@ -17,7 +17,7 @@ export const compressedTensors: Encoding = {
   layout: (weight, grid) => {
     if (!grid) return dense.layout(weight)
     if (grid.transposed) {
-      const message = `prune: option encoding: compressed-tensors has no form for ${weight.name}, which is stored as [in, out] (Conv1D): give encoding "bitmask"`
+      const message = `prune: option encoding: compressed-tensors has no form for ${weight.name}, which is stored as [in, out]: give encoding "bitmask"`
       throw new SparseGptError('INVALID_OPTION', message)
     }
     const { zeroPoint, ...layouts } = quantizedLayouts(weight, grid)
