@@ -139,7 +139,7 @@ export function pruningOptions(command: Command): Command {
     .addOption(
       new Option(
         '--quality <tier>',
-        'time spent on quality: fast (the default); good: --sequential layer --target dense --reconstruct 1; best: --method admm, 4 epochs and --distill too',
+        'time spent on quality: fast (the default); good: --sequential layer --target dense --reconstruct 1; best: 4 epochs, and --distill',
       ).choices(qualities),
     )
     .option('--pattern <n:m>', 'prune n of every m neighbours, such as 2:4 or 4:8')

@@ -53,10 +53,10 @@ export function distillCommand(): Command {
     .option('--epochs <n>', 'how often the windows are gone through (default: 1)', number)
     .option(
       '--learning-rate <rate>',
-      "the optimizer's at its highest, as a share of the weights' size (default: 0.004)",
+      "the optimizer's at its highest, as a share of the weights' size (default: 0.0015)",
       number,
     )
-    .option('--batch <windows>', 'windows of a step (default: 4)', number)
+    .option('--batch <windows>', 'windows of a step (default: 1)', number)
     .option('--holdout <share>', 'share of the windows to judge by (default: 0.05)', number)
     .option(
       '--hidden-weight <w>',

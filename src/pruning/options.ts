@@ -139,7 +139,7 @@ export interface ModelPruningOptions extends MethodOptions {
 const presets = {
   fast: {},
   good: { sequential: 'layer', target: 'dense', reconstruct: { epochs: 1 } },
-  best: { method: 'admm', sequential: 'layer', target: 'dense', reconstruct: { epochs: 4 }, distill: {} },
+  best: { sequential: 'layer', target: 'dense', reconstruct: { epochs: 4 }, distill: {} },
 } as const satisfies Record<string, ModelPruningOptions>
 
 /** How much time is spent on the quality of the result. */

@@ -21,9 +21,9 @@ export interface ReconstructOptions {
 export interface DistillationOptions {
   /** How often the windows are gone through. Default 1. */
   epochs?: number
-  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.004. */
+  /** The learning rate of Adam at its highest, as a share of the root mean square of what it changes, in (0, 1]. Default 0.0015. */
   learningRate?: number
-  /** The number of windows of a step. Default 4. */
+  /** The number of windows of a step. Default 1. */
   batch?: number
   /** The share of the windows that is held out to judge by, in (0, 0.5]. Default 0.05. */
   holdout?: number
@@ -48,8 +48,8 @@ export const reconstructOptions = z.strictObject({
 /** Validates DistillationOptions. */
 export const distillationOptions = z.strictObject({
   epochs: epochs.default(1),
-  learningRate: learningRate.default(0.004),
-  batch: batch.default(4),
+  learningRate: learningRate.default(0.0015),
+  batch: batch.default(1),
   holdout: holdout.default(0.05),
   hiddenWeight: z.number().min(0).max(1000).default(0),
 })

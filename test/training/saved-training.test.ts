@@ -16,7 +16,7 @@ import { randomTokens, writeTinyModel } from '../tiny-model.js'
 
 // 50 windows, of which 3 are held out: 12 steps an epoch, of which each sixth is measured, and so saved.
 const calibration = { tokens: randomTokens(800), sequenceLength: 16 }
-const settings = { calibration, epochs: 2, learningRate: 0.01 }
+const settings = { calibration, epochs: 2, batch: 4, learningRate: 0.01 }
 
 type DType = 'float32' | 'bfloat16'
 
