@@ -8,7 +8,7 @@ import type { DeviceName } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions } from '../options.js'
 import { textSource, type TextSource } from '../text/source.js'
-import { benchmarkDecode } from './benchmark/decode.js'
+import { decodeSpeed } from './benchmark/decode.js'
 import { engineOf, loadModel } from './model.js'
 import { fileBytes } from './pack.js'
 import { perplexity } from './perplexity.js'
@@ -77,7 +77,7 @@ const schema = z.strictObject({
  * Measures some models, one after the other: sparsity, size and the speed of generation, and where they are asked for perplexity and
  * accuracy on tasks.
  *
- * Throws what loadModel, perplexity and evaluateTasks throw, and benchmarkDecode.
+ * Throws what loadModel, perplexity and evaluateTasks throw.
  */
 export async function compare(
   models: readonly string[],
@@ -121,12 +121,8 @@ async function measured(
     }
     const sparsity = await engine.job(o.signal, (signal) => linearSparsity(engine, signal))
     const bytes = await fileBytes(engine.checkpoint)
-    const { signal } = watched
-    const { lines } = await benchmarkDecode({
-      ...{ model: model.folder, device: model.device, dtype, threads },
-      ...(signal && { signal }),
-    })
-    return { model: path, sparsity, bytes, tokensPerSecond: lines[0]!.tokensPerSecond, ...quality }
+    const tokensPerSecond = await engine.job(o.signal, (signal) => decodeSpeed(engine, signal))
+    return { model: path, sparsity, bytes, tokensPerSecond, ...quality }
   } finally {
     await model.dispose()
   }

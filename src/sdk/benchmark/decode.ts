@@ -132,11 +132,20 @@ export async function benchmarkDecode(options: DecodeBenchOptions = {}): Promise
   }
 }
 
-/** Measures models in turn with the rate at which memory is read. */
+/** The tokens of one sequence that `engine` generates per second. Throws OUT_OF_MEMORY, ABORTED. */
+export async function decodeSpeed(engine: Engine, signal: AbortSignal): Promise<number> {
+  const meter = new Meter({ ...schema.parse({}), signal }, false)
+  return (await meter.measure(engine, await ResidentModel.load(engine, 1, { signal }))).tokensPerSecond
+}
+
+/** Measures models, in turn with the rate at which memory is read if it `readsMemory`. */
 class Meter {
   private readonly rates: number[] = []
 
-  constructor(private readonly settings: Settings) {}
+  constructor(
+    private readonly settings: Settings,
+    private readonly readsMemory = true,
+  ) {}
 
   /** Disposes of the model. */
   async measure(
@@ -157,7 +166,7 @@ class Meter {
       await next()
       for (let run = 0; run <= repeats; run++) {
         abortable(signal)
-        const rate = device.readRate()
+        const rate = this.readsMemory ? device.readRate() : undefined
         await device.profile()
         const start = performance.now()
         for (let t = 0; t < tokens; t++) await next()
