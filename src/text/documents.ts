@@ -5,6 +5,7 @@ import { reason, systemCode } from '../files/read-error.js'
 import { openRegularFile } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
 import { checkGroup } from './parquet-pages.js'
+import { SandboxFault, SandboxProcess } from './sandbox-process.js'
 
 const byteOrderMark = '\ufeff'
 
@@ -267,15 +268,14 @@ async function* readParquet(
   onRead?: (share: number) => void,
 ): AsyncGenerator<Row> {
   // Loading these takes as long as starting Node, and few jobs need them.
-  const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects, parquetSchema } =
-    await import('hyparquet')
-  const { compressors } = await import('hyparquet-compressors')
+  const { asyncBufferFromFile, parquetMetadataAsync, parquetSchema } = await import('hyparquet')
   const { handle } = await openRegularFile(path, textAdvice)
   await handle.close()
   const file = await asyncBufferFromFile(path)
   const damaged = (error: unknown) => {
     // The reader's own words, unless it has stumbled over what it had not expected.
-    const expected = !(error instanceof TypeError || error instanceof RangeError)
+    const { name } = error instanceof SandboxFault ? error.answer : (error as Error)
+    const expected = name !== 'TypeError' && name !== 'RangeError'
     const why = expected ? reason(error) : 'it is damaged'
     const message = `${path} is not a parquet file that can be read: ${why}`
     return new SparseGptError('INVALID_TEXT', message, { cause: error })
@@ -289,20 +289,25 @@ async function* readParquet(
     const message = `${path} has no column ${JSON.stringify(missing)}; it has ${names.join(', ')}`
     throw new SparseGptError('INVALID_TEXT', message)
   }
-  let rowStart = 0
-  for (const group of metadata.row_groups) {
-    const rowEnd = rowStart + Number(group.num_rows)
-    const options = { file, metadata, columns: [...columns], rowStart, rowEnd, compressors }
-    const read = async () => {
-      for (const column of columns) await checkGroup(file, group, column)
-      return parquetReadObjects(options)
+  const sandbox = new SandboxProcess()
+  try {
+    let rowStart = 0
+    for (const group of metadata.row_groups) {
+      const rowEnd = rowStart + Number(group.num_rows)
+      const read = async () => {
+        let bytes = 0
+        for (const column of columns) bytes += await checkGroup(file, group, column)
+        return sandbox.rows({ file: path, columns: [...columns], rowStart, rowEnd, bytes })
+      }
+      const rows = await read().catch((error: unknown) => {
+        throw error instanceof SparseGptError ? error : damaged(error)
+      })
+      for (const [i, fields] of rows.entries()) yield { where: `${path}, row ${rowStart + i + 1}`, fields }
+      rowStart = rowEnd
+      onRead?.(rowEnd / Math.max(1, Number(metadata.num_rows)))
     }
-    const rows = await read().catch((error: unknown) => {
-      throw damaged(error)
-    })
-    for (const [i, fields] of rows.entries()) yield { where: `${path}, row ${rowStart + i + 1}`, fields }
-    rowStart = rowEnd
-    onRead?.(rowEnd / Math.max(1, Number(metadata.num_rows)))
+  } finally {
+    sandbox.close()
   }
 }
 

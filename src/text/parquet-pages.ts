@@ -15,12 +15,13 @@ interface Page {
 
 /**
  * Checks what a group of rows, and the headers of the pages of `column` in it, claim of their sizes, before memory is taken for
- * them. Throws an Error that says what is wrong.
+ * them. Resolves to the bytes of these pages, unpacked. Throws an Error that says what is wrong.
  */
-export async function checkGroup(file: AsyncBuffer, group: RowGroup, column: string): Promise<void> {
+export async function checkGroup(file: AsyncBuffer, group: RowGroup, column: string): Promise<number> {
   const rows = Number(group.num_rows)
   if (rows < 0 || rows > maxGroupRows)
     throw new Error(`a group has ${rows} rows; at most ${maxGroupRows} can be read`)
+  let bytes = 0
   for (const { meta_data: chunk } of group.columns) {
     if (chunk?.path_in_schema[0] !== column) continue
     const start = Number(chunk.dictionary_page_offset || chunk.data_page_offset)
@@ -29,12 +30,13 @@ export async function checkGroup(file: AsyncBuffer, group: RowGroup, column: str
       throw new Error('a column reaches beyond the file')
     // A list has a value for each of its elements.
     const listed = chunk.path_in_schema.length > 1
-    checkPages(await file.slice(start, end), listed ? maxGroupRows : rows)
+    bytes += checkPages(await file.slice(start, end), listed ? maxGroupRows : rows)
   }
+  return bytes
 }
 
-/** Checks the pages of a column in a group of rows, which lie one after another and have at most `most` values each. */
-function checkPages(column: ArrayBuffer, most: number): void {
+/** Checks the pages of a column in a group of rows, which lie one after another and have at most `most` values each; returns their bytes, unpacked. */
+function checkPages(column: ArrayBuffer, most: number): number {
   const reader = new CompactReader(new DataView(column))
   let bytes = 0
   while (reader.left > 1) {
@@ -50,6 +52,7 @@ function checkPages(column: ArrayBuffer, most: number): void {
     }
     reader.skip(page.packedBytes)
   }
+  return bytes
 }
 
 /** The header's fields by their numbers in parquet.thrift: sizes, and the number of values by the kind of page. */

@@ -4,7 +4,7 @@ import { readRegularFile } from '../files/regular-file.js'
 import { systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { readChatTemplate } from './chat-template.js'
-import { EncoderFault, EncoderProcess } from './encoder-process.js'
+import { SandboxFault, SandboxProcess } from './sandbox-process.js'
 import { foreignContents } from '../files/foreign-contents.js'
 import { gpt2Tokenizer } from './gpt2-tokenizer.js'
 import { cuttingOf, piecesOf, type Cutting } from './pieces.js'
@@ -107,14 +107,14 @@ export async function loadTokenizer(folder: string): Promise<Tokenizer> {
 }
 
 class ProcessTokenizer implements Tokenizer {
-  private readonly process: EncoderProcess
+  private readonly process: SandboxProcess
   private cutting: Cutting | 'unknown' | undefined = 'unknown'
 
   constructor(
     private readonly file: string,
     private readonly json: string,
   ) {
-    this.process = new EncoderProcess(json)
+    this.process = new SandboxProcess(json)
   }
 
   /** Finds out whether the library takes the file. Throws INVALID_CHECKPOINT, OUT_OF_MEMORY. */
@@ -122,7 +122,7 @@ class ProcessTokenizer implements Tokenizer {
     try {
       await this.process.encode([], false)
     } catch (error) {
-      if (!(error instanceof EncoderFault)) throw error
+      if (!(error instanceof SandboxFault)) throw error
       const what = error.death === undefined ? 'is not a valid tokenizer file' : 'cannot be loaded'
       const message = `${this.file} ${foreignContents(this.json) ?? `${what}: ${error.message}`}`
       throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
@@ -167,9 +167,9 @@ class ProcessTokenizer implements Tokenizer {
     const { file, source, values } = await readChatTemplate(dirname(this.file))
     const conversation = { ...values, messages, add_generation_prompt: !complete }
     const text = await this.process.render(source, conversation, options.signal).catch((error: unknown) => {
-      if (!(error instanceof EncoderFault)) throw error
-      const code = error.raised ? 'INVALID_OPTION' : 'INVALID_CHECKPOINT'
-      const what = error.raised ? 'refuses the messages' : 'cannot be rendered'
+      if (!(error instanceof SandboxFault)) throw error
+      const code = error.answer.raised ? 'INVALID_OPTION' : 'INVALID_CHECKPOINT'
+      const what = error.answer.raised ? 'refuses the messages' : 'cannot be rendered'
       throw new SparseGptError(code, `the chat template of ${file} ${what}: ${error.message}`, {
         cause: error,
       })
@@ -184,7 +184,7 @@ class ProcessTokenizer implements Tokenizer {
 
   async decode(ids: ArrayLike<number>, { signal }: Pick<EncodeOptions, 'signal'> = {}): Promise<string> {
     const [text = ''] = await this.process.decode([Int32Array.from(ids)], signal).catch((error: unknown) => {
-      if (!(error instanceof EncoderFault)) throw error
+      if (!(error instanceof SandboxFault)) throw error
       const message = `the tokenizer ${this.file} cannot decode token ids: ${error.message}`
       throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
     })
@@ -200,7 +200,7 @@ class ProcessTokenizer implements Tokenizer {
     try {
       return await encoding
     } catch (error) {
-      if (!(error instanceof EncoderFault)) throw error
+      if (!(error instanceof SandboxFault)) throw error
       const refused = error.death === undefined
       const message = `the tokenizer ${this.file} cannot encode the text: ${error.message}`
       throw new SparseGptError(refused ? 'INVALID_TEXT' : 'INVALID_CHECKPOINT', message, { cause: error })

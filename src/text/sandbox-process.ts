@@ -20,8 +20,21 @@ export interface RenderTask {
   values: Record<string, unknown>
 }
 
+/** Rows [rowStart, rowEnd) of columns of a Parquet file to decode. */
+export interface RowsTask {
+  /** The file's path. */
+  file: string
+  columns: string[]
+  rowStart: number
+  rowEnd: number
+  /** What the pages of the rows have, unpacked, in bytes. */
+  bytes: number
+}
+
+type Task = EncodeTask | DecodeTask | RenderTask | RowsTask
+
 /** What the process is asked to do. */
-export type Request = (EncodeTask | DecodeTask | RenderTask) & {
+export type Request = Task & {
   /** The memory that the process may take from then on, in bytes. */
   memory: number
   /** The contents of the tokenizer.json to load before anything else; absent when it stays the same. */
@@ -34,8 +47,12 @@ export interface Answer {
   ids?: Int32Array[]
   /** The text of each sequence of ids, or the rendered one. */
   texts?: string[]
+  /** Rows by the names of their columns. */
+  rows?: Record<string, unknown>[]
   /** The library's message, when it refused. */
   error?: string
+  /** The name of its error. */
+  name?: string
   /** Whether it was the chat template that refused, by its raise_exception(). */
   raised?: boolean
 }
@@ -44,24 +61,26 @@ export interface Answer {
 type Death = 'memory' | 'time' | 'crash'
 
 /** A request that the process did not answer, or refused. */
-export class EncoderFault extends Error {
+export class SandboxFault extends Error {
   constructor(
     message: string,
     /** What happened to the process; undefined when it lives and the library refused. */
     readonly death?: Death,
-    /** Whether a chat template refused what it was given. */
-    readonly raised = false,
+    /** The library's answer, when it refused. */
+    readonly answer: Answer = {},
   ) {
     super(message)
   }
 }
 
-const program = fileURLToPath(new URL('./encoder-child.js', import.meta.url))
+const program = fileURLToPath(new URL('./sandbox-child.js', import.meta.url))
 
 // Node takes 0.1 GB, a tokenizer.json 10 to 25 bytes per byte, and encoding 100 to 200 bytes per token.
 const memoryBytes = 600e6
 const memoryPerByte = 60
 const memoryPerCharacter = 1000
+const memoryPerRow = 600
+const memoryPerUnpackedByte = 8
 // A small fraction of the speed of the slowest tokenizer on a busy machine.
 const timeMilliseconds = 15_000
 const charactersPerMillisecond = 20
@@ -70,10 +89,10 @@ const bytesPerMillisecond = 1000
 const idleMilliseconds = 3000
 
 /**
- * A tokenizer in a process of its own, which is started when it is needed, ended when it is idle, and may die: of an abort
+ * A tokenizer, or a reader of what else nobody vouches for, in a process of its own, which is started when it is needed, ended when it is idle, and may die: of an abort
  * in the native library, of the limit to its memory, or of that to its time. Requests are answered one after the other.
  */
-export class EncoderProcess {
+export class SandboxProcess {
   private child: ChildProcess | undefined
   private loaded = false
   /** What the process may take, in bytes: what it took for one request is not free at once for the next. */
@@ -82,8 +101,8 @@ export class EncoderProcess {
   private last: Promise<unknown> = Promise.resolve()
 
   constructor(
-    /** The contents of the tokenizer.json. */
-    private readonly json: string,
+    /** The contents of the tokenizer.json; without them there is no tokenizer. */
+    private readonly json = '',
   ) {}
 
   /** The token ids of each of `texts`. Throws as ask() does. */
@@ -104,6 +123,12 @@ export class EncoderProcess {
     return texts?.[0] ?? ''
   }
 
+  /** Rows of a Parquet file by the names of their columns. Throws as ask() does. */
+  async rows(task: RowsTask, signal?: AbortSignal): Promise<Record<string, unknown>[]> {
+    const { rows } = await this.ask(task, signal)
+    return rows ?? []
+  }
+
   /** Ends the process; the next request starts another. */
   close(): void {
     clearTimeout(this.idle)
@@ -114,40 +139,34 @@ export class EncoderProcess {
   }
 
   /**
-   * Hands a task to the process when those before it are done. Throws EncoderFault, ABORTED (the process is ended then),
+   * Hands a task to the process when those before it are done. Throws SandboxFault, ABORTED (the process is ended then),
    * OUT_OF_MEMORY when no process can be started.
    */
-  private ask(task: EncodeTask | DecodeTask | RenderTask, signal: AbortSignal | undefined): Promise<Answer> {
+  private ask(task: Task, signal: AbortSignal | undefined): Promise<Answer> {
     const answer = this.last.then(() => this.answer(task, signal))
     this.last = answer.catch(() => undefined)
     return answer
   }
 
-  private async answer(
-    task: EncodeTask | DecodeTask | RenderTask,
-    signal: AbortSignal | undefined,
-  ): Promise<Answer> {
+  private async answer(task: Task, signal: AbortSignal | undefined): Promise<Answer> {
     abortable(signal)
     clearTimeout(this.idle)
     if (this.child?.connected === false) this.close()
-    const characters = sizeOf(task)
-    const needed = memoryBytes + memoryPerByte * this.json.length + memoryPerCharacter * characters
-    this.memory = Math.max(this.memory, needed)
+    const { memory, milliseconds } = neededFor(task, this.json.length)
+    this.memory = Math.max(this.memory, memory)
     const request: Request = {
       memory: this.memory,
-      ...(this.loaded ? {} : { json: this.json }),
+      ...(this.loaded || !this.json ? {} : { json: this.json }),
       ...task,
     }
-    const milliseconds =
-      timeMilliseconds + characters / charactersPerMillisecond + this.json.length / bytesPerMillisecond
     try {
       const answer = await this.exchange(request, milliseconds, signal)
-      if (answer.error !== undefined) throw new EncoderFault(answer.error, undefined, answer.raised)
+      if (answer.error !== undefined) throw new SandboxFault(answer.error, undefined, answer)
       this.loaded = true
       return answer
     } catch (error) {
       // Without a tokenizer the process is of no use, and after a fault of another kind it is gone.
-      if (!this.loaded || !(error instanceof EncoderFault) || error.death) this.close()
+      if (!this.loaded || !(error instanceof SandboxFault) || error.death) this.close()
       throw error
     } finally {
       this.idle = setTimeout(() => this.close(), idleMilliseconds)
@@ -177,13 +196,14 @@ export class EncoderProcess {
       }
       const onStderr = (text: Buffer) => (stderr = (stderr + text.toString()).slice(-4096))
       const onExit = (code: number | null, by: NodeJS.Signals | null) => {
-        if (stderr.includes('memory limit')) {
+        // The process's own words, or those of V8.
+        if (/memory limit|heap out of memory/.test(stderr)) {
           const limit = `${(request.memory / 1e9).toFixed(1)} GB`
-          fail(new EncoderFault(`it takes more than ${limit} of memory`, 'memory'))
+          fail(new SandboxFault(`it takes more than ${limit} of memory`, 'memory'))
           return
         }
         const [line = ''] = stderr.trim().split('\n').slice(0, 1)
-        fail(new EncoderFault(`its process ended with ${by ?? `code ${code}`}: ${line}`, 'crash'))
+        fail(new SandboxFault(`its process ended with ${by ?? `code ${code}`}: ${line}`, 'crash'))
       }
       const onError = (error: NodeJS.ErrnoException) =>
         fail(
@@ -205,7 +225,7 @@ export class EncoderProcess {
       // The timer also keeps the program running while it waits; an idle process does not.
       const timer = setTimeout(() => {
         const seconds = Math.round(milliseconds / 1000)
-        fail(new EncoderFault(`it took longer than ${seconds} seconds`, 'time'))
+        fail(new SandboxFault(`it took longer than ${seconds} seconds`, 'time'))
       }, milliseconds)
       signal?.addEventListener('abort', onAbort)
       child.on('message', onMessage).on('close', onExit).on('error', onError)
@@ -215,8 +235,24 @@ export class EncoderProcess {
   }
 }
 
+/** The memory that the process may take for a task, in bytes, and the time; `json`: the length of the tokenizer.json. */
+function neededFor(task: Task, json: number): { memory: number; milliseconds: number } {
+  if ('file' in task) {
+    const { rowStart, rowEnd, bytes } = task
+    return {
+      memory: memoryBytes + memoryPerRow * (rowEnd - rowStart) + memoryPerUnpackedByte * bytes,
+      milliseconds: timeMilliseconds + bytes / bytesPerMillisecond,
+    }
+  }
+  const characters = charactersOf(task)
+  return {
+    memory: memoryBytes + memoryPerByte * json + memoryPerCharacter * characters,
+    milliseconds: timeMilliseconds + characters / charactersPerMillisecond + json / bytesPerMillisecond,
+  }
+}
+
 /** The length of what a task is about, in characters or about as many. */
-function sizeOf(task: EncodeTask | DecodeTask | RenderTask): number {
+function charactersOf(task: EncodeTask | DecodeTask | RenderTask): number {
   if ('texts' in task) return task.texts.reduce((sum, text) => sum + text.length, 0)
   if ('ids' in task) return task.ids.reduce((sum, { length }) => sum + length, 0)
   return task.template.length

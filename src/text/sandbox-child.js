@@ -1,8 +1,8 @@
 // @ts-check
-// The program of the process in which a tokenizer is loaded, encodes and decodes, and in which chat templates are rendered: the
-// native library `tokenizers` may abort or take any amount of memory for a hostile tokenizer.json, a template may run for ever,
-// and this process may die of it. encoder-process.ts is its parent. JavaScript,
-// because Node runs it as it lies here, also where the rest is compiled on the fly.
+// The program of the process in which a tokenizer is loaded, encodes and decodes, chat templates are rendered and Parquet files decoded:
+// the native library `tokenizers` may abort or take any amount of memory for a hostile tokenizer.json, a template may run for ever, a
+// page of a Parquet file may go on for billions of values, and this process may die of it. sandbox-process.ts is its parent.
+// JavaScript, because Node runs it as it lies here, also where the rest is compiled on the fly.
 
 import { writeSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -17,7 +17,7 @@ class Raised extends Error {}
 
 /** @type {<T>(value: T | null | undefined) => T} */
 const present = (value) => {
-  if (value === null || value === undefined) throw new Error('this program is started by encoder-process.ts')
+  if (value === null || value === undefined) throw new Error('this program is started by sandbox-process.ts')
   return value
 }
 
@@ -46,15 +46,16 @@ async function serve() {
       .once('message', resolve)
       .once('error', reject)
   })
-  const [{ Tokenizer }] = await Promise.all([import('tokenizers'), watching])
+  await watching
   const send = present(process.send).bind(process)
   /** @type {import('tokenizers').Tokenizer | undefined} */
   let tokenizer
   process.on('disconnect', die)
-  process.on('message', (/** @type {import('./encoder-process.js').Request} */ request) => {
+  process.on('message', (/** @type {import('./sandbox-process.js').Request} */ request) => {
     void answer(request).then(send, (/** @type {unknown} */ error) =>
       send({
         error: error instanceof Error ? error.message : String(error),
+        name: error instanceof Error ? error.name : '',
         raised: error instanceof Raised,
       }),
     )
@@ -62,17 +63,19 @@ async function serve() {
   send({ ready: true })
 
   /**
-   * @param {import('./encoder-process.js').Request} request
-   * @returns {Promise<import('./encoder-process.js').Answer>}
+   * @param {import('./sandbox-process.js').Request} request
+   * @returns {Promise<import('./sandbox-process.js').Answer>}
    */
   async function answer({ memory, json, ...task }) {
     limit[0] = memory
     if (json !== undefined) {
+      const { Tokenizer } = await import('tokenizers')
       tokenizer = Tokenizer.fromString(json)
       tokenizer.disableTruncation()
       tokenizer.disablePadding()
     }
     if ('template' in task) return { texts: [await render(task)] }
+    if ('file' in task) return { rows: await rowsOf(task) }
     const loaded = present(tokenizer)
     if ('ids' in task)
       return {
@@ -86,7 +89,7 @@ async function serve() {
   }
 }
 
-/** @param {import('./encoder-process.js').RenderTask} task */
+/** @param {import('./sandbox-process.js').RenderTask} task */
 async function render({ template, values }) {
   const { Template } = await import('@huggingface/jinja')
   const program = new Template(template)
@@ -98,6 +101,21 @@ async function render({ template, values }) {
   const text = program.render({ ...values, sparsegpt_refuse: refuse })
   if (text.length > longestRendered) throw new Error(`it makes more than ${longestRendered} characters`)
   return text
+}
+
+/** @type {{ path: string, what: Promise<Pick<import('hyparquet').ParquetReadOptions, 'file' | 'metadata'>> } | undefined} */
+let opened
+
+/** @param {import('./sandbox-process.js').RowsTask} task */
+async function rowsOf({ file: path, columns, rowStart, rowEnd }) {
+  const { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } = await import('hyparquet')
+  const { compressors } = await import('hyparquet-compressors')
+  const open = async () => {
+    const file = await asyncBufferFromFile(path)
+    return { file, metadata: await parquetMetadataAsync(file) }
+  }
+  if (opened?.path !== path) opened = { path, what: open() }
+  return parquetReadObjects({ ...(await opened.what), compressors, columns, rowStart, rowEnd })
 }
 
 if (isMainThread) await serve()
