@@ -1,8 +1,17 @@
 export { SparseGptError, type ErrorCode } from './errors.js'
-export { loadModel, type LoadOptions, type Logits, type Model } from './sdk/model.js'
+export type { PathOrUrl } from './options.js'
+export {
+  generate,
+  loadModel,
+  type LoadOptions,
+  type Logits,
+  type Model,
+  type SaveOptions,
+} from './sdk/model.js'
 export type { GenerateOptions, Prompt, TextGeneration } from './sdk/generate.js'
 export type { FinishReason, GeneratedText } from './generation/text.js'
 export type { DownloadProgress } from './hub/snapshot.js'
+export type { Job } from './sdk/job.js'
 export { prune, type CalibrationOptions, type PruneOptions } from './sdk/prune.js'
 export { distill, type DistillationText, type DistillOptions, type DistillReport } from './sdk/distill.js'
 export type { DistillationProgress } from './training/distillation.js'
@@ -35,5 +44,5 @@ export { saveTokens } from './text/token-file.js'
 export { Communicator, MpiCommunicator } from './native/communicator.js'
 export type { DeviceName } from './native/device.js'
 export { devices, type DeviceInfo } from './native/devices.js'
-export type { PruningMethod } from './pruning/methods/methods.js'
+export type { PruningMethod } from './pruning/methods/names.js'
 export type { ChatMessage, EncodeOptions, Tokenizer } from './text/tokenizer.js'

@@ -3,13 +3,13 @@ import { SparseGptError } from '../errors.js'
 import { taskNames, type TaskName } from '../evaluation/tasks.js'
 import type { DeviceName } from '../native/device.js'
 import { allocationNames } from '../pruning/allocation/names.js'
+import { methodOptions } from '../pruning/methods/methods.js'
 import {
   defaultMethod,
   methodNames,
-  methodOptions,
   type MethodOptions,
   type PruningMethod,
-} from '../pruning/methods/methods.js'
+} from '../pruning/methods/names.js'
 import { qualities, type Quality } from '../pruning/options.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
 

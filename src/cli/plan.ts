@@ -1,7 +1,7 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import type { DeviceName } from '../native/device.js'
-import { plan, type Plan, type RankedPlan } from '../sdk/plan.js'
+import { plan, type Plan, type PlanOptions, type RankedPlan } from '../sdk/plan.js'
 import {
   dtypeOption,
   given,
@@ -48,7 +48,8 @@ export function planCommand(): Command {
           ...given({ sequenceLength: seqlen }),
           signal,
           onDownload: showDownload(progress),
-        }),
+          // Whether flags fit each other is for the SDK to say.
+        } as PlanOptions),
       ),
     )
     process.stdout.write(json ? `${JSON.stringify(result)}\n` : tables(result))

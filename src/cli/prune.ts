@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 import { SparseGptError } from '../errors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { prune } from '../sdk/prune.js'
+import { prune, type PruneOptions } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneProgress, PruneReport } from '../pruning/report.js'
 import {
@@ -98,7 +98,7 @@ async function run(model: string, flags: Flags): Promise<void> {
         withEvaluation(opened, { text: evaluation, seqlen, signal, communicator }, () =>
           withProgress('pruning', (progress) => {
             progress.update(0, 'reading the calibration text')
-            return prune(opened, {
+            const all: object = {
               ...pruningSettings(options),
               ...given({ communicator }),
               ...(calibration === undefined
@@ -112,8 +112,10 @@ async function run(model: string, flags: Flags): Promise<void> {
                     },
                   }),
               signal,
-              onProgress: (at) => progress.update(at.fraction, place(at)),
-            })
+              onProgress: (at: PruneProgress) => progress.update(at.fraction, place(at)),
+            }
+            // Whether flags fit each other is for the SDK to say.
+            return prune(opened, all as PruneOptions)
           }),
         ),
       ),

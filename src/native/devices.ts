@@ -30,10 +30,18 @@ const isNamed = (value: unknown) => {
 }
 const names = '"cpu", "cuda" or, of several GPUs, "cuda:1" and so on'
 
-/** Validates the name of one device. */
+/**
+ * Validates the name of one device.
+ *
+ * @internal
+ */
 export const namedDevice = z.custom<Exclude<DeviceName, 'auto'>>(isNamed, `must be ${names}`)
 
-/** Validates the option `device`. */
+/**
+ * Validates the option `device`.
+ *
+ * @internal
+ */
 export const deviceName = z.custom<DeviceName>(
   (value) => value === 'auto' || isNamed(value),
   `must be "auto", ${names}`,

@@ -6,6 +6,7 @@ import { namedLinears } from '../models/specs.js'
 import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, type Tensor } from '../native/device.js'
+import type { PathOrUrl } from '../options.js'
 
 export interface TensorReport {
   name: string
@@ -35,7 +36,7 @@ const patterns = [
  * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL (weights in another format, or quantized),
  * DEVICE_UNAVAILABLE.
  */
-export async function inspect(pathOrHubId: string, options: DownloadOptions = {}): Promise<Inspection> {
+export async function inspect(pathOrHubId: PathOrUrl, options: DownloadOptions = {}): Promise<Inspection> {
   const { folder } = await resolveModel(pathOrHubId, options)
   const checkpoint = await openCheckpoint(folder)
   checkNotQuantized(checkpoint.config)

@@ -5,7 +5,7 @@ import type { DownloadProgress } from '../hub/snapshot.js'
 import type { DeviceName } from '../native/device.js'
 import type { Arithmetic } from '../native/operations.js'
 import { namedDevice } from '../native/devices.js'
-import { parseOptions } from '../options.js'
+import { parseOptions, type PathOrUrl } from '../options.js'
 import { measureRates } from './benchmark/rates.js'
 import { planPruning, type Plan } from '../planning/planned-job.js'
 import { readAllocation } from '../pruning/allocation/recipe.js'
@@ -20,7 +20,9 @@ import {
 export type { Plan } from '../planning/planned-job.js'
 
 /** The options of `prune` and `loadModel` that time and memory depend on; defaults are theirs. */
-export interface PlanOptions extends ModelPruningOptions {
+export type PlanOptions = ModelPruningOptions & PlanSettings
+
+interface PlanSettings {
   /** The device whose memory is planned: 'cpu' (default) or 'cuda'. */
   device?: Exclude<DeviceName, 'auto'>
   /** The element type of activations and matrices. Default 'float32'. */
@@ -96,9 +98,12 @@ const schema = modelPruningOptions
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, ABORTED.
  */
-export async function plan(pathOrHubId: string, options: PlanOptions & { ranks: number }): Promise<RankedPlan>
-export async function plan(pathOrHubId: string, options?: PlanOptions): Promise<Plan>
-export async function plan(pathOrHubId: string, options: PlanOptions = {}): Promise<Plan | RankedPlan> {
+export async function plan(
+  pathOrHubId: PathOrUrl,
+  options: PlanOptions & { ranks: number },
+): Promise<RankedPlan>
+export async function plan(pathOrHubId: PathOrUrl, options?: PlanOptions): Promise<Plan>
+export async function plan(pathOrHubId: PathOrUrl, options: PlanOptions = {}): Promise<Plan | RankedPlan> {
   const o = parseOptions(z.preprocess(withQuality, schema), options, 'plan')
   const allocation = await readAllocation(o.allocation)
   const { folder, name } = await resolveModel(pathOrHubId, { ...o, configOnly: true })
