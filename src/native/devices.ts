@@ -48,6 +48,16 @@ export const deviceName = z.custom<DeviceName>(
 )
 
 /**
+ * The memory that a job on a device can have on this machine, in bytes: what is free of the process's, within the limit of its container,
+ * or all of a GPU's; undefined where there is no such device.
+ */
+export function availableMemory(name: Exclude<DeviceName, 'auto'>): number | undefined {
+  const info = devices().find(({ kind }) => kind === name)
+  if (!info?.available) return undefined
+  return info.memory ?? process.availableMemory()
+}
+
+/**
  * Lists the devices that the option `device` can name: the CPU, and the GPUs or the reason why there is none (the CUDA
  * backend is not built, the driver is missing, there is no GPU). Throws DEVICE_UNAVAILABLE when the native addon is missing.
  */

@@ -13,7 +13,7 @@ import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import { Communicator, endingAll } from '../native/communicator.js'
 import type { Work } from '../native/device.js'
-import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
+import { jobNeeds, planPruning, type PlannedJob } from '../planning/planned-job.js'
 import { tokenMatrices } from '../planning/required-tensors.js'
 import { targetsByBlock } from '../pruning/allocation/allocation.js'
 import { isMeasured } from '../pruning/allocation/names.js'
@@ -21,9 +21,11 @@ import { meanShare, readAllocation, type Allocation } from '../pruning/allocatio
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { parseOptions, path, type PathOrUrl } from '../options.js'
+import { sizeText } from '../sizes.js'
 import { layersOf, train, trainingWindows } from './distill.js'
 import { startJob, type Job, type Listeners } from './job.js'
 import { engineOf, openBeside, openDense, type Model } from './model.js'
+import { timed, type TimedPlan } from './plan.js'
 import {
   checkSelection,
   defaultAlpha,
@@ -271,14 +273,7 @@ async function pruneModel(
   const ranks = communicator && communicator.size > 1 ? new Ranks(engine.device, communicator) : undefined
   const receivedBefore = communicator?.bytesReceived ?? 0
   const leads = (ranks?.rank ?? 0) === 0
-  const layers = selectLayers(engine.architecture, o)
-  // What decides the result must all be in files.
-  const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
-  if (o.resume && !resumable) {
-    const message =
-      'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
-    throw new SparseGptError('INVALID_OPTION', message)
-  }
+  const { layers, resumable } = checkedLayers(engine, o)
   if (o.out !== undefined && leads) await OutputFolder.check(o.out, o)
   const { offload, work: planned } = await planMemory(engine, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
@@ -295,12 +290,7 @@ async function pruneModel(
         : ranks && !leads
           ? await FollowedDestination.create(engine, ranks)
           : await FolderDestination.create(engine, o.out, {
-              force: o.force,
-              resume: o.resume,
-              encoding: encodings[o.encoding],
-              weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
-              denseModel: dense?.checkpoint,
-              grids: gridsOf(engine, o, layers),
+              ...folderOptions(engine, o, layers, dense),
               share: ranks && ((value) => ranks.share(value)),
             })
     const reading = performance.now()
@@ -347,6 +337,69 @@ async function pruneModel(
   } finally {
     for (const { weights } of beside) weights.dispose()
   }
+}
+
+/** The layers to prune, and whether the job can be resumed. Throws INVALID_OPTION. */
+function checkedLayers(engine: Engine, o: Parsed): { layers: LinearSpec[][]; resumable: boolean } {
+  const layers = selectLayers(engine.architecture, o)
+  // What decides the result must all be in files.
+  const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
+  if (!o.resume || resumable) return { layers, resumable }
+  const message =
+    'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
+  throw new SparseGptError('INVALID_OPTION', message)
+}
+
+const folderOptions = (engine: Engine, o: Parsed, layers: LinearSpec[][], dense: Engine | undefined) => ({
+  force: o.force,
+  resume: o.resume,
+  encoding: encodings[o.encoding],
+  weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
+  denseModel: dense?.checkpoint,
+  grids: gridsOf(engine, o, layers),
+})
+
+/** What a job would do. */
+export interface DryRun {
+  /** What it would take. */
+  plan: TimedPlan
+  /** The calibration windows that it would draw; 0 where it needs none. */
+  windows: number
+}
+
+/**
+ * Checks all that `prune` with these options needs (the text is read and encoded, masks and the dense model are opened, the output
+ * folder is looked at) and plans it; nothing is pruned or written. Throws what `prune` would throw before it begins.
+ */
+export async function dryRun(model: Model, options: PruneOptions): Promise<DryRun> {
+  const engine = engineOf(model, 'dryRun')
+  const { onProgress, ...parsed } = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
+  return engine.job(parsed.signal, async (signal) => {
+    const o = { ...parsed, signal, allocation: await readAllocation(parsed.allocation) }
+    const { layers } = checkedLayers(engine, o)
+    const { offload } = await planMemory(engine, o)
+    if (o.mask !== undefined) await openMasks(o.mask, layers)
+    const dense = await openOther(engine, o)
+    try {
+      if (o.out !== undefined)
+        await FolderDestination.rehearse(engine, o.out, folderOptions(engine, o, layers, dense))
+      const { calibration } = o
+      const { windows, text } = await drawCalibration(engine, {
+        ...o,
+        calibration: calibration && { ...calibration, saveTokens: undefined },
+      })
+      const training = o.distill && (await drawTraining(engine, o, text))
+      const plan = await planPruning(engine.name, engine.checkpoint.config, {
+        ...plannedJob(engine, o),
+        offload: offload !== undefined,
+        ...(training && { trainingWindows: training.length }),
+      })
+      const seconds = await timed(plan, engine.device.name, engine.weights.dtype)
+      return { plan: { ...plan, ...seconds }, windows: windows.length }
+    } finally {
+      dense?.weights.dispose()
+    }
+  })
 }
 
 const ranksReport = ({ size, bytesReceived }: Communicator, before: number) => ({
@@ -484,11 +537,9 @@ async function planMemory(
     return { work, offload: move }
   const advice = elsewhere ? '' : 'offload (a folder for activations), '
   const order = o.sequential === 'layer' ? 'sequential "block", ' : ''
-  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}${order}dtype "bfloat16", fewer samples or a shorter sequenceLength`
+  const message = `prune: about ${sizeText(needed)} are needed, but memory allows ${sizeText(limit)}: use ${advice}${order}dtype "bfloat16", fewer samples or a shorter sequenceLength`
   throw new SparseGptError('OUT_OF_MEMORY', message)
 }
-
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 : 1)} GB`
 
 /** What decides the job's result, for what resumes it. */
 function identityOf(

@@ -60,7 +60,7 @@ describe('the memory limit', () => {
     await expectError(
       pruned({ out, calibration: { file: 'no-such-text.txt' }, memory: '20MB' }),
       'OUT_OF_MEMORY',
-      /about 0\.1\d\d GB are needed, but memory allows 0\.020 GB: use offload \(a folder.*fewer samples/,
+      /about 1\d\d\.\d MB are needed, but memory allows 20\.00 MB: use offload \(a folder.*fewer samples/,
     )
     expect(await readdir(join(out, '..'))).toEqual([])
   })
