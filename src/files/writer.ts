@@ -336,7 +336,11 @@ export class CheckpointWriter<Block = unknown> {
       }
     } catch (error) {
       entry.state = 'failed'
-      throw writeFailed(`cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`, error)
+      const what = `cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`
+      // A device that has written to the file's descriptor does not know its name.
+      if (error instanceof SparseGptError && error.code === 'WRITE_FAILED')
+        throw new SparseGptError('WRITE_FAILED', `${what}: ${error.message}`, { cause: error })
+      throw writeFailed(what, error)
     }
   }
 

@@ -49,7 +49,9 @@ const schema = z.strictObject({
   topP: z.number().gt(0).max(1).optional(),
   seed: z.int().default(0),
   stop: z
-    .union([stopString, z.array(stopString).max(64)])
+    .union([stopString, z.array(stopString).max(64)], {
+      error: 'must be a string of 1 to 1024 characters, or a list of at most 64 of them',
+    })
     .default([])
     .transform((stop) => [stop].flat()),
   signal: z.instanceof(AbortSignal).optional(),
@@ -60,7 +62,7 @@ const messages = z.strictObject({
     .array(z.looseObject({ role: z.string(), content: z.string() }), {
       error: 'must be a list of { role, content }',
     })
-    .min(1),
+    .min(1, 'must have at least one { role, content }'),
 })
 
 /**

@@ -1,11 +1,11 @@
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, rmdirSync, statSync, writeFileSync } from 'node:fs'
 import { copyFile, readFile, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { temporaryFolder } from '../temporary.js'
 import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
-import { sparsegpt } from './run.js'
+import { program, sparsegpt } from './run.js'
 
 let model: string
 let text: string
@@ -310,6 +310,19 @@ describe('a job that fails ends with 1, says why, and writes nothing', () => {
       }
     },
   )
+
+  test('a file that grows beyond what the shell allows is named', async () => {
+    const args = ['prune', model, '--out', join(parent, 'limited-file'), '--method', 'magnitude']
+    const quoted = [process.execPath, program, ...args].map((arg) => `'${arg}'`).join(' ')
+    const { status, stderr } = spawnSync('bash', ['-c', `ulimit -f 8; exec ${quoted}`], { encoding: 'utf8' })
+    expect({ status, stderr }).toEqual({
+      status: 1,
+      stderr: expect.stringMatching(
+        /cannot write tensor ".*proj\.weight" to .*limited-file\.partial-.*model\.safetensors: .*\[WRITE_FAILED\]/,
+      ),
+    })
+    expect(readdirSync(parent).filter((name) => name.startsWith('limited-file'))).toEqual([])
+  })
 
   test.each(['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const)('%s in the middle', async (signal) => {
     const long = join(parent, `long-${signal}.txt`)
