@@ -3,13 +3,13 @@ import { SparseGptError } from '../errors.js'
 import { taskNames, type TaskName } from '../evaluation/tasks.js'
 import type { DeviceName } from '../native/device.js'
 import { allocationNames } from '../pruning/allocation/names.js'
+import { methodOptions } from '../pruning/methods/methods.js'
 import {
   defaultMethod,
   methodNames,
-  methodOptions,
   type MethodOptions,
   type PruningMethod,
-} from '../pruning/methods/methods.js'
+} from '../pruning/methods/names.js'
 import { qualities, type Quality } from '../pruning/options.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
 
@@ -241,6 +241,7 @@ export interface TaskFlags {
 
 /** The flags of evaluationTextOptions(). */
 export interface EvaluationTextFlags {
+  eval?: string
   dataset?: string
   textField?: string
   seqlen?: number
@@ -250,13 +251,33 @@ export interface EvaluationTextFlags {
 /** Adds the options of a text to measure perplexity on; returns the command. */
 export function evaluationTextOptions(command: Command): Command {
   return command
-    .option(`--dataset ${textArgument}`, 'text to predict')
+    .option(`--eval ${textArgument}`, 'text to predict')
+    .option(`--dataset ${textArgument}`, 'the same as --eval')
     .option(
       '--text-field <name>',
       'field of a .jsonl, .json or .parquet file that holds the text (default: text)',
     )
     .option('--seqlen <n>', "tokens per window (default: the model's context, at most 2048)", number)
     .option('--windows <n>', 'evaluate only the first n windows', number)
+}
+
+/**
+ * The flags of evaluationTextOptions() as the SDK's options; undefined without a text. Throws INVALID_OPTION for other flags without it.
+ * `more`: the command's own that are of the text.
+ */
+export function evaluationText(
+  { eval: text, dataset = text, textField, seqlen, windows }: EvaluationTextFlags,
+  more: object = {},
+) {
+  if (text !== undefined && dataset !== text) {
+    throw new SparseGptError('INVALID_OPTION', 'option dataset: is the same as --eval: give one of them')
+  }
+  const [other] = Object.keys(given({ textField, seqlen, windows, ...more }))
+  if (dataset !== undefined) {
+    return { ...textSource(dataset), ...given({ textField, windows, sequenceLength: seqlen }) }
+  }
+  if (other === undefined) return undefined
+  throw new SparseGptError('INVALID_OPTION', `option ${other}: is of the text: give --eval too`)
 }
 
 /** Adds the options that say which tasks a model is evaluated on; returns the command. */

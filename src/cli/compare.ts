@@ -1,15 +1,13 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
-import { SparseGptError } from '../errors.js'
 import { compare, type CompareReport } from '../sdk/compare.js'
 import {
   deviceOptions,
+  evaluationText,
   evaluationTextOptions,
-  given,
   modelArgument,
   taskOptions,
   taskSettings,
-  textSource,
   type DeviceFlags,
   type EvaluationTextFlags,
   type TaskFlags,
@@ -33,17 +31,13 @@ export function compareCommand(): Command {
 }
 
 async function run(models: string[], flags: Flags): Promise<void> {
-  const { dataset, textField, seqlen, windows, device, dtype, threads, json } = flags
-  const ofText = given({ textField, windows, sequenceLength: seqlen })
-  const [other] = Object.keys(ofText)
-  if (dataset === undefined && other !== undefined) {
-    throw new SparseGptError('INVALID_OPTION', `option ${other}: is of the text: give --dataset too`)
-  }
+  const { device, dtype, threads, json } = flags
+  const text = evaluationText(flags)
   const tasks = taskSettings(flags)
   const report = await interruptible((signal) =>
     withProgress('comparing', (progress) =>
       compare(models, {
-        ...(dataset !== undefined && { text: { ...textSource(dataset), ...ofText } }),
+        ...(text && { text }),
         ...(tasks && { tasks }),
         ...{ device, dtype, threads, signal },
         onDownload: showDownload(progress),

@@ -1,6 +1,7 @@
 import { Command } from 'commander'
 import { distill, type DistillReport } from '../sdk/distill.js'
 import type { DistillationProgress } from '../training/distillation.js'
+import { sizeText } from '../sizes.js'
 import type { DistillationLosses } from '../training/saved-training.js'
 import {
   calibrationOptions,
@@ -13,7 +14,7 @@ import {
   type CalibrationFlags,
   type DeviceFlags,
 } from './arguments.js'
-import { withEvaluation } from './evaluation.js'
+import { perplexityLines, withEvaluation, type Evaluated } from './evaluation.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, showEncoding, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
@@ -31,6 +32,7 @@ interface Flags extends DeviceFlags, CalibrationFlags {
   holdout?: number
   hiddenWeight?: number
   eval?: string
+  windows?: number
   json?: true
   force?: true
   resume?: true
@@ -63,7 +65,8 @@ export function distillCommand(): Command {
       'weight of the relative error of the last hidden states (default: 0)',
       number,
     )
-    .option(`--eval ${textArgument}`, "measure the trained model's perplexity on this text")
+    .option(`--eval ${textArgument}`, "measure the model's perplexity on this text, before and after")
+    .option('--windows <n>', 'evaluate only the first n windows', number)
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
     .option('--resume', 'go on with the job to this output folder that was stopped, if there is one')
@@ -73,10 +76,10 @@ export function distillCommand(): Command {
 
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, textField, chat, samples, seqlen, seed, json, ...rest } = flags
-  const { eval: text, ...options } = rest
+  const { eval: text, windows, ...options } = rest
   const { report, failure } = await interruptible((signal) =>
     withModel(model, { device, dtype, threads }, signal, (opened) =>
-      withEvaluation(opened, { text, seqlen, signal }, () =>
+      withEvaluation(opened, { text, seqlen, windows, signal }, () =>
         withProgress('distilling', (progress) => {
           progress.update(0, 'reading the text')
           return distill(opened, {
@@ -102,19 +105,13 @@ async function run(model: string, flags: Flags): Promise<void> {
   if (failure) throw failure
 }
 
-function summary({
-  out,
-  losses,
-  seconds,
-  peakRssBytes,
-  sparsity,
-  perplexity,
-}: DistillReport & { perplexity?: number }): string {
+function summary(report: DistillReport & Evaluated): string {
+  const { out, losses, seconds, peakRssBytes, sparsity } = report
   return [
-    `${out ?? ''}: ${losses.training.length} steps in ${duration(seconds)}, peak memory ${(peakRssBytes / 1e9).toFixed(2)} GB, ` +
+    `${out ?? ''}: ${losses.training.length} steps in ${duration(seconds)}, peak memory ${sizeText(peakRssBytes)}, ` +
       `${(sparsity.achieved * 100).toFixed(2)} % zeros`,
     distillationSummary(losses),
-    ...(perplexity === undefined ? [] : [`perplexity ${perplexity.toFixed(3)}`]),
+    ...perplexityLines(report, ['before', 'after']),
     '',
   ].join('\n')
 }

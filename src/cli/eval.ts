@@ -1,18 +1,17 @@
 import { Command } from 'commander'
 import { SparseGptError } from '../errors.js'
-import type { Communicator } from '../native/communicator.js'
-import { perplexity, type Perplexity } from '../sdk/perplexity.js'
+import { perplexity, type Perplexity, type PerplexityOptions } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
 import { evaluateTasks, type TaskReport } from '../sdk/tasks.js'
 import {
   deviceOptions,
+  evaluationText,
   evaluationTextOptions,
   given,
   modelArgument,
   number,
   taskOptions,
   taskSettings,
-  textSource,
   type DeviceFlags,
   type EvaluationTextFlags,
   type TaskFlags,
@@ -48,13 +47,10 @@ export function evalCommand(): Command {
 }
 
 async function run(path: string, flags: Flags): Promise<void> {
-  const { dataset, tasks, textField, seqlen, windows, against, ranks, json } = flags
-  const [ofText] = Object.keys(given({ textField, seqlen, windows, against }))
-  if (dataset === undefined && tasks === undefined) {
-    throw new SparseGptError('INVALID_OPTION', 'option dataset: give --dataset, --tasks or both')
-  }
-  if (dataset === undefined && ofText !== undefined) {
-    throw new SparseGptError('INVALID_OPTION', `option ${ofText}: is of the text: give --dataset too`)
+  const { tasks, against, ranks, json } = flags
+  const source = evaluationText(flags, given({ against }))
+  if (source === undefined && tasks === undefined) {
+    throw new SparseGptError('INVALID_OPTION', 'option eval: give --eval, --tasks or both')
   }
   const chosen = taskSettings(flags)
   const { text, report, reports } = await withRanks(ranks, async (communicator) => {
@@ -64,7 +60,7 @@ async function run(path: string, flags: Flags): Promise<void> {
     }
     const result = await interruptible((signal) =>
       withModel(path, ofRank(flags, communicator), signal, async (model) => ({
-        text: dataset === undefined ? undefined : await measure(model, dataset, flags, signal, communicator),
+        text: source && (await measure(model, { ...source, ...given({ against, communicator }) }, signal)),
         report: chosen && (await answer(model, chosen, signal)),
       })),
     )
@@ -82,19 +78,12 @@ async function run(path: string, flags: Flags): Promise<void> {
 }
 
 /** Measures the perplexity with progress shown. */
-function measure(
-  model: Model,
-  dataset: string,
-  { textField, seqlen, windows, against }: Pick<Flags, 'textField' | 'seqlen' | 'windows' | 'against'>,
-  signal: AbortSignal,
-  communicator: Communicator | undefined,
-): Promise<Perplexity> {
+function measure(model: Model, options: PerplexityOptions, signal: AbortSignal): Promise<Perplexity> {
   return withProgress('evaluating', (progress) =>
     perplexity(model, {
-      ...textSource(dataset),
+      ...options,
       onDownload: showDownload(progress),
       onEncode: showEncoding(progress),
-      ...given({ textField, windows, against, sequenceLength: seqlen, communicator }),
       signal,
       onProgress: (fraction) => progress.update(fraction),
     }),

@@ -1,3 +1,4 @@
+import { SparseGptError } from '../errors.js'
 import type { Communicator } from '../native/communicator.js'
 import { preparePerplexity } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
@@ -5,31 +6,39 @@ import { given, textSource } from './arguments.js'
 import { showDownload, showEncoding } from './open-model.js'
 import { withProgress, type Progress } from './progress.js'
 
-/**
- * Runs a job that changes `model`, then measures the model's perplexity on `text`, if there is one. What that needs is read first: a
- * text that cannot be used is to fail before hours of work. The report of the job is returned whatever becomes of the evaluation,
- * whose `failure` comes beside it.
- */
-export async function withEvaluation<Report extends object>(
+/** What a job's report has besides, where an evaluation was asked for. */
+export interface Evaluated {
+  /** The perplexity of the model before the job. */
+  perplexityBefore?: number
+  /** The perplexity of the model that the job has made. */
+  perplexity?: number
+}
+
+/** The text to evaluate on, if there is one, and how much of it. */
+interface EvaluationText {
+  text: string | undefined
+  seqlen: number | undefined
+  windows: number | undefined
+  signal: AbortSignal
+  communicator?: Communicator | undefined
+}
+
+/** The measurement of a model's perplexity, whose progress the title stands before. */
+type Measure = (title: string) => Promise<number>
+
+/** Reads and checks what the evaluation needs; undefined without a text. Throws as preparePerplexity does. */
+export async function prepareEvaluation(
   model: Model,
-  {
-    text,
-    seqlen,
-    signal,
-    communicator,
-  }: {
-    text: string | undefined
-    seqlen: number | undefined
-    signal: AbortSignal
-    communicator?: Communicator | undefined
-  },
-  job: () => Promise<Report>,
-): Promise<{ report: Report & { perplexity?: number }; failure?: Error }> {
-  if (text === undefined) return { report: await job() }
+  { text, seqlen, windows, signal, communicator }: EvaluationText,
+): Promise<Measure | undefined> {
+  if (text === undefined) {
+    if (windows === undefined) return undefined
+    throw new SparseGptError('INVALID_OPTION', 'option windows: is of the evaluation: give --eval too')
+  }
   let evaluating: Progress | undefined
   const measure = await withProgress('reading the evaluation text', (progress) =>
     preparePerplexity(model, {
-      ...given({ sequenceLength: seqlen, communicator }),
+      ...given({ sequenceLength: seqlen, windows, communicator }),
       ...textSource(text),
       onDownload: showDownload(progress),
       onEncode: showEncoding(progress),
@@ -37,14 +46,45 @@ export async function withEvaluation<Report extends object>(
       onProgress: (fraction) => evaluating?.update(fraction),
     }),
   )
-  const report = await job()
-  try {
-    const { perplexity } = await withProgress('evaluating', (progress) => {
+  return (title) =>
+    withProgress(title, async (progress) => {
       evaluating = progress
-      return measure()
+      return (await measure()).perplexity
     })
-    return { report: { ...report, perplexity } }
-  } catch (error) {
-    return { report, failure: error as Error }
-  }
+}
+
+/**
+ * Runs a job that changes `model`, and measures the model's perplexity on the text, if there is one, before and after it. What that
+ * needs is read first: a text that cannot be used is to fail before hours of work. The report of the job is returned whatever becomes of
+ * the evaluation, whose `failure` comes beside it.
+ */
+export async function withEvaluation<Report extends object>(
+  model: Model,
+  text: EvaluationText,
+  job: () => Promise<Report>,
+): Promise<{ report: Report & Evaluated; failure?: Error }> {
+  const measure = await prepareEvaluation(model, text)
+  if (!measure) return { report: await job() }
+  const attempt = (title: string) => measure(title).catch((error: unknown) => error as Error)
+  const before = await attempt('evaluating the model as it is')
+  // What stops the evaluation may leave the job as it is; a signal stops both.
+  const report = await job()
+  if (before instanceof Error) return { report, failure: before }
+  const after = await attempt('evaluating')
+  const measured = { ...report, perplexityBefore: before }
+  return after instanceof Error
+    ? { report: measured, failure: after }
+    : { report: { ...measured, perplexity: after } }
+}
+
+/** The line of a summary that sets both perplexities side by side. */
+export function perplexityLines(
+  { perplexityBefore: before, perplexity: after }: Evaluated,
+  names: readonly [before: string, after: string],
+): string[] {
+  if (before === undefined || after === undefined) return []
+  const [from, to] = names
+  return [
+    `perplexity ${after.toFixed(3)} ${to}, ${before.toFixed(3)} ${from}: ${(after / before).toFixed(3)} times as high`,
+  ]
 }

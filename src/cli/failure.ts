@@ -1,4 +1,6 @@
+import { inspect } from 'node:util'
 import { SparseGptError } from '../errors.js'
+import { verbosity } from './verbosity.js'
 
 /** The exit codes of the command line. */
 export const exitCodes = {
@@ -8,11 +10,17 @@ export const exitCodes = {
   failed: 1,
   /** The code of a command that was called wrongly. */
   badUsage: 2,
-  /** The code for what a command has thrown. */
-  of: (error: unknown) =>
-    error instanceof SparseGptError && error.code === 'INVALID_OPTION'
-      ? exitCodes.badUsage
-      : exitCodes.failed,
+  /** The code of a command that Ctrl-C has stopped, as shells have it. */
+  interrupted: 130,
+  /** The code of a command that a signal has stopped. */
+  stoppedBy: (signal: NodeJS.Signals): number =>
+    signal === 'SIGINT' ? exitCodes.interrupted : exitCodes.failed,
+  /** The code for what a command has thrown; one that a signal has stopped has its code already. */
+  of: (error: unknown): number => {
+    const code = error instanceof SparseGptError ? error.code : undefined
+    if (code === 'ABORTED' && process.exitCode === exitCodes.interrupted) return exitCodes.interrupted
+    return code === 'INVALID_OPTION' ? exitCodes.badUsage : exitCodes.failed
+  },
 }
 
 /** Flags that are not the option's name in kebab case. */
@@ -34,6 +42,12 @@ const flags: Record<string, string> = {
  * The text to print for a failed command, in which options are called by their flags. Defects come with their stack.
  */
 export function failureText(error: unknown): string {
+  const text = shortText(error)
+  if (!verbosity().verbose || !(error instanceof SparseGptError)) return text
+  return `${text}\n${inspect(error)}`
+}
+
+function shortText(error: unknown): string {
   if (!(error instanceof SparseGptError))
     return error instanceof Error ? (error.stack ?? error.message) : String(error)
   const message = error.message.replace(/\boption ([\w.]+):/g, (_, name: string) => `${flagOf(name)}:`)

@@ -4,6 +4,7 @@ import type { Model } from '../sdk/model.js'
 import { deviceOptions, given, modelArgument, number, type DeviceFlags } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { withModel } from './open-model.js'
+import { remark } from './verbosity.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags {
@@ -53,7 +54,7 @@ async function run(path: string, flags: Flags): Promise<void> {
   )
   if (!result) return
   process.stdout.write(json ? `${JSON.stringify(result)}\n` : '\n')
-  if (!json) process.stderr.write(`${summary(result)}\n`)
+  if (!json) remark(summary(result))
 }
 
 /** Prints a text as it comes; resolves to whether there was somebody to read it to its end. */

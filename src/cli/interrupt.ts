@@ -1,3 +1,6 @@
+import { exitCodes } from './failure.js'
+import { clearProgress } from './progress.js'
+
 const signals = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const
 
 /**
@@ -6,9 +9,13 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'] as const
  */
 export async function interruptible<T>(body: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController()
-  const stop = () => {
-    if (controller.signal.aborted) process.exit(1)
-    process.stderr.write('\nsparsegpt: stopping (again to stop at once)\n')
+  const stop = (name: NodeJS.Signals) => {
+    if (controller.signal.aborted) process.exit(exitCodes.stoppedBy(name))
+    clearProgress()
+    // What the terminal shows of the key, ^C, goes too.
+    const clear = process.stderr.isTTY ? '\r\x1b[K' : ''
+    process.stderr.write(`${clear}sparsegpt: stopping (again to stop at once)\n`)
+    process.exitCode = exitCodes.stoppedBy(name)
     controller.abort()
   }
   for (const name of signals) process.on(name, stop)

@@ -3,6 +3,8 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 import { benchCommand } from './bench.js'
 import { compareCommand } from './compare.js'
+import { completionCommand } from './completion.js'
+import { applyConfig, configOption } from './config.js'
 import { distillCommand } from './distill.js'
 import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
@@ -12,6 +14,7 @@ import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
 import { surviveClosedStreams } from './streams.js'
+import { takeVerbosity, verbosityOptions } from './verbosity.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -33,13 +36,21 @@ const program = new Command('sparsegpt')
   .addCommand(packCommand())
   .addCommand(unpackCommand())
   .addCommand(benchCommand())
+  .addCommand(completionCommand())
 
 for (const command of [program, ...program.commands.flatMap((one) => [one, ...one.commands])]) {
+  if (command !== program && command.name() !== 'completion') {
+    verbosityOptions(command)
+    configOption(command)
+  }
   command.exitOverride()
   command.showHelpAfterError('(--help lists the options)')
 }
 
+program.hook('preAction', (_, command) => takeVerbosity(command))
+
 try {
+  await applyConfig(program, process.argv.slice(2))
   await program.parseAsync()
 } catch (error) {
   if (error instanceof CommanderError) {

@@ -1,5 +1,6 @@
 import { Command } from 'commander'
 import { pack, unpack, type PackReport } from '../sdk/pack.js'
+import { sizeText } from '../sizes.js'
 import { given, modelArgument } from './arguments.js'
 import { interruptible } from './interrupt.js'
 import { showDownload } from './open-model.js'
@@ -54,7 +55,5 @@ async function run(
 
 function summary({ out, packed, bytes }: PackReport): string {
   const change = bytes.after / bytes.before
-  return `${out}: ${megabytes(bytes.before)} before, ${megabytes(bytes.after)} after (${change.toFixed(3)} of it), ${Math.max(packed.before, packed.after)} matrices ${packed.after > 0 ? 'packed' : 'unpacked'}\n`
+  return `${out}: ${sizeText(bytes.before)} before, ${sizeText(bytes.after)} after (${change.toFixed(3)} of it), ${Math.max(packed.before, packed.after)} matrices ${packed.after > 0 ? 'packed' : 'unpacked'}\n`
 }
-
-const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 3 : 1)} MB`

@@ -1,7 +1,9 @@
 import Table from 'cli-table3'
 import { Command } from 'commander'
 import type { DeviceName } from '../native/device.js'
-import { plan, type Plan, type RankedPlan } from '../sdk/plan.js'
+import { availableMemory } from '../native/devices.js'
+import { plan, type Plan, type PlanOptions, type RankedPlan, type TimedPlan } from '../sdk/plan.js'
+import { sizeText } from '../sizes.js'
 import {
   dtypeOption,
   given,
@@ -21,6 +23,7 @@ interface Flags extends PruningFlags {
   dtype: 'float32' | 'bfloat16'
   offload?: true
   ranks?: number
+  time: boolean
   bandwidth?: string
   json?: true
 }
@@ -33,37 +36,46 @@ export function planCommand(): Command {
     .option('--offload', 'with activations in a file while they wait')
     .option('--device <device>', 'whose memory: cpu or cuda', 'cpu')
     .addOption(dtypeOption('element type of activations').default('float32'))
-    .option(
-      '--ranks <n>',
-      'what each of n ranks, on machines like this one, would take, and the time, of which the rates are measured here',
-      number,
-    )
+    .option('--ranks <n>', 'what each of n ranks, on machines like this one, would take', number)
     .option('--bandwidth <rate>', 'of a rank: 100Gbps, or 12.5GB/s (default: 10Gbps)')
+    .option(
+      '--no-time',
+      'without an estimate of the time, for which this machine is measured in some seconds',
+    )
     .option('--json', 'print one JSON object on stdout')
-  return pruningOptions(command).action(async (model: string, { json, seqlen, ...flags }: Flags) => {
+  return pruningOptions(command).action(async (model: string, { json, seqlen, time, ...flags }: Flags) => {
     const result = await interruptible((signal) =>
       withProgress('downloading', (progress) =>
         plan(model, {
           ...pruningSettings(flags),
           ...given({ sequenceLength: seqlen }),
+          estimate: time,
           signal,
           onDownload: showDownload(progress),
-        }),
+          // Whether flags fit each other is for the SDK to say.
+        } as PlanOptions),
       ),
     )
-    process.stdout.write(json ? `${JSON.stringify(result)}\n` : tables(result))
+    const available = availableMemory(flags.device)
+    const memory = { ...result.memory, ...given({ available }) }
+    process.stdout.write(json ? `${JSON.stringify({ ...result, memory })}\n` : planText(result, flags.device))
   })
 }
 
-function tables(result: Plan | RankedPlan): string {
+/** A plan for people, beside it what this machine's device has. */
+export function planText(result: Plan | TimedPlan | RankedPlan, device: Exclude<DeviceName, 'auto'>): string {
   const { model, blocks, prunedWeights, memory, disk, flop, received } = result
-  const bytes = (value: number) => `${(value / 1e9).toFixed(value < 1e9 ? 3 : 1)} GB`
+  const bytes = sizeText
+  const available = availableMemory(device)
   const { parts } = memory
   const rows: [string, string][] = [
     [
       `peak memory${parts.process > 0 ? ', without encoding the text' : ' of the GPU, without its context and libraries'}`,
       bytes(memory.peak),
     ],
+    ...(available === undefined
+      ? []
+      : ([[enough(memory.peak, available), bytes(available)]] as [string, string][])),
     ['  process', bytes(parts.process)],
     ['  weights of a block, one of them in float32', bytes(parts.weights)],
     ['  hidden states of all windows', bytes(parts.hiddenStates)],
@@ -87,7 +99,7 @@ function tables(result: Plan | RankedPlan): string {
     ...(received === undefined
       ? []
       : ([['received from other ranks', bytes(received)]] as [string, string][])),
-    ...('ranks' in result ? times(result) : []),
+    ...('seconds' in result ? times(result) : []),
   ]
   const table = new Table({
     colAligns: ['left', 'right'],
@@ -98,19 +110,28 @@ function tables(result: Plan | RankedPlan): string {
   return `${model}: ${blocks} blocks, ${(prunedWeights / 1e9).toFixed(3)} billion weights to prune\n${table.toString()}\n`
 }
 
-/** The lines about the time of a rank. */
-function times({ ranks, seconds, efficiency }: RankedPlan): [string, string][] {
+const enough = (needed: number, available: number) =>
+  `  available on this machine${needed > available ? ', which is too little' : ''}`
+
+/** The lines about the time. */
+function times(result: TimedPlan | RankedPlan): [string, string][] {
+  const { seconds } = result
+  const ranks = 'ranks' in result ? ` on ${result.ranks} ${result.ranks === 1 ? 'rank' : 'ranks'}` : ''
   return [
     [
-      `time on ${ranks} ${ranks === 1 ? 'rank' : 'ranks'}, without conversions and the disk`,
+      `time${ranks} at this machine's measured rates, without conversions and the disk`,
       duration(seconds.total),
     ],
     ['  linear layers and attention', duration(seconds.linear + seconds.attention)],
     ['  Gram matrices', duration(seconds.gram)],
     ['  factorisations', duration(seconds.factor)],
     ['  solver', duration(seconds.solve)],
-    ['  communication', duration(seconds.communicate)],
-    ['parallel efficiency', `${(efficiency * 100).toFixed(0)} %`],
+    ...('ranks' in result
+      ? ([
+          ['  communication', duration(seconds.communicate)],
+          ['parallel efficiency', `${(result.efficiency * 100).toFixed(0)} %`],
+        ] as [string, string][])
+      : []),
   ]
 }
 

@@ -1,4 +1,5 @@
 import { SingleBar } from 'cli-progress'
+import { verbosity } from './verbosity.js'
 
 const secondsBetweenLines = 5
 
@@ -9,9 +10,18 @@ export function showProgress(show: boolean): void {
   shown = show
 }
 
+/** The bar that is on the terminal. */
+let bar: SingleBar | undefined
+
+/** Takes the bar from the terminal for good: the command is about to end. */
+export function clearProgress(): void {
+  shown = false
+  bar?.stop()
+  bar = undefined
+}
+
 /** The display of progress on stderr: a bar with the time left on a terminal, a line every few seconds elsewhere. */
 export class Progress {
-  private bar: SingleBar | undefined
   private lastLine = performance.now()
   private last = 0
   /** The first report: what came before it, such as reading the text, says nothing about the rate. */
@@ -21,7 +31,7 @@ export class Progress {
 
   /** Shows that the share `fraction` of the work is done, in [0, 1], and what `note` says of the work under way. */
   update(fraction: number, note = ''): void {
-    if (!shown) return
+    if (!shown || verbosity().quiet) return
     const now = performance.now()
     if (fraction < this.last) this.first = undefined // another part of the work begins, such as after a download
     this.last = fraction
@@ -29,9 +39,9 @@ export class Progress {
     const rate = this.first ? (fraction - this.first.fraction) / (now - this.first.time) : 0
     const left = rate > 0 ? `${duration((1 - fraction) / rate / 1000)} left` : ''
     // Shown from the first report on: a step that has nothing to do shows nothing.
-    if (process.stderr.isTTY) this.bar ??= startBar(this.title)
-    if (this.bar) {
-      this.bar.update(Math.floor(fraction * 1000), { left, note })
+    if (process.stderr.isTTY && !verbosity().verbose) bar ??= startBar(this.title)
+    if (bar) {
+      bar.update(Math.floor(fraction * 1000), { left, note })
     } else if (now - this.lastLine >= secondsBetweenLines * 1000) {
       this.lastLine = now
       const parts = [`${this.title} ${(fraction * 100).toFixed(0)} %`, left, note].filter(Boolean)
@@ -41,7 +51,8 @@ export class Progress {
 
   /** Takes the bar away. */
   stop(): void {
-    this.bar?.stop()
+    bar?.stop()
+    bar = undefined
   }
 }
 

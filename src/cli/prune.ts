@@ -1,9 +1,11 @@
 import { Command, Option } from 'commander'
 import { SparseGptError } from '../errors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { prune } from '../sdk/prune.js'
+import type { Model } from '../sdk/model.js'
+import { dryRun, prune, type DryRun, type PruneOptions } from '../sdk/prune.js'
+import { sizeText } from '../sizes.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
-import type { PruneProgress, PruneReport } from '../pruning/report.js'
+import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
 import {
   calibrationOptions,
   calibrationSource,
@@ -21,9 +23,11 @@ import {
 import { distillationPlace, distillationSummary } from './distill.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, showEncoding, withModel } from './open-model.js'
-import { withEvaluation } from './evaluation.js'
+import { perplexityLines, prepareEvaluation, withEvaluation, type Evaluated } from './evaluation.js'
 import { ofRank, withRanks } from './ranks.js'
-import { duration, withProgress } from './progress.js'
+import { planText } from './plan.js'
+import { duration, withProgress, type Progress } from './progress.js'
+import { remark, verbosity } from './verbosity.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
@@ -37,6 +41,9 @@ interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
   offload?: string
   memory?: string
   eval?: string
+  windows?: number
+  sample?: string
+  dryRun?: true
   profile?: true
   json?: true
   force?: true
@@ -69,7 +76,10 @@ export function pruneCommand(): Command {
     )
     .option('--offload <dir>', 'folder for activations while they wait, for models beyond memory')
     .option('--memory <size>', 'what the job may take, such as 16GB; --offload is then used only if needed')
-    .option(`--eval ${textArgument}`, "measure the pruned model's perplexity on this text")
+    .option(`--eval ${textArgument}`, "measure the model's perplexity on this text, dense and pruned")
+    .option('--windows <n>', 'evaluate only the first n windows', number)
+    .option('--sample <prompt>', 'let the pruned model continue this text, by at most 64 tokens')
+    .option('--dry-run', 'plan the job and check all that it reads, but prune and write nothing')
     .option('--profile', 'show where the time goes')
     .option('--json', 'print one JSON object on stdout')
     .option('--force', 'replace the output folder if it exists, and remove what a stopped job has left of it')
@@ -86,43 +96,103 @@ export function pruneCommand(): Command {
 async function run(model: string, flags: Flags): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, chat, saveTokens, ...rest } =
     flags
-  const { eval: evaluation, json, ranks, ...options } = rest
+  const { eval: text, windows, sample: prompt, dryRun: isDry, json, ranks, ...options } = rest
   const [ofText] = Object.keys(given({ textField, chat, saveTokens }))
   if (calibration === undefined && ofText !== undefined) {
     const message = `option ${ofText}: is of the calibration text: give --calibration too`
     throw new SparseGptError('INVALID_OPTION', message)
   }
-  const { report, failure, reports } = await withRanks(ranks, async (communicator) => {
+  const { result, reports } = await withRanks(ranks, async (communicator) => {
+    const optionsOf = (progress: Progress, signal: AbortSignal) => {
+      const all: object = {
+        ...pruningSettings(options),
+        ...given({ communicator }),
+        ...(calibration === undefined
+          ? {}
+          : {
+              calibration: {
+                ...calibrationSource({ calibration, ...given({ textField, chat }) }),
+                ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
+                onDownload: showDownload(progress),
+                onEncode: showEncoding(progress),
+              },
+            }),
+        signal,
+        onProgress: (at: PruneProgress) => {
+          progress.update(at.fraction, place(at))
+          if (at.layer && verbosity().verbose && leads) remark(layerLine(at.layer))
+        },
+      }
+      // Whether flags fit each other is for the SDK to say.
+      return all as PruneOptions
+    }
+    const leads = (communicator?.rank ?? 0) === 0
     const result = await interruptible((signal) =>
-      withModel(model, ofRank({ device, dtype, threads }, communicator), signal, (opened) =>
-        withEvaluation(opened, { text: evaluation, seqlen, signal, communicator }, () =>
+      withModel(model, ofRank({ device, dtype, threads }, communicator), signal, async (opened) => {
+        const evaluation = { text, seqlen, windows, signal, communicator }
+        if (isDry) {
+          await prepareEvaluation(opened, evaluation)
+          const checked = await withProgress('checking', (progress) =>
+            dryRun(opened, optionsOf(progress, signal)),
+          )
+          return { checked, device: opened.device }
+        }
+        const { report, failure } = await withEvaluation(opened, evaluation, () =>
           withProgress('pruning', (progress) => {
             progress.update(0, 'reading the calibration text')
-            return prune(opened, {
-              ...pruningSettings(options),
-              ...given({ communicator }),
-              ...(calibration === undefined
-                ? {}
-                : {
-                    calibration: {
-                      ...calibrationSource({ calibration, ...given({ textField, chat }) }),
-                      ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
-                      onDownload: showDownload(progress),
-                      onEncode: showEncoding(progress),
-                    },
-                  }),
-              signal,
-              onProgress: (at) => progress.update(at.fraction, place(at)),
-            })
+            return prune(opened, optionsOf(progress, signal))
           }),
-        ),
-      ),
+        )
+        const sample =
+          prompt === undefined || failure || !leads ? {} : { sample: await continued(opened, prompt, signal) }
+        return { report: { ...report, ...sample }, failure }
+      }),
     )
-    return { ...result, reports: (communicator?.rank ?? 0) === 0 }
+    return { result, reports: leads }
   })
-  if (reports) process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
+  if (!reports) return
+  if ('checked' in result) {
+    const { checked, device } = result
+    process.stdout.write(
+      json ? `${JSON.stringify(checked)}\n` : `${planText(checked.plan, device!)}${dryLine(checked)}`,
+    )
+    return
+  }
+  const { report, failure } = result
+  process.stdout.write(json ? `${JSON.stringify({ ...report, model })}\n` : summary(report))
   // The pruned model stands, and so does its report.
   if (failure) throw failure
+  if (!json && process.stderr.isTTY) remark(nextSteps(report.out ?? '', options.encoding))
+}
+
+/** What a model makes of a prompt. */
+interface Sample {
+  prompt: string
+  text: string
+}
+
+async function continued(model: Model, prompt: string, signal: AbortSignal): Promise<Sample> {
+  const { text } = await model.generate(prompt, { maxTokens: 64, signal }).result
+  return { prompt, text }
+}
+
+const dryLine = ({ windows }: DryRun) =>
+  `Nothing is missing${windows > 0 ? `: ${windows} calibration windows can be drawn` : ''}. Nothing was written.\n`
+
+const layerLine = ({ name, rows, columns, sparsity, loss, seconds }: LayerReport) =>
+  `${name} [${rows}, ${columns}]: ${percent(sparsity)} zeros${loss === null ? '' : `, loss ${loss.toPrecision(4)}`}, ${seconds.toFixed(2)} s`
+
+/** What people do next with a pruned model. */
+function nextSteps(out: string, encoding: EncodingName): string {
+  const folder = /^[\w./-]+$/.test(out) ? out : `'${out.replaceAll("'", "'\\''")}'`
+  return [
+    'Next:',
+    `  sparsegpt eval ${folder} --eval wikitext2`,
+    `  sparsegpt generate ${folder} --prompt "Once upon a time"`,
+    ...(encoding === 'dense'
+      ? [`  sparsegpt pack ${folder} --out ${folder}-packed    # without its zeros`]
+      : []),
+  ].join('\n')
 }
 
 function place({
@@ -140,12 +210,12 @@ function place({
     : `${step}block ${block + 1}/${blocks}: ${layer?.name ?? phase}`
 }
 
-function summary(result: PruneReport & { perplexity?: number }): string {
+function summary(result: PruneReport & Evaluated & { sample?: Sample }): string {
   const starved = result.layers.filter(({ fewTokens }) => fewTokens !== undefined)
   const raised = result.layers.filter(({ dampening }) => dampening !== undefined)
   return [
     `${result.out ?? ''}: ${result.layers.length} layers pruned to ${percent(result.sparsity.achieved)} zeros ` +
-      `(${result.method}) in ${duration(result.seconds)}, peak memory ${(result.peakRssBytes / 1e9).toFixed(2)} GB`,
+      `(${result.method}) in ${duration(result.seconds)}, peak memory ${sizeText(result.peakRssBytes)}`,
     ...(result.targets
       ? [
           `  by block: ${result.targets.map((share) => (share === null ? 'dense' : percent(share))).join(', ')}`,
@@ -158,7 +228,8 @@ function summary(result: PruneReport & { perplexity?: number }): string {
     ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
     ...reconstruction(result),
     ...(result.distillation ?? []).map((losses) => `  ${distillationSummary(losses)}`),
-    ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
+    ...perplexityLines(result, ['before', 'pruned']),
+    ...(result.sample ? [`sample: ${result.sample.prompt}${result.sample.text}`] : []),
     '',
   ].join('\n')
 }

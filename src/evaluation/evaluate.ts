@@ -31,7 +31,11 @@ export interface TaskResult {
   perplexity?: number
 }
 
-/** How tasks are evaluated. */
+/**
+ * How tasks are evaluated.
+ *
+ * @internal
+ */
 export interface TaskSettings extends TaskSource {
   /** The number of examples before each question. */
   shots: number
@@ -41,14 +45,22 @@ export interface TaskSettings extends TaskSource {
   onProgress?: ((fraction: number) => void) | undefined
 }
 
-/** A question with what stands before it. */
+/**
+ * A question with what stands before it.
+ *
+ * @internal
+ */
 export interface Asked {
   question: Question
   /** The description of the task and the examples. */
   before: string
 }
 
-/** The questions of a task as they are asked, by subject. Throws as readQuestions does; INVALID_OPTION for too many examples. */
+/**
+ * The questions of a task as they are asked, by subject. Throws as readQuestions does; INVALID_OPTION for too many examples.
+ *
+ * @internal
+ */
 export async function askedQuestions(name: TaskName, settings: TaskSettings): Promise<Asked[][]> {
   const task = taskOf(name)
   const { shots, limit } = settings
@@ -113,7 +125,11 @@ class Examples {
   }
 }
 
-/** The answers of a model to some questions: the likelihood of each choice. Throws as loglikelihoods and the tokenizer do. */
+/**
+ * The answers of a model to some questions: the likelihood of each choice. Throws as loglikelihoods and the tokenizer do.
+ *
+ * @internal
+ */
 export async function answers(
   engine: Engine,
   asked: readonly Asked[],
@@ -178,7 +194,11 @@ async function firstToken(engine: Engine): Promise<number> {
   throw new SparseGptError('INVALID_CHECKPOINT', message)
 }
 
-/** Evaluates a model on a task. Throws as askedQuestions and answers do. */
+/**
+ * Evaluates a model on a task. Throws as askedQuestions and answers do.
+ *
+ * @internal
+ */
 export async function evaluateTask(
   engine: Engine,
   name: TaskName,

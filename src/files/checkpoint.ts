@@ -2,15 +2,14 @@ import { readdir, stat } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { quoted } from '../quoted.js'
-import { foreignContents } from './foreign-contents.js'
 import { blockScaling, joinScaled } from './block-scaled.js'
 import { markFused, splitFused } from './fused.js'
+import { parseJsonFile } from './json-file.js'
 import { duplicateKey } from './json-keys.js'
 import { packQuantized } from './pack-quantized.js'
 import { joinPacked, joinPackQuantized } from './packed.js'
 import { isPlainName } from './plain-name.js'
-import { parseJson } from './python-json.js'
-import { readError, reason } from './read-error.js'
+import { readError } from './read-error.js'
 import { readRegularFile } from './regular-file.js'
 import { readSafetensorsHeader, type StoredTensor } from './safetensors.js'
 import { readTorchFile } from './torch-file.js'
@@ -247,15 +246,7 @@ const maxJsonBytes = 2 ** 27
 async function readJsonObject(file: string): Promise<{ value: Record<string, unknown>; text: string }> {
   const advice = 'a readable file is needed'
   const text = (await readRegularFile(file, { advice, maxBytes: maxJsonBytes })).toString('utf8')
-  let value: unknown
-  try {
-    value = parseJson(text)
-  } catch (error) {
-    const foreign = foreignContents(text)
-    if (foreign !== undefined) throw new SparseGptError('INVALID_CHECKPOINT', `${file} ${foreign}`)
-    const message = `${file} is not valid JSON: ${reason(error)}`
-    throw new SparseGptError('INVALID_CHECKPOINT', message, { cause: error })
-  }
+  const value = parseJsonFile(file, text)
   if (!isMap(value)) throw new SparseGptError('INVALID_CHECKPOINT', `${file} must hold a JSON object`)
   return { value, text }
 }

@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, renameSync, rmdirSync } from 'node:fs'
-import { lstat, readdir, realpath, rename, rm, rmdir, stat, statfs } from 'node:fs/promises'
+import { constants, existsSync, mkdirSync, renameSync, rmdirSync } from 'node:fs'
+import { access, lstat, readdir, realpath, rename, rm, rmdir, stat, statfs } from 'node:fs/promises'
 import { basename, dirname, isAbsolute, join, relative, resolve, sep } from 'node:path'
 import { SparseGptError } from '../errors.js'
 import { nativeAddon } from '../native/addon.js'
 import { native } from '../native/failure.js'
+import { sizeText } from '../sizes.js'
 import { PartialFolder, removePartial } from './partial-folder.js'
 import { reason, systemCode } from './read-error.js'
 import { syncFolder } from './sync-folder.js'
@@ -60,6 +61,23 @@ export class OutputFolder {
     await PartialFolder.removeWorthless(path)
     await checkReplaceable(path, options.force)
     await PartialFolder.choose(path, options)
+  }
+
+  /** Checks all that `create` checks, and that the folder around `out` can be written; writes nothing. Throws as it does. */
+  static async rehearse(
+    out: string,
+    options: { force: boolean; resume: boolean; keep: readonly KeptPath[]; bytes: number },
+  ): Promise<void> {
+    const path = resolve(out)
+    await checkKeeps(path, options.keep)
+    await checkReplaceable(path, options.force)
+    await PartialFolder.choose(path, options)
+    const parent = await existingAncestor(dirname(path))
+    await access(parent, constants.W_OK).catch((error: unknown) => {
+      const message = `out: ${path} cannot be created: ${reason(error)}`
+      throw new SparseGptError('WRITE_FAILED', message, { cause: error })
+    })
+    await checkSpace(path, parent, options.bytes)
   }
 
   /**
@@ -276,8 +294,8 @@ async function checkSpace(out: string, folder: string, bytes: number): Promise<v
   if (free < bytes) {
     throw new SparseGptError(
       'WRITE_FAILED',
-      `the disk of ${out} is too full: ${bytes} bytes (${gigabytes(bytes)}) are needed, ` +
-        `${free} bytes (${gigabytes(free)}) are free`,
+      `the disk of ${out} is too full: ${bytes} bytes (${sizeText(bytes)}) are needed, ` +
+        `${free} bytes (${sizeText(free)}) are free`,
     )
   }
 }
@@ -288,8 +306,6 @@ async function allocated(folder: string): Promise<number> {
   const sizes = await Promise.all(names.map(async (name) => (await stat(join(folder, name))).blocks * 512))
   return sizes.reduce((a, b) => a + b, 0)
 }
-
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`
 
 async function existingAncestor(folder: string): Promise<string> {
   for (let at = folder; ; at = dirname(at)) {

@@ -35,6 +35,17 @@ interface Part extends TensorLayout {
   store: (fd: number, position: number) => Promise<void>
 }
 
+/** What is written, and where to. */
+interface WriterOptions {
+  force: boolean
+  encoding?: Encoding
+  encoded?: readonly string[]
+  grids?: ReadonlyMap<string, Grid>
+  resume?: boolean
+  stateBytes?: number
+  denseModel?: Checkpoint | undefined
+}
+
 /** A weight file of the output. */
 interface OutputShard {
   /** The source's file that it is a changed copy of. */
@@ -127,49 +138,19 @@ export class CheckpointWriter<Block = unknown> {
   static async create<Block = unknown>(
     source: Checkpoint,
     out: string,
-    options: {
-      force: boolean
-      encoding?: Encoding
-      encoded?: readonly string[]
-      grids?: ReadonlyMap<string, Grid>
-      resume?: boolean
-      stateBytes?: number
-      denseModel?: Checkpoint | undefined
-    },
+    options: WriterOptions,
   ): Promise<CheckpointWriter<Block>> {
-    const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0, denseModel } = options
-    const { grids = new Map<string, Grid>() } = options
-    const due = new Set(encoded)
-    const layouts = source.shards.map(({ tensors, metadata }) => {
-      const partsOf = (tensor: StoredTensor) =>
-        (due.has(tensor.name) ? encoding : dense).layout(tensor, grids.get(tensor.name))
-      return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
-    })
-    const { format = safetensors } = encoding
-    const hasPacked = [...source.tensors.values()].some(isPacked)
-    const copiesIndex = source.index === format.index && encoding === dense && !hasPacked
-    const newIndex =
-      source.index === undefined || copiesIndex
-        ? undefined
-        : await readIndexMetadata(join(source.folder, source.index))
-    const companions = (await listCompanions(source)).filter(({ name }) => !newIndex || name !== source.index)
-    const named = (file: string) => outputName(file, source.format, format)
-    const index = weightIndex(
-      source.shards.map(({ file }, i) => [named(file), layouts[i]!.announced]),
+    const {
+      encoding,
+      grids,
+      due,
+      layouts,
+      companions,
       newIndex,
-    )
-    const sizes = [
-      ...layouts.map(({ largestBytes }) => largestBytes),
-      ...companions.map(({ bytes }) => bytes),
-      newIndex ? Buffer.byteLength(index) : 0,
-      stateBytes,
-    ]
-    const folder = await OutputFolder.create(out, {
-      force,
-      resume,
-      keep: [...pathsOf(source, 'source'), ...(denseModel ? pathsOf(denseModel, 'dense') : [])],
-      bytes: sizes.reduce((sum, size) => sum + size, 0),
-    })
+      named,
+      folder: wanted,
+    } = await design(source, options)
+    const folder = await OutputFolder.create(out, wanted)
     const writer = new CheckpointWriter<Block>(source, folder, companions, { encoding, grids }, newIndex)
     try {
       for (const [i, shard] of source.shards.entries()) {
@@ -191,6 +172,11 @@ export class CheckpointWriter<Block = unknown> {
       throw writer.#beginFailed(error)
     }
     return writer
+  }
+
+  /** Checks all that `create` checks, with the same arguments, and writes nothing. Throws as it does. */
+  static async rehearse(source: Checkpoint, out: string, options: WriterOptions): Promise<void> {
+    await OutputFolder.rehearse(out, (await design(source, options)).folder)
   }
 
   /**
@@ -350,7 +336,11 @@ export class CheckpointWriter<Block = unknown> {
       }
     } catch (error) {
       entry.state = 'failed'
-      throw writeFailed(`cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`, error)
+      const what = `cannot write tensor ${JSON.stringify(weight)} to ${shard.path}`
+      // A device that has written to the file's descriptor does not know its name.
+      if (error instanceof SparseGptError && error.code === 'WRITE_FAILED')
+        throw new SparseGptError('WRITE_FAILED', `${what}: ${error.message}`, { cause: error })
+      throw writeFailed(what, error)
     }
   }
 
@@ -591,6 +581,40 @@ export function writeFailed(what: string, error: unknown): SparseGptError {
   if (error instanceof SparseGptError) return error
   const why = systemCode(error) === 'ENOSPC' ? 'the disk is full' : reason(error)
   return new SparseGptError('WRITE_FAILED', `${what}: ${why}`, { cause: error })
+}
+
+/** Says what is written of a checkpoint, and what its folder must have. Throws SparseGptError for a weight that the encoding has no form for. */
+async function design(source: Checkpoint, options: WriterOptions) {
+  const { force, encoding = dense, encoded = [], resume = false, stateBytes = 0, denseModel } = options
+  const { grids = new Map<string, Grid>() } = options
+  const due = new Set(encoded)
+  const layouts = source.shards.map(({ tensors, metadata }) => {
+    const partsOf = (tensor: StoredTensor) =>
+      (due.has(tensor.name) ? encoding : dense).layout(tensor, grids.get(tensor.name))
+    return new ShardLayout(new Map(tensors.map((tensor) => [tensor.name, partsOf(tensor)])), metadata)
+  })
+  const { format = safetensors } = encoding
+  const hasPacked = [...source.tensors.values()].some(isPacked)
+  const copiesIndex = source.index === format.index && encoding === dense && !hasPacked
+  const newIndex =
+    source.index === undefined || copiesIndex
+      ? undefined
+      : await readIndexMetadata(join(source.folder, source.index))
+  const companions = (await listCompanions(source)).filter(({ name }) => !newIndex || name !== source.index)
+  const named = (file: string) => outputName(file, source.format, format)
+  const index = weightIndex(
+    source.shards.map(({ file }, i) => [named(file), layouts[i]!.announced]),
+    newIndex,
+  )
+  const sizes = [
+    ...layouts.map(({ largestBytes }) => largestBytes),
+    ...companions.map(({ bytes }) => bytes),
+    newIndex ? Buffer.byteLength(index) : 0,
+    stateBytes,
+  ]
+  const keep = [...pathsOf(source, 'source'), ...(denseModel ? pathsOf(denseModel, 'dense') : [])]
+  const folder = { force, resume, keep, bytes: sizes.reduce((sum, size) => sum + size, 0) }
+  return { encoding, grids, due, layouts, companions, newIndex, named, folder }
 }
 
 /** A model's folder, and its weight files, which may be links that lead out of it. */

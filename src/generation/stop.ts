@@ -1,8 +1,7 @@
 import { join } from 'node:path'
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
-import { parseJson } from '../files/python-json.js'
-import { reason } from '../files/read-error.js'
+import { parseJsonFile } from '../files/json-file.js'
 import { readIfThere } from '../files/regular-file.js'
 import type { Engine } from '../models/engine.js'
 
@@ -47,12 +46,7 @@ function parse(file: string, value: unknown): z.output<typeof schema> {
 
 /** The contents of generation_config.json; an empty object where there is none. */
 async function readGenerationConfig(file: string): Promise<unknown> {
-  const text = (await readIfThere(file, maxConfigBytes)) ?? '{}'
-  try {
-    return parseJson(text)
-  } catch (error) {
-    throw new SparseGptError('INVALID_CHECKPOINT', `${file} is damaged: ${reason(error)}`, { cause: error })
-  }
+  return parseJsonFile(file, (await readIfThere(file, maxConfigBytes)) ?? '{}')
 }
 
 /** Ends a text before the first of some strings. What may be the beginning of one is held back. */

@@ -44,6 +44,8 @@ export interface GeneratedText {
 /**
  * Continues a prompt, token ids, and hands the text over in pieces as it comes. Throws INVALID_OPTION for a prompt that is empty or
  * leaves no room in the model's context, INVALID_CHECKPOINT, NON_FINITE, ABORTED, and what Engine.tokenizer() throws.
+ *
+ * @internal
  */
 export async function generateText(
   engine: Engine,

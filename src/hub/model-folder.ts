@@ -3,6 +3,7 @@ import { basename, join, resolve } from 'node:path'
 import { formats, readWeightMap } from '../files/checkpoint.js'
 import { readIfThere } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
+import { pathOf, type PathOrUrl } from '../options.js'
 import { Snapshot, type DownloadOptions } from './snapshot.js'
 
 /** Where a model is, and what it is called. */
@@ -29,9 +30,10 @@ const companions =
  * that names files elsewhere; INVALID_OPTION (environment variables).
  */
 export async function resolveModel(
-  pathOrHubId: string,
+  model: PathOrUrl,
   options: DownloadOptions & { configOnly?: boolean } = {},
 ): Promise<ModelFolder> {
+  const pathOrHubId = pathOf(model, 'the model')
   const path = resolve(pathOrHubId)
   if (
     await stat(path).then(

@@ -30,14 +30,32 @@ const isNamed = (value: unknown) => {
 }
 const names = '"cpu", "cuda" or, of several GPUs, "cuda:1" and so on'
 
-/** Validates the name of one device. */
+/**
+ * Validates the name of one device.
+ *
+ * @internal
+ */
 export const namedDevice = z.custom<Exclude<DeviceName, 'auto'>>(isNamed, `must be ${names}`)
 
-/** Validates the option `device`. */
+/**
+ * Validates the option `device`.
+ *
+ * @internal
+ */
 export const deviceName = z.custom<DeviceName>(
   (value) => value === 'auto' || isNamed(value),
   `must be "auto", ${names}`,
 )
+
+/**
+ * The memory that a job on a device can have on this machine, in bytes: what is free of the process's, within the limit of its container,
+ * or all of a GPU's; undefined where there is no such device.
+ */
+export function availableMemory(name: Exclude<DeviceName, 'auto'>): number | undefined {
+  const info = devices().find(({ kind }) => kind === name)
+  if (!info?.available) return undefined
+  return info.memory ?? process.availableMemory()
+}
 
 /**
  * Lists the devices that the option `device` can name: the CPU, and the GPUs or the reason why there is none (the CUDA

@@ -1,4 +1,3 @@
-import type * as z from 'zod'
 import { storedBytes, type StoredTensor } from '../files/safetensors.js'
 import { emptyCheckpoint, type Checkpoint } from '../files/checkpoint.js'
 import { Engine } from '../models/engine.js'
@@ -19,7 +18,7 @@ import {
 import { ProgressMeter } from '../pruning/progress.js'
 import { Ranks } from '../pruning/ranks.js'
 import { Distillation, measurements } from '../training/distillation.js'
-import type { distillationOptions } from '../training/options.js'
+import type { DistillationOptions } from '../training/options.js'
 import { heldOutCount } from '../training/schedule.js'
 import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { PlannedCommunicator } from './planned-communicator.js'
@@ -59,6 +58,7 @@ export interface Plan {
   received?: number
 }
 
+/** @internal */
 export interface PlannedJob extends Omit<PipelineOptions, 'offload' | 'dense' | 'ranks'>, LayerSelection {
   /** The number of ranks; the first of them is planned, which has most to do. Default 1. */
   ranks?: number | undefined
@@ -77,14 +77,18 @@ export interface PlannedJob extends Omit<PipelineOptions, 'offload' | 'dense' | 
   /** The shares of zeros to prune to, one after the other. Default: `sparsity` alone. */
   schedule?: readonly number[] | undefined
   /** How the whole model is trained after each of them, if it is, and on how many windows; by default on `samples`. */
-  distill?: z.output<typeof distillationOptions> | undefined
+  distill?: Required<DistillationOptions> | undefined
   trainingWindows?: number
 }
 
 /** What Node, the libraries, JavaScript's objects and the memory pools' slack hold, in bytes; as measured on jobs of 1 B weights. */
 const processBytes = 115e6
 
-/** What pruning a model takes of a device and its disk, weights that are copied apart. */
+/**
+ * What pruning a model takes of a device and its disk, weights that are copied apart.
+ *
+ * @internal
+ */
 export interface JobNeeds extends Pick<Plan, 'blocks' | 'prunedWeights' | 'memory'> {
   /** What the device is handed. */
   work: Work
@@ -92,7 +96,11 @@ export interface JobNeeds extends Pick<Plan, 'blocks' | 'prunedWeights' | 'memor
   traffic: Pick<ShapeExecutor, 'bytesRead' | 'bytesOffloaded' | 'spillFileBytes' | 'bytesReceived'>
 }
 
-/** Plans the pruning of a model with this config.json. */
+/**
+ * Plans the pruning of a model with this config.json.
+ *
+ * @internal
+ */
 export async function planPruning(
   name: string,
   config: Record<string, unknown>,
@@ -118,7 +126,11 @@ export async function planPruning(
   }
 }
 
-/** Runs the pruning of a model with this config.json on shapes only. */
+/**
+ * Runs the pruning of a model with this config.json on shapes only.
+ *
+ * @internal
+ */
 export async function jobNeeds(
   config: Record<string, unknown>,
   { offload, writes, finished = 0, distill, schedule, trainingWindows, ranks = 1, ...job }: PlannedJob,
@@ -206,7 +218,7 @@ export async function jobNeeds(
 async function plannedDistillation(
   student: Engine,
   dense: Engine,
-  settings: z.output<typeof distillationOptions>,
+  settings: Required<DistillationOptions>,
   { windows, sequenceLength }: { windows: number; sequenceLength: number },
 ): Promise<Work> {
   const { work } = student.device
@@ -256,7 +268,11 @@ function shapesOnly(config: Record<string, unknown>, o: Pick<PlannedJob, 'device
   return { executor, device, weights, architecture: familyOf(config).build(config, weights) }
 }
 
-/** Lists all tensors of a checkpoint with this config.json. */
+/**
+ * Lists all tensors of a checkpoint with this config.json.
+ *
+ * @internal
+ */
 export function checkpointTensors(config: Record<string, unknown>): StoredTensor[] {
   const { device, weights, architecture } = shapesOnly(config, { device: 'cpu', dtype: 'float32' })
   askForEveryTensor(new Engine(device, architecture, weights, weights.planned, ''))

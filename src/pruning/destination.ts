@@ -62,6 +62,17 @@ export type BlockDestination = Pick<
 /** Tells other ranks something, which all of them wait for. */
 type Share = (value: unknown) => Promise<unknown>
 
+/** What FolderDestination.create takes; it says what each is. */
+interface FolderOptions {
+  force: boolean
+  encoding: Encoding
+  weights: readonly string[]
+  resume?: boolean
+  stateBytes?: number
+  denseModel?: Checkpoint | undefined
+  grids?: ReadonlyMap<string, Grid>
+}
+
 /** The errors that the same job would meet again. */
 const inherent: readonly ErrorCode[] = ['NON_FINITE', 'NOT_POSITIVE_DEFINITE']
 
@@ -93,28 +104,18 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
   static async create<Finished = FinishedBlock>(
     engine: Engine,
     out: string,
-    {
-      weights,
-      ...options
-    }: {
-      force: boolean
-      encoding: Encoding
-      weights: readonly string[]
-      resume?: boolean
-      stateBytes?: number
-      denseModel?: Checkpoint | undefined
-      grids?: ReadonlyMap<string, Grid>
-      share?: Share | undefined
-    },
+    options: FolderOptions & { share?: Share | undefined },
   ): Promise<FolderDestination<Finished>> {
     const { encoding, share, grids = new Map<string, Grid>() } = options
-    const awaited = new Set(weights)
-    const rounded = [...grids.keys()].filter((name) => !awaited.has(name))
-    const order = [...new Set([...writingOrder(engine, encoding), ...rounded])]
-    const all = { ...options, encoded: [...new Set([...weights, ...order])] }
+    const { order, ...all } = withOrder(engine, options)
     const writer = await CheckpointWriter.create<Finished>(engine.checkpoint, out, all)
     await share?.({ partialFolder: writer.partialFolder, folder: writer.out })
-    return new FolderDestination(engine, writer, encoding, awaited, order, grids, share)
+    return new FolderDestination(engine, writer, encoding, new Set(options.weights), order, grids, share)
+  }
+
+  /** Checks all that `create` checks, with the same arguments, and writes nothing. Throws as it does. */
+  static rehearse(engine: Engine, out: string, options: FolderOptions): Promise<void> {
+    return CheckpointWriter.rehearse(engine.checkpoint, out, withOrder(engine, options))
   }
 
   get folder(): string {
@@ -237,6 +238,14 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     if (!known || kept === undefined || error.code === 'INVALID_CHECKPOINT') return error
     return new SparseGptError(error.code, `${error.message}; ${kept}`, { cause: error })
   }
+}
+
+/** The options with the names of the weights in the order of writing, and of all that are encoded. */
+function withOrder(engine: Engine, { weights, ...options }: FolderOptions) {
+  const awaited = new Set(weights)
+  const rounded = [...(options.grids?.keys() ?? [])].filter((name) => !awaited.has(name))
+  const order = [...new Set([...writingOrder(engine, options.encoding), ...rounded])]
+  return { ...options, order, encoded: [...new Set([...weights, ...order])] }
 }
 
 /**

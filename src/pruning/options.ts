@@ -2,15 +2,8 @@ import * as z from 'zod'
 import { allocationNames, type AllocationName } from './allocation/names.js'
 import { allocation, type Recipe } from './allocation/recipe.js'
 import type { RoundingOptions } from './methods/method.js'
-import {
-  defaultMethod,
-  methodNamed,
-  methodNames,
-  methodOptions,
-  roundingMethods,
-  type MethodOptions,
-  type PruningMethod,
-} from './methods/methods.js'
+import { methodNamed, methodOptions, roundingMethods } from './methods/methods.js'
+import { defaultMethod, methodNames, type MethodOptions, type PruningMethod } from './methods/names.js'
 import { pattern, type Pattern } from './pattern.js'
 import {
   distillationOptions,
@@ -22,7 +15,11 @@ import {
 
 export type { Pattern } from './pattern.js'
 
-/** The options every pruning call shares. */
+/**
+ * The options every pruning call shares.
+ *
+ * @internal
+ */
 export const pruningOptions = methodOptions.extend({
   method: z.enum(methodNames).default(defaultMethod),
   sparsity: z.number().min(0).lt(1).optional(),
@@ -37,7 +34,11 @@ export const pruningOptions = methodOptions.extend({
   regrow: z.boolean().default(false),
 })
 
-/** The methods' options, as parsed, and those that all methods share. */
+/**
+ * The methods' options, as parsed, and those that all methods share.
+ *
+ * @internal
+ */
 export type MethodSettings = z.output<typeof methodOptions> &
   RoundingOptions & {
     regrow?: boolean | undefined
@@ -62,14 +63,50 @@ const regularExpression = z
   })
   .optional()
 
+/** How much is pruned: a share of the weights, half of them by default, a pattern, or growing shares one after the other. */
+export type PruningGoal = SparsityGoal | PatternGoal | ScheduleGoal
+
+interface SparsityGoal {
+  /** The share of the weights to prune, in [0, 1). Default 0.5. */
+  sparsity?: number
+  /**
+   * How the goal is spread over the layers: the same share for each ('uniform', default); by the outliers of each block's scores ('owl');
+   * by what pruning each block alone does to the model's next-token distributions ('sensitivity'); or as a recipe says, an object or the
+   * path of a JSON file.
+   */
+  allocation?: AllocationName | Recipe | (string & {}) | URL
+  pattern?: never
+  schedule?: never
+}
+
+interface PatternGoal {
+  /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
+  pattern: string
+  /** A pattern holds for every layer alike; a recipe gives layers patterns of their own. */
+  allocation?: 'uniform'
+  sparsity?: never
+  schedule?: never
+}
+
+interface ScheduleGoal {
+  /**
+   * Growing shares of zeros, such as [0.5, 0.65, 0.8]: the model is pruned to each in turn, from what the step before has left, and
+   * fitted to the dense model after each where `reconstruct` or `distill` asks for that.
+   */
+  schedule: number[]
+  /** How each share is spread over the layers, as with `sparsity`, but for recipes. */
+  allocation?: AllocationName
+  sparsity?: never
+  pattern?: never
+}
+
 /** What is pruned and how, as far as it needs no file. */
-export interface ModelPruningOptions extends MethodOptions {
+export type ModelPruningOptions = PruningSettings & PruningGoal
+
+/** How is pruned, whatever the goal. */
+export interface PruningSettings extends MethodOptions {
   /** The pruning method: 'sparsegpt' (default), 'admm', 'wanda' or 'magnitude'. */
   method?: PruningMethod
-  /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
-  sparsity?: number
-  /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
-  pattern?: string
   /** The number of bits that the kept weights are rounded to, 2 … 8, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
   /** The number of neighbours in a row, 32, 64 or 128, that have a grid of their own. Default: the whole row. */
@@ -100,21 +137,10 @@ export interface ModelPruningOptions extends MethodOptions {
    */
   distill?: boolean | number | DistillationOptions
   /**
-   * Growing shares of zeros, such as [0.5, 0.65, 0.8], in the place of sparsity: the model is pruned to each in turn, from what the
-   * step before has left, and fitted to the dense model after each where `reconstruct` or `distill` asks for that.
-   */
-  schedule?: number[]
-  /**
    * How much time is spent on the quality of the result: 'fast' (default) is SparseGPT as in the paper; 'good' also fits every block to the
    * dense model (`reconstruct`); 'best' fits longer and then trains the whole model (`distill`). Options that are given go first.
    */
   quality?: Quality
-  /**
-   * How the goal is spread over the layers: the same share for each ('uniform', default); by the outliers of each block's scores ('owl');
-   * by what pruning each block alone does to the model's next-token distributions ('sensitivity'); or as a recipe says, an object or the
-   * path of a JSON file. All but 'uniform' are for sparsity, not for a pattern or mask.
-   */
-  allocation?: AllocationName | Recipe | (string & {})
   /**
    * 'block' (default, the paper's): all linears of a block see the dense block's activations, and the block is run again
    * pruned. 'layer': each group of linears sees the activations of the groups pruned before it; one forward pass less.
@@ -140,7 +166,7 @@ const presets = {
   fast: {},
   good: { sequential: 'layer', target: 'dense', reconstruct: { epochs: 1 } },
   best: { sequential: 'layer', target: 'dense', reconstruct: { epochs: 4 }, distill: {} },
-} as const satisfies Record<string, ModelPruningOptions>
+} as const satisfies Record<string, PruningSettings>
 
 /** How much time is spent on the quality of the result. */
 export type Quality = keyof typeof presets
@@ -150,11 +176,11 @@ export const qualities = Object.keys(presets) as Quality[]
 /** The options, ModelPruningOptions, with what their `quality` stands for where nothing else is given; what is no object as it is. */
 export function withQuality(options: unknown): unknown {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) return options
-  const { quality = 'fast' } = options as ModelPruningOptions
+  const { quality = 'fast' } = options as PruningSettings
   // Another word is for the validation to report.
-  const preset: ModelPruningOptions = qualities.includes(quality) ? presets[quality] : {}
+  const preset: PruningSettings = qualities.includes(quality) ? presets[quality] : {}
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
-  const result: ModelPruningOptions = { ...preset, ...Object.fromEntries(given) }
+  const result: PruningSettings = { ...preset, ...Object.fromEntries(given) }
   for (const name of ['reconstruct', 'distill'] as const) {
     const [ours, theirs] = [preset[name], result[name]]
     if (typeof ours === 'object' && typeof theirs === 'object') result[name] = { ...ours, ...theirs }
@@ -165,10 +191,14 @@ export function withQuality(options: unknown): unknown {
 /** The end of a message that refuses an option, where it is the quality that asks for that. */
 export const ofQuality = (
   { quality = 'fast' }: { quality?: Quality | undefined },
-  option: keyof ModelPruningOptions,
+  option: keyof PruningSettings,
 ): string => (option in presets[quality] ? ` (quality "${quality}" asks for ${option})` : '')
 
-/** Parses ModelPruningOptions. */
+/**
+ * Parses ModelPruningOptions.
+ *
+ * @internal
+ */
 export const modelPruningOptions = pruningOptions.extend({
   target: z.enum(['own', 'dense']).default('own'),
   alpha: z.number().min(0).max(1).optional(),
@@ -207,7 +237,11 @@ const memoryUnits: Partial<Record<string, number>> = {
   tib: 2 ** 40,
 }
 
-/** Validates a number of bytes, or a size such as '16GB' or '1.5 GiB'. */
+/**
+ * Validates a number of bytes, or a size such as '16GB' or '1.5 GiB'.
+ *
+ * @internal
+ */
 export const memorySize = z.union([z.number().positive(), z.string()]).transform((size, context): number => {
   if (typeof size === 'number') return size
   const [, amount, unit] = /^(\d+(?:\.\d+)?)\s*([kmgt]i?b)$/i.exec(size.trim()) ?? []
@@ -217,9 +251,14 @@ export const memorySize = z.union([z.number().positive(), z.string()]).transform
   return z.NEVER
 })
 
+/** @internal */
 export const samples = z.int().min(1).max(1_000_000).default(128)
 
-/** What every schema of pruning options checks across options. */
+/**
+ * What every schema of pruning options checks across options.
+ *
+ * @internal
+ */
 export function checkSelection(
   options: {
     method: PruningMethod

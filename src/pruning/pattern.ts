@@ -6,7 +6,11 @@ export interface Pattern {
   m: number
 }
 
-/** Parses a pattern such as '2:4'. */
+/**
+ * Parses a pattern such as '2:4'.
+ *
+ * @internal
+ */
 export const pattern = z.string().transform((text, context): Pattern => {
   const match = /^(\d{1,4}):(\d{1,4})$/.exec(text)
   const [n, m] = match ? [Number(match[1]), Number(match[2])] : [0, 0]

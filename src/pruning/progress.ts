@@ -10,12 +10,13 @@ export class ProgressMeter {
   scheduleStep = 0
   scheduleSteps = 1
   private readonly before: number
+  private last: PruneProgress | undefined
 
   constructor(
     private readonly device: Device,
     /** The number of blocks to go through. */
     readonly blocks: number,
-    /** The work of the whole run, as a planning device counts it. */
+    /** The work of the whole run, as a planning device counts it; without it the share that is done is that of the blocks. */
     private readonly total: Work | undefined,
     private readonly onProgress: ((progress: PruneProgress) => void) | undefined,
     private readonly signal: AbortSignal | undefined,
@@ -27,9 +28,17 @@ export class ProgressMeter {
   step(phase: PruneProgress['phase'], details: Pick<PruneProgress, 'layer' | 'distillation'> = {}): void {
     const { block, blocks, scheduleStep, scheduleSteps, total } = this
     const done = cost(this.device.work) - this.before
-    const fraction = total ? Math.min(1, done / Math.max(1, cost(total))) : 0
-    this.onProgress?.({ phase, block, blocks, scheduleStep, scheduleSteps, fraction, ...details })
+    const fraction = total
+      ? Math.min(1, done / Math.max(1, cost(total)))
+      : (scheduleStep + block / Math.max(1, blocks)) / scheduleSteps
+    this.last = { phase, block, blocks, scheduleStep, scheduleSteps, fraction }
+    this.onProgress?.({ ...this.last, ...details })
     abortable(this.signal)
+  }
+
+  /** Reports that all is done, where the last report was of less: the work behind it, such as writing, has no steps. */
+  end(): void {
+    if (this.last && this.last.fraction < 1) this.onProgress?.({ ...this.last, fraction: 1 })
   }
 }
 

@@ -1,4 +1,4 @@
-import type { PruningMethod } from './methods/methods.js'
+import type { PruningMethod } from './methods/names.js'
 import type { DistillationProgress } from '../training/distillation.js'
 import type { DistillationLosses } from '../training/saved-training.js'
 import type { ReconstructionReport } from '../training/reconstruction.js'

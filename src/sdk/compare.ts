@@ -6,7 +6,7 @@ import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import type { DeviceName } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
-import { parseOptions } from '../options.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
 import { textSource, type TextSource } from '../text/source.js'
 import { decodeSpeed } from './benchmark/decode.js'
 import { engineOf, loadModel } from './model.js'
@@ -80,10 +80,10 @@ const schema = z.strictObject({
  * Throws what loadModel, perplexity and evaluateTasks throw.
  */
 export async function compare(
-  models: readonly string[],
+  models: readonly PathOrUrl[],
   options: CompareOptions = {},
 ): Promise<CompareReport> {
-  const paths = parseOptions(z.array(z.string().min(1)).min(1), models, 'compare', 'model')
+  const paths = parseOptions(z.array(path).min(1), models, 'compare', 'model')
   const { onProgress, ...o } = parseOptions(schema, options, 'compare')
   const results: ComparedModel[] = []
   for (const [i, path] of paths.entries()) {

@@ -7,7 +7,7 @@ import type { JobIdentity } from '../files/journal.js'
 import { OutputFolder } from '../files/output-folder.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
-import { parseOptions, path } from '../options.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
 import { meanShare } from '../pruning/allocation/recipe.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
@@ -21,6 +21,7 @@ import {
 } from '../training/distillation.js'
 import { distillationOptions, type DistillationOptions } from '../training/options.js'
 import { SavedTraining, type DistillationLosses, type SavedState } from '../training/saved-training.js'
+import { startJob, type Job, type Listeners } from './job.js'
 import { engineOf, openDense, type Model } from './model.js'
 
 /** The text that a pruned model is trained on: at most one source; without one the dense model generates it. */
@@ -38,11 +39,11 @@ export interface DistillationText extends CalibrationSource {
 
 export interface DistillOptions extends DistillationOptions {
   /** The dense model: its folder, or its id on the hub. */
-  dense: string
+  dense: PathOrUrl
   /** The text to train on. Default: what the dense model generates, at temperature 1, from the token on that texts begin with. */
   calibration?: DistillationText
   /** The folder for the trained model, which must not exist; without it the weights change in memory only. */
-  out?: string
+  out?: PathOrUrl
   /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
   /**
@@ -72,7 +73,7 @@ const callback = <T>() => z.custom<(value: T) => void>((value) => typeof value =
 
 const schema = distillationOptions
   .extend({
-    dense: z.string().min(1),
+    dense: path,
     calibration: calibrationSource
       .extend({
         samples: z.int().min(2).max(1_000_000).optional(),
@@ -95,7 +96,7 @@ const schema = distillationOptions
     context.addIssue({ code: 'custom', path: ['resume'], message })
   })
 
-type Parsed = z.output<typeof schema>
+type Parsed = Omit<z.output<typeof schema>, 'onProgress'>
 
 /**
  * Trains a pruned model to give the dense model's next-token distributions (Hinton et al. 2015, arXiv 1503.02531). Kept weights,
@@ -103,17 +104,27 @@ type Parsed = z.output<typeof schema>
  * or not at all, and `student` uses it from then on. Such a job saves its state beside `out` on its way, which `resume` goes on with
  * when it has ended early.
  *
+ * A loop over what it returns (`for await`) gets the progress as `onProgress` does.
+ *
  * Throws INVALID_OPTION (also where the two models differ in their vocabulary), FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT,
  * OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, UNSUPPORTED_MODEL, OUT_OF_MEMORY, ABORTED.
  */
-export async function distill(student: Model, options: DistillOptions): Promise<DistillReport> {
+export function distill(student: Model, options: DistillOptions): Job<DistillReport, DistillationProgress> {
   const start = performance.now()
-  const engine = engineOf(student, 'distill')
-  const o = parseOptions(schema, options, 'distill')
-  return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, start))
+  return startJob(async (listeners) => {
+    const engine = engineOf(student, 'distill')
+    const { onProgress, ...o } = parseOptions(schema, options, 'distill')
+    listeners.add(onProgress)
+    return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, listeners, start))
+  })
 }
 
-async function distillModel(engine: Engine, o: Parsed, start: number): Promise<DistillReport> {
+async function distillModel(
+  engine: Engine,
+  o: Parsed,
+  listeners: Listeners<DistillationProgress>,
+  start: number,
+): Promise<DistillReport> {
   const source = engine.folder
   // What decides the result must all be in files.
   const resumable = o.out !== undefined && !engine.weights.changed
@@ -148,7 +159,7 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
       }
       const settings = { ...o, seed: o.calibration.seed }
       const report = (progress: DistillationProgress) => {
-        o.onProgress?.(progress)
+        listeners.tell(progress)
         abortable(o.signal)
       }
       const { losses, layers } = await train(engine, teacher, windows, settings, destination, report, saved)
@@ -176,6 +187,8 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
 /**
  * Trains `engine` to be like `teacher`, which is on the same device, and hands every trained tensor to `destination`. `report` is called
  * after every step and may throw. The losses come with what became of each linear layer.
+ *
+ * @internal
  */
 export async function train(
   engine: Engine,
@@ -218,12 +231,16 @@ function identityOf(
 ): Promise<JobIdentity> {
   // The dense model and the text are known by their contents, but for the seed, which the order of the windows depends on too.
   const { dense, calibration, out, force, resume, ...other } = o
-  const { onDownload, onGenerate, onProgress, signal, ...deciding } = other
+  const { onDownload, onGenerate, signal, ...deciding } = other
   const options = { method: 'distill', ...deciding, seed: calibration.seed }
   return jobIdentity(engine, options, windows, undefined, teacher)
 }
 
-/** The linear layers of all blocks under their checkpoint names. */
+/**
+ * The linear layers of all blocks under their checkpoint names.
+ *
+ * @internal
+ */
 export const layersOf = ({ architecture }: Engine) => selectLayers(architecture, { minBlock: 0 }).flat()
 
 async function drawWindows(engine: Engine, teacher: Engine, o: Parsed): Promise<Int32Array[]> {
@@ -259,7 +276,11 @@ function generateText(
   return generateWindows(teacher, { count, length: sequenceLength, ...sampling, signal, onProgress })
 }
 
-/** All windows of a text to train on. Throws as allWindows does, INVALID_TEXT too where there is one only. */
+/**
+ * All windows of a text to train on. Throws as allWindows does, INVALID_TEXT too where there is one only.
+ *
+ * @internal
+ */
 export const trainingWindows = async (...[engine, source, options]: Parameters<typeof allWindows>) =>
   trainable(await allWindows(engine, source, options), options)
 

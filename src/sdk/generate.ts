@@ -5,6 +5,7 @@ import type { Engine } from '../models/engine.js'
 import { parseOptions } from '../options.js'
 import type { ChatMessage } from '../text/tokenizer.js'
 import { tokenIds } from '../text/vocabulary.js'
+import { Queue } from './job.js'
 
 /** What a text is to follow: a text, token ids, or a conversation that the model's chat template writes out. */
 export type Prompt = string | ArrayLike<number> | { messages: readonly ChatMessage[] }
@@ -48,7 +49,9 @@ const schema = z.strictObject({
   topP: z.number().gt(0).max(1).optional(),
   seed: z.int().default(0),
   stop: z
-    .union([stopString, z.array(stopString).max(64)])
+    .union([stopString, z.array(stopString).max(64)], {
+      error: 'must be a string of 1 to 1024 characters, or a list of at most 64 of them',
+    })
     .default([])
     .transform((stop) => [stop].flat()),
   signal: z.instanceof(AbortSignal).optional(),
@@ -59,14 +62,28 @@ const messages = z.strictObject({
     .array(z.looseObject({ role: z.string(), content: z.string() }), {
       error: 'must be a list of { role, content }',
     })
-    .min(1),
+    .min(1, 'must have at least one { role, content }'),
 })
 
-/** Starts a generation; what is wrong with the arguments shows where its pieces or its result are awaited. */
-export function generate(engine: Engine, prompt: Prompt, options: GenerateOptions): TextGeneration {
+/**
+ * Starts a generation; what is wrong with the arguments shows where its pieces or its result are awaited.
+ *
+ * @internal
+ */
+export function startGeneration(engine: Engine, prompt: Prompt, options: GenerateOptions): TextGeneration {
   // Their owner may change the ids while the text is generated.
   const said = isList(prompt) ? Array.from(prompt) : prompt
-  return new PiecesOfText((stop, onPiece) => run(engine, said, options, stop, onPiece))
+  const stop = new AbortController()
+  const result = run(engine, said, options, stop.signal, (piece) => pieces.push(piece))
+  // Stops the generation, and waits until it has freed what it holds.
+  const leave = () => {
+    stop.abort(new SparseGptError('ABORTED', 'generate: its pieces are read no further'))
+    return result.catch(() => undefined)
+  }
+  const pieces = new Queue<string>(result, leave)
+  // Reported to whoever awaits it.
+  result.catch(() => undefined)
+  return Object.assign(pieces, { result })
 }
 
 async function run(
@@ -98,42 +115,4 @@ async function promptIds(engine: Engine, prompt: unknown, signal: AbortSignal): 
   }
   const message = 'generate: option prompt: must be a text, a list of token ids, or { messages }'
   throw new SparseGptError('INVALID_OPTION', message)
-}
-
-/** What a generation has handed over and its reader has not yet taken. The generation goes on meanwhile. */
-class PiecesOfText implements TextGeneration, AsyncIterator<string, undefined> {
-  readonly result: Promise<GeneratedText>
-  private readonly stop = new AbortController()
-  private readonly pieces: string[] = []
-  private wake: () => void = () => undefined
-
-  constructor(start: (stop: AbortSignal, onPiece: (piece: string) => void) => Promise<GeneratedText>) {
-    this.result = start(this.stop.signal, (piece) => {
-      this.pieces.push(piece)
-      this.wake()
-    })
-    // Reported to whoever awaits it.
-    this.result.catch(() => undefined)
-  }
-
-  [Symbol.asyncIterator](): AsyncIterator<string, undefined> {
-    return this
-  }
-
-  async next(): Promise<IteratorResult<string, undefined>> {
-    if (this.pieces.length === 0) {
-      const handed = new Promise<void>((resolve) => (this.wake = resolve))
-      await Promise.race([handed, this.result])
-    }
-    const value = this.pieces.shift()
-    return value === undefined ? { done: true, value } : { done: false, value }
-  }
-
-  /** Stops the generation, and waits until it has freed what it holds. */
-  async return(): Promise<IteratorResult<string, undefined>> {
-    this.stop.abort(new SparseGptError('ABORTED', 'generate: its pieces are read no further'))
-    this.pieces.length = 0
-    await this.result.catch(() => undefined)
-    return { done: true, value: undefined }
-  }
 }

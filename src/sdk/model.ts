@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
@@ -9,11 +10,12 @@ import { familyOf } from '../models/registry.js'
 import { Weights } from '../models/weights.js'
 import { Device, type DeviceName, type Tensor } from '../native/device.js'
 import { deviceName } from '../native/devices.js'
-import { parseOptions } from '../options.js'
+import { parseOptions, pathOf, type PathOrUrl } from '../options.js'
 import { checkTensors } from '../planning/required-tensors.js'
 import type { Tokenizer } from '../text/tokenizer.js'
 import { tokenIds } from '../text/vocabulary.js'
-import { generate, type GenerateOptions, type Prompt, type TextGeneration } from './generate.js'
+import { startGeneration, type GenerateOptions, type Prompt, type TextGeneration } from './generate.js'
+import { saveModel } from './save.js'
 
 /** Where and how a model computes. */
 export interface LoadOptions {
@@ -73,10 +75,40 @@ export interface Model {
    */
   generate(prompt: Prompt, options?: GenerateOptions): TextGeneration
   /**
+   * Writes the model as it is, with all that was pruned or trained in memory, to a new folder, in the source's layout and dtypes, with
+   * its config and tokenizer. The folder appears complete or not at all, and the model uses it from then on.
+   *
+   * Throws INVALID_OPTION, OUTPUT_EXISTS, WRITE_FAILED, ABORTED.
+   */
+  save(folder: PathOrUrl, options?: SaveOptions): Promise<void>
+  /**
    * Frees native memory and threads. Jobs that use the model stop first and reject with ABORTED. The model cannot be used
    * afterwards.
    */
   dispose(): Promise<void>
+  /** Does what `dispose` does, at the end of the scope of `await using model = await loadModel(…)`. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** How a model is saved. */
+export interface SaveOptions {
+  /** Whether the folder is replaced if it is a model folder or empty. Default false. */
+  force?: boolean
+  /** The form of the weights: 'dense' (default), every value, as other programs read it, or 'bitmask', without the zeros, as `pack` has it. */
+  encoding?: 'dense' | 'bitmask'
+  /** A signal that stops the work (ABORTED). */
+  signal?: AbortSignal
+}
+
+const saveOptions = z.strictObject({
+  force: z.boolean().default(false),
+  encoding: z.enum(['dense', 'bitmask']).default('dense'),
+  signal: z.instanceof(AbortSignal).optional(),
+})
+
+/** Continues a prompt: `model.generate(prompt, options)`. */
+export function generate(model: Model, prompt: Prompt, options: GenerateOptions = {}): TextGeneration {
+  return startGeneration(engineOf(model, 'generate'), prompt, options)
 }
 
 const engines = new WeakMap<Model, Engine>()
@@ -84,6 +116,8 @@ const engines = new WeakMap<Model, Engine>()
 /**
  * The engine behind a model. Throws INVALID_OPTION for what loadModel has not made, and for a model that has been disposed of;
  * `subject` is the function that was called.
+ *
+ * @internal
  */
 export function engineOf(model: Model, subject = 'sparsegpt'): Engine {
   const engine = engines.get(model)
@@ -112,7 +146,7 @@ function requireAlive(engine: Engine, subject: string): void {
  * Throws FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_CHECKPOINT (damaged or contradictory files), UNSUPPORTED_MODEL,
  * INVALID_OPTION, WRITE_FAILED (the cache), ABORTED, DEVICE_UNAVAILABLE.
  */
-export async function loadModel(pathOrHubId: string, options: LoadOptions = {}): Promise<Model> {
+export async function loadModel(pathOrHubId: PathOrUrl, options: LoadOptions = {}): Promise<Model> {
   const o = parseOptions(loadOptions, options, 'loadModel')
   const { folder, name } = await resolveModel(pathOrHubId, o)
   return modelOf(await openEngine(folder, name, () => new Device(o.device, o.threads), o.dtype))
@@ -144,6 +178,8 @@ async function openEngine(
 /**
  * The engine of another model on the device of `engine`, so that the two can compute together; its weights are the caller's to
  * dispose of, the device stays with `engine`. Throws as loadModel does.
+ *
+ * @internal
  */
 export async function openBeside(
   engine: Engine,
@@ -157,6 +193,8 @@ export async function openBeside(
 /**
  * Opens the dense model beside `engine`, that of a model that was or will be pruned; see openBeside. Throws as loadModel does, and
  * INVALID_OPTION unless both are of one family and shape.
+ *
+ * @internal
  */
 export async function openDense(
   engine: Engine,
@@ -199,11 +237,16 @@ function modelOf(engine: Engine): Model {
       requireAlive(engine, 'logits')
       return engine.job(undefined, (signal) => logits(engine, ids, signal))
     },
-    generate: (prompt, options = {}) => {
-      requireAlive(engine, 'generate')
-      return generate(engine, prompt, options)
+    generate: (prompt, options) => generate(model, prompt, options),
+    save: async (folder, options = {}) => {
+      requireAlive(engine, 'save')
+      const { signal, ...o } = parseOptions(saveOptions, options, 'save')
+      const out = pathOf(folder, 'save: the folder')
+      const going = (stop: AbortSignal) => () => abortable(stop)
+      return engine.job(signal, (stop) => saveModel(engine, out, o, going(stop), going(stop)))
     },
     dispose: () => engine.dispose(),
+    [Symbol.asyncDispose]: () => engine.dispose(),
   }
   engines.set(model, engine)
   return model

@@ -5,17 +5,18 @@ import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { packed, type Checkpoint } from '../files/checkpoint.js'
 import { isPacked } from '../files/safetensors.js'
-import { encodings, type EncodingName } from '../files/encodings/registry.js'
+import type { EncodingName } from '../files/encodings/registry.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
-import { parseOptions, path } from '../options.js'
-import { FolderDestination } from '../pruning/destination.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
+import { startJob, type Job } from './job.js'
 import { engineOf, loadModel, type Model } from './model.js'
+import { saveModel } from './save.js'
 
 /** Where a packed or unpacked model goes. */
 export interface PackOptions {
   /** The folder for the result. */
-  out: string
+  out: PathOrUrl
   /** Whether `out` is replaced if it is a model folder or empty. Default false. */
   force?: boolean
   /** A function that is called while a model is downloaded from the hub. */
@@ -66,7 +67,7 @@ const schema = z.strictObject({
  * Throws INVALID_OPTION (a model that is packed already, or of which nothing would become smaller), OUTPUT_EXISTS, WRITE_FAILED, ABORTED,
  * and what loadModel throws.
  */
-export function pack(model: Model | string, options: PackOptions): Promise<PackReport> {
+export function pack(model: Model | PathOrUrl, options: PackOptions): Job<PackReport, PackProgress> {
   return convert('pack', model, options)
 }
 
@@ -76,16 +77,22 @@ export function pack(model: Model | string, options: PackOptions): Promise<PackR
  * Throws INVALID_OPTION (a model that is not packed), OUTPUT_EXISTS, WRITE_FAILED, ABORTED, INVALID_CHECKPOINT (parts of a packed tensor
  * that contradict each other), and what loadModel throws.
  */
-export function unpack(model: Model | string, options: PackOptions): Promise<PackReport> {
+export function unpack(model: Model | PathOrUrl, options: PackOptions): Job<PackReport, PackProgress> {
   return convert('unpack', model, options)
 }
 
 type Direction = 'pack' | 'unpack'
 type Parsed = z.output<typeof schema>
 
-async function convert(direction: Direction, model: Model | string, options: PackOptions) {
-  const o = parseOptions(schema, options, direction)
-  if (typeof model !== 'string') return convertModel(direction, model, o)
+const convert = (direction: Direction, model: Model | PathOrUrl, options: PackOptions) =>
+  startJob<PackReport, PackProgress>(async (listeners) => {
+    const o = parseOptions(schema, options, direction)
+    listeners.add(o.onProgress)
+    return convertAny(direction, model, { ...o, onProgress: listeners.tell })
+  })
+
+async function convertAny(direction: Direction, model: Model | PathOrUrl, o: Parsed): Promise<PackReport> {
+  if (typeof model !== 'string' && !(model instanceof URL)) return convertModel(direction, model, o)
   const { signal, onDownload } = o
   const opened = await loadModel(model, {
     device: 'cpu',
@@ -121,24 +128,19 @@ async function write(engine: Engine, encoding: EncodingName, o: Parsed): Promise
   const start = performance.now()
   const source = engine.checkpoint
   const { out, force, signal, onProgress } = o
-  const settings = { force, encoding: encodings[encoding], weights: [] }
-  const destination = await FolderDestination.create(engine, out, settings)
-  try {
-    await destination.storeOthers((weight, fraction) => {
-      abortable(signal)
-      onProgress?.({ fraction, weight })
-    })
-    if (encoding === 'bitmask' && destination.encodedCount === 0) {
-      const message = `pack: ${source.folder} has no linear layer that would become smaller: a bit for every element takes 1/16 of bfloat16 and 1/32 of float32, so there must be more zeros than that: prune the model first`
-      throw new SparseGptError('INVALID_OPTION', message)
-    }
-    await destination.commit()
-  } catch (error) {
-    throw await destination.abort(error)
+  const step = (weight: string, fraction: number) => {
+    abortable(signal)
+    onProgress?.({ fraction, weight })
   }
+  const check = (encodedCount: number) => {
+    if (encoding === 'dense' || encodedCount > 0) return
+    const message = `pack: ${source.folder} has no linear layer that would become smaller: a bit for every element takes 1/16 of bfloat16 and 1/32 of float32, so there must be more zeros than that: prune the model first`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+  await saveModel(engine, out, { force, encoding }, step, check)
   return {
     model: source.folder,
-    out: destination.folder,
+    out: engine.folder,
     packed: { before: packedCount(source), after: packedCount(engine.checkpoint) },
     bytes: { before: await fileBytes(source), after: await fileBytes(engine.checkpoint) },
     seconds: (performance.now() - start) / 1000,
@@ -147,7 +149,11 @@ async function write(engine: Engine, encoding: EncodingName, o: Parsed): Promise
 
 const packedCount = ({ tensors }: Checkpoint) => [...tensors.values()].filter(isPacked).length
 
-/** The size of a checkpoint's weight files, in bytes. */
+/**
+ * The size of a checkpoint's weight files, in bytes.
+ *
+ * @internal
+ */
 export async function fileBytes({ folder, shards }: Checkpoint): Promise<number> {
   const sizes = await Promise.all(shards.map(async ({ file }) => (await stat(join(folder, file))).size))
   return sizes.reduce((a, b) => a + b, 0)

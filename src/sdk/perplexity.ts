@@ -6,7 +6,7 @@ import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
 import { Communicator, endingAll, partOf } from '../native/communicator.js'
 import type { Device, Tensor } from '../native/device.js'
-import { parseOptions } from '../options.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
 import { engineOf, openDense, type Model } from './model.js'
 import { abortable } from '../abort.js'
 
@@ -17,7 +17,7 @@ export interface PerplexityOptions extends TextSource {
   /** The number of windows to evaluate, from the first on. Default: all. */
   windows?: number
   /** The model to compare with, such as the one that was pruned: its folder, or its id on the hub. Default: none. */
-  against?: string
+  against?: PathOrUrl
   /** The ranks that measure together, each a part of the windows, as with `prune`. Default: this process alone. */
   communicator?: Communicator
   /** A function that is called after each step with the share of the work done, in (0, 1]. */
@@ -53,7 +53,7 @@ export interface Comparison {
 const schema = textSource.extend({
   sequenceLength: z.int().min(2).optional(),
   windows: z.int().min(1).optional(),
-  against: z.string().min(1).optional(),
+  against: path.optional(),
   communicator: z.instanceof(Communicator).optional(),
   onProgress: z.custom<(fraction: number) => void>((value) => typeof value === 'function').optional(),
   signal: z.instanceof(AbortSignal).optional(),

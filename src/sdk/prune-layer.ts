@@ -6,16 +6,34 @@ import { parseOptions } from '../options.js'
 import { checkSelection, pruningOptions } from '../pruning/options.js'
 import { gramMatrix, squareSums } from '../pruning/statistic.js'
 import { prepareSolver, solveLayer } from '../pruning/layer-solver.js'
-import {
-  fitsWeights,
-  methodNamed,
-  needsInputs,
-  type MethodOptions,
-  type PruningMethod,
-} from '../pruning/methods/methods.js'
+import { fitsWeights, methodNamed, needsInputs } from '../pruning/methods/methods.js'
+import type { MethodOptions, PruningMethod } from '../pruning/methods/names.js'
 
 /** One matrix, and how it is to be pruned. */
-export interface PruneLayerOptions extends MethodOptions {
+export type PruneLayerOptions = LayerSettings & LayerGoal
+
+/** How much is pruned: a share of the weights, half of them by default, a pattern, or what a mask marks. */
+type LayerGoal =
+  | {
+      /** The share of the weights to prune, in [0, 1). Default 0.5. */
+      sparsity?: number
+      pattern?: never
+      mask?: never
+    }
+  | {
+      /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
+      pattern: string
+      sparsity?: never
+      mask?: never
+    }
+  | {
+      /** The weights to prune, [rows, columns], 1 = prune; with sparsegpt the others make up for them. */
+      mask: Uint8Array
+      sparsity?: never
+      pattern?: never
+    }
+
+interface LayerSettings extends MethodOptions {
   /** The matrix, float32, row-major [rows, columns] = [out, in]. It is not changed. */
   weight: Float32Array
   /** The number of output features. */
@@ -29,12 +47,6 @@ export interface PruneLayerOptions extends MethodOptions {
   hessian?: Float32Array
   /** The pruning method: 'sparsegpt' (default), 'admm', 'wanda' or 'magnitude'. */
   method?: PruningMethod
-  /** The share of the weights to prune, in [0, 1). Default 0.5 when neither pattern nor mask is given. */
-  sparsity?: number
-  /** The pattern 'n:m': n of every m neighbours in a row are pruned. */
-  pattern?: string
-  /** The weights to prune, [rows, columns], 1 = prune; with sparsegpt the others make up for them. */
-  mask?: Uint8Array
   /** The number of bits that the kept weights are rounded to, 2 … 8, on a grid per row (sparsegpt). Default: not rounded. */
   bits?: number
   /** The number of neighbours in a row, 32, 64 or 128, that have a grid of their own; it divides `columns`. Default: the whole row. */

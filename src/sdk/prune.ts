@@ -13,16 +13,19 @@ import type { Engine, Offload } from '../models/engine.js'
 import { storedShape, type LinearSpec } from '../models/specs.js'
 import { Communicator, endingAll } from '../native/communicator.js'
 import type { Work } from '../native/device.js'
-import { jobNeeds, type PlannedJob } from '../planning/planned-job.js'
+import { jobNeeds, planPruning, type PlannedJob } from '../planning/planned-job.js'
 import { tokenMatrices } from '../planning/required-tensors.js'
 import { targetsByBlock } from '../pruning/allocation/allocation.js'
 import { isMeasured } from '../pruning/allocation/names.js'
 import { meanShare, readAllocation, type Allocation } from '../pruning/allocation/recipe.js'
 import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
-import { parseOptions, path } from '../options.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
+import { sizeText } from '../sizes.js'
 import { layersOf, train, trainingWindows } from './distill.js'
+import { startJob, type Job, type Listeners } from './job.js'
 import { engineOf, openBeside, openDense, type Model } from './model.js'
+import { timed, type TimedPlan } from './plan.js'
 import {
   checkSelection,
   defaultAlpha,
@@ -31,7 +34,8 @@ import {
   samples,
   ofQuality,
   withQuality,
-  type ModelPruningOptions,
+  type PruningGoal,
+  type PruningSettings,
 } from '../pruning/options.js'
 import { needsDenseStream, needsInputs } from '../pruning/methods/methods.js'
 import { phaseSeconds } from '../pruning/phases.js'
@@ -51,22 +55,47 @@ export interface CalibrationOptions extends CalibrationSource {
   /** The seed of Python's generator, which draws the windows. Default 0. */
   seed?: number
   /** A .safetensors file to save the encoded text (of C4 the windows) to; it can be given as `file` next time. */
-  saveTokens?: string
+  saveTokens?: PathOrUrl
 }
 
 /** What is pruned, how, with which text, and where the result goes. */
-export interface PruneOptions extends ModelPruningOptions {
+export type PruneOptions = PruneSettings & (UnmaskedGoal | MaskGoal) & (Calibrated | Uncalibrated)
+
+type UnmaskedGoal = PruningGoal & { mask?: never }
+
+interface MaskGoal {
   /** A safetensors file of masks (BOOL, U8 or I8; 1 = prune), named and shaped as the weights to prune. */
-  mask?: string
-  /** The text whose activations the pruning preserves, and that `distill` trains on. Not needed for magnitude. */
-  calibration?: CalibrationOptions
+  mask: PathOrUrl
+  allocation?: 'uniform'
+  sparsity?: never
+  pattern?: never
+  schedule?: never
+}
+
+interface Calibrated {
+  /** The text whose activations the pruning preserves, and that `distill` trains on. */
+  calibration: CalibrationOptions
+}
+
+/** Magnitude pruning looks at the weights alone, unless something else is asked for that looks at inputs. */
+interface Uncalibrated {
+  method: 'magnitude'
+  calibration?: never
+  quality?: 'fast'
+  refit?: false
+  target?: 'own'
+  reconstruct?: false
+  distill?: false
+}
+
+interface PruneSettings extends PruningSettings {
   /**
    * The dense model that `target`, `reconstruct` and `distill` are to come near: its folder, or its id on the hub. Default: the model
    * itself, as its files have it. To be given for a model that was pruned before.
    */
-  dense?: string
+  dense?: PathOrUrl
   /** The folder for the pruned model, in the source's layout and dtypes. Without it the model is pruned in memory only. */
-  out?: string
+  out?: PathOrUrl
   /** Whether `out` is replaced if it is a model folder or empty, and what a stopped job has left of it removed. Default false. */
   force?: boolean
   /**
@@ -92,7 +121,7 @@ export interface PruneOptions extends ModelPruningOptions {
    * The folder for a file that takes the activations while they wait (samples · sequence length · hidden size of them): always, or
    * with `memory` only when they do not fit. On a GPU they may also wait in the host's memory: see `memory`.
    */
-  offload?: string
+  offload?: PathOrUrl
   /**
    * The limit of what the job may take of the process's memory, or on a GPU of the GPU's: bytes, or '16GB'. A job that would take more is
    * refused before anything is read, unless its activations can wait elsewhere: in `offload`, or from a GPU in the host's
@@ -123,13 +152,13 @@ function readerOfText(o: z.output<typeof modelPruningOptions>): string | undefin
 const schema = modelPruningOptions
   .extend({
     mask: path.optional(),
-    dense: z.string().min(1).optional(),
+    dense: path.optional(),
     calibration: calibrationSource
       .extend({
         samples,
         sequenceLength: z.int().min(1).optional(),
         seed: z.int().default(0),
-        saveTokens: path.endsWith('.safetensors').optional(),
+        saveTokens: path.pipe(z.string().endsWith('.safetensors')).optional(),
       })
       .strict()
       .transform(({ windows, ...calibration }) => {
@@ -210,37 +239,41 @@ function checkEncoding(
  * `out` the pruned model appears there, complete or not at all, and `model` uses it from then on. When such a job ends early
  * and has finished a block, a folder stays beside `out` that `resume` goes on with.
  *
+ * A loop over what it returns (`for await`) gets the progress as `onProgress` does.
+ *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, DOWNLOAD_FAILED, INVALID_TEXT (calibration text shorter than a window), NON_FINITE,
  * NOT_POSITIVE_DEFINITE, OUTPUT_EXISTS, WRITE_FAILED, INVALID_CHECKPOINT, OUT_OF_MEMORY, ABORTED.
  */
-export async function prune(model: Model, options: PruneOptions): Promise<PruneReport> {
+export function prune(model: Model, options: PruneOptions): Job<PruneReport, PruneProgress> {
   const start = performance.now()
-  const engine = engineOf(model, 'prune')
-  const o = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
-  const job = engine.job(o.signal, async (signal) =>
-    pruneModel(engine, { ...o, signal, allocation: await readAllocation(o.allocation) }, start),
-  )
-  return endingAll(o.communicator, job)
+  return startJob(async (listeners) => {
+    const engine = engineOf(model, 'prune')
+    const { onProgress, ...o } = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
+    listeners.add(onProgress)
+    const job = engine.job(o.signal, async (signal) => {
+      const allocation = await readAllocation(o.allocation)
+      return pruneModel(engine, { ...o, signal, allocation }, listeners, start)
+    })
+    return endingAll(o.communicator, job)
+  })
 }
 
 /** The shares of zeros to prune to, one after the other; undefined for what a pattern or a mask says. */
 const stepsOf = (o: { schedule?: readonly number[] | undefined; sparsity?: number | undefined }) =>
   o.schedule ?? [o.sparsity]
 
-async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<PruneReport> {
+async function pruneModel(
+  engine: Engine,
+  o: Parsed,
+  listeners: Listeners<PruneProgress>,
+  start: number,
+): Promise<PruneReport> {
   const source = engine.folder
   const { communicator } = o
   const ranks = communicator && communicator.size > 1 ? new Ranks(engine.device, communicator) : undefined
   const receivedBefore = communicator?.bytesReceived ?? 0
   const leads = (ranks?.rank ?? 0) === 0
-  const layers = selectLayers(engine.architecture, o)
-  // What decides the result must all be in files.
-  const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
-  if (o.resume && !resumable) {
-    const message =
-      'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
-    throw new SparseGptError('INVALID_OPTION', message)
-  }
+  const { layers, resumable } = checkedLayers(engine, o)
   if (o.out !== undefined && leads) await OutputFolder.check(o.out, o)
   const { offload, work: planned } = await planMemory(engine, o)
   const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
@@ -257,12 +290,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
         : ranks && !leads
           ? await FollowedDestination.create(engine, ranks)
           : await FolderDestination.create(engine, o.out, {
-              force: o.force,
-              resume: o.resume,
-              encoding: encodings[o.encoding],
-              weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
-              denseModel: dense?.checkpoint,
-              grids: gridsOf(engine, o, layers),
+              ...folderOptions(engine, o, layers, dense),
               share: ranks && ((value) => ranks.share(value)),
             })
     const reading = performance.now()
@@ -274,10 +302,10 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     if (o.out !== undefined && resumable)
       await destination.begin(leads ? await identityOf(engine, o, { windows, masks, dense }) : {})
     const finished = destination.finished.length
-    const asked = o.onProgress && (finished > 0 || training || !planned)
+    const asked = listeners.some && (finished > 0 || training || !planned)
     const details = { finished, ...(training && { trainingWindows: training.length }) }
     const work = asked ? (await planJob(engine, o, { offload: false, ...details })).work : planned
-    const meter = new ProgressMeter(engine.device, blocksToPass(layers), work, o.onProgress, o.signal)
+    const meter = new ProgressMeter(engine.device, blocksToPass(layers), work, listeners.tell, o.signal)
     // Steps on the way change a copy, so that the model stays as it is unless all goes well.
     const student = resumable ? engine : await openCopy(engine)
     if (student !== engine) beside.push(student)
@@ -287,6 +315,7 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
     abortable(o.signal)
     const committing = performance.now()
     await destination.commit()
+    meter.end()
     const commit = secondsSince(committing)
     const achieved = meanShare(reports, ({ sparsity }) => sparsity)
     const seconds = secondsSince(start)
@@ -308,6 +337,69 @@ async function pruneModel(engine: Engine, o: Parsed, start: number): Promise<Pru
   } finally {
     for (const { weights } of beside) weights.dispose()
   }
+}
+
+/** The layers to prune, and whether the job can be resumed. Throws INVALID_OPTION. */
+function checkedLayers(engine: Engine, o: Parsed): { layers: LinearSpec[][]; resumable: boolean } {
+  const layers = selectLayers(engine.architecture, o)
+  // What decides the result must all be in files.
+  const resumable = !engine.weights.changed && stepsOf(o).length === 1 && !o.distill
+  if (!o.resume || resumable) return { layers, resumable }
+  const message =
+    'prune: option resume: the model has been pruned in memory, which cannot be resumed: load it anew'
+  throw new SparseGptError('INVALID_OPTION', message)
+}
+
+const folderOptions = (engine: Engine, o: Parsed, layers: LinearSpec[][], dense: Engine | undefined) => ({
+  force: o.force,
+  resume: o.resume,
+  encoding: encodings[o.encoding],
+  weights: (o.distill ? layersOf(engine) : layers.flat()).map(({ name }) => `${name}.weight`),
+  denseModel: dense?.checkpoint,
+  grids: gridsOf(engine, o, layers),
+})
+
+/** What a job would do. */
+export interface DryRun {
+  /** What it would take. */
+  plan: TimedPlan
+  /** The calibration windows that it would draw; 0 where it needs none. */
+  windows: number
+}
+
+/**
+ * Checks all that `prune` with these options needs (the text is read and encoded, masks and the dense model are opened, the output
+ * folder is looked at) and plans it; nothing is pruned or written. Throws what `prune` would throw before it begins.
+ */
+export async function dryRun(model: Model, options: PruneOptions): Promise<DryRun> {
+  const engine = engineOf(model, 'dryRun')
+  const { onProgress, ...parsed } = parseOptions(z.preprocess(withQuality, schema), options, 'prune')
+  return engine.job(parsed.signal, async (signal) => {
+    const o = { ...parsed, signal, allocation: await readAllocation(parsed.allocation) }
+    const { layers } = checkedLayers(engine, o)
+    const { offload } = await planMemory(engine, o)
+    if (o.mask !== undefined) await openMasks(o.mask, layers)
+    const dense = await openOther(engine, o)
+    try {
+      if (o.out !== undefined)
+        await FolderDestination.rehearse(engine, o.out, folderOptions(engine, o, layers, dense))
+      const { calibration } = o
+      const { windows, text } = await drawCalibration(engine, {
+        ...o,
+        calibration: calibration && { ...calibration, saveTokens: undefined },
+      })
+      const training = o.distill && (await drawTraining(engine, o, text))
+      const plan = await planPruning(engine.name, engine.checkpoint.config, {
+        ...plannedJob(engine, o),
+        offload: offload !== undefined,
+        ...(training && { trainingWindows: training.length }),
+      })
+      const seconds = await timed(plan, engine.device.name, engine.weights.dtype)
+      return { plan: { ...plan, ...seconds }, windows: windows.length }
+    } finally {
+      dense?.weights.dispose()
+    }
+  })
 }
 
 const ranksReport = ({ size, bytesReceived }: Communicator, before: number) => ({
@@ -402,7 +494,7 @@ async function openCopy(engine: Engine): Promise<Engine> {
 
 const secondsSince = (start: number) => (performance.now() - start) / 1000
 
-type Parsed = Omit<z.output<typeof schema>, 'allocation'> & { allocation: Allocation }
+type Parsed = Omit<z.output<typeof schema>, 'allocation' | 'onProgress'> & { allocation: Allocation }
 
 /** The job as the planner wants it. */
 const plannedJob = ({ device, weights }: Engine, o: Parsed): Omit<PlannedJob, 'offload'> => ({
@@ -445,11 +537,9 @@ async function planMemory(
     return { work, offload: move }
   const advice = elsewhere ? '' : 'offload (a folder for activations), '
   const order = o.sequential === 'layer' ? 'sequential "block", ' : ''
-  const message = `prune: about ${gigabytes(needed)} are needed, but memory allows ${gigabytes(limit)}: use ${advice}${order}dtype "bfloat16", fewer samples or a shorter sequenceLength`
+  const message = `prune: about ${sizeText(needed)} are needed, but memory allows ${sizeText(limit)}: use ${advice}${order}dtype "bfloat16", fewer samples or a shorter sequenceLength`
   throw new SparseGptError('OUT_OF_MEMORY', message)
 }
-
-const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(bytes < 1e10 ? 3 : 1)} GB`
 
 /** What decides the job's result, for what resumes it. */
 function identityOf(
@@ -462,7 +552,7 @@ function identityOf(
   }: { windows: readonly Int32Array[]; masks: MaskFile | undefined; dense: Engine | undefined },
 ): Promise<JobIdentity> {
   // The mask is known by its contents, the text by its tokens; the rest does not change the result.
-  const { out, force, resume, profile, offload, memory, onProgress, signal, communicator, ...more } = o
+  const { out, force, resume, profile, offload, memory, signal, communicator, ...more } = o
   const { calibration, mask, ...rest } = more
   const { quality, dense, ...deciding } = rest
   const alpha = o.target === 'dense' ? (o.alpha ?? defaultAlpha) : undefined

@@ -2,7 +2,7 @@ import * as z from 'zod'
 import { evaluateTask, type TaskResult } from '../evaluation/evaluate.js'
 import { harness, taskNames, type TaskName } from '../evaluation/tasks.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
-import { parseOptions, path } from '../options.js'
+import { parseOptions, path, type PathOrUrl } from '../options.js'
 import { engineOf, type Model } from './model.js'
 
 /** Which tasks a model is evaluated on, and how. */
@@ -17,7 +17,7 @@ export interface TaskOptions {
    * The path of a folder with a folder for each task, which has the files of its splits, such as `piqa/validation.jsonl`. Default: the
    * hub.
    */
-  data?: string
+  data?: PathOrUrl
   /** The function that is called while a data set is downloaded. */
   onDownload?: (progress: DownloadProgress) => void
   /** A function that is called after each step with the share of the work done, in (0, 1], and the task under way. */
@@ -36,7 +36,11 @@ export interface TaskReport {
   results: TaskResult[]
 }
 
-/** The schema of the options that say which tasks, how, and where their data are. */
+/**
+ * The schema of the options that say which tasks, how, and where their data are.
+ *
+ * @internal
+ */
 export const taskChoice = z.strictObject({
   tasks: z
     .array(z.enum(taskNames))

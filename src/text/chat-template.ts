@@ -1,8 +1,7 @@
 import { join } from 'node:path'
 import * as z from 'zod'
 import { SparseGptError } from '../errors.js'
-import { parseJson } from '../files/python-json.js'
-import { reason } from '../files/read-error.js'
+import { parseJsonFile } from '../files/json-file.js'
 import { readIfThere } from '../files/regular-file.js'
 
 /** The chat template of a model. */
@@ -56,13 +55,7 @@ export async function readChatTemplate(folder: string): Promise<ChatTemplate> {
 }
 
 function parseConfig(file: string, text: string): z.output<typeof configSchema> {
-  let value: unknown
-  try {
-    value = parseJson(text)
-  } catch (error) {
-    throw new SparseGptError('INVALID_CHECKPOINT', `${file} is damaged: ${reason(error)}`, { cause: error })
-  }
-  const result = configSchema.safeParse(value)
+  const result = configSchema.safeParse(parseJsonFile(file, text))
   if (result.success) return result.data
   const problems = result.error.issues.map(({ path, message }) => `${path.join('.')}: ${message}`)
   throw new SparseGptError('INVALID_CHECKPOINT', `${file}: ${problems.join('; ')}`)

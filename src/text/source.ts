@@ -2,7 +2,7 @@ import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
-import { path } from '../options.js'
+import { path, type PathOrUrl } from '../options.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import { datasetNames, datasetParts, isC4Shard, openC4, type DatasetName } from './dataset.js'
 import { documentFormat, readRows } from './documents.js'
@@ -25,7 +25,7 @@ export interface TextSource {
    * .safetensors file the token ids that saveTokens wrote, of any other its whole text. All but the last two may be packed:
    * .jsonl.gz, .txt.gz.
    */
-  file?: string
+  file?: PathOrUrl
   /** The field of a row, or the column, that holds the text; only for files of rows. Default: 'text'. */
   textField?: string
   /**
@@ -58,6 +58,8 @@ const conversation = z.array(z.looseObject({ role: z.string(), content: z.string
 /**
  * The schema of a TextSource, to be extended by the options of what reads it; it does not check that exactly one is
  * given.
+ *
+ * @internal
  */
 export const textSource = z.object({
   dataset: z.enum(datasetNames).optional(),
@@ -98,7 +100,11 @@ export interface CalibrationSource extends TextSource {
   windows?: readonly ArrayLike<number>[]
 }
 
-/** The schema of a CalibrationSource, as textSource is that of a TextSource. */
+/**
+ * The schema of a CalibrationSource, as textSource is that of a TextSource.
+ *
+ * @internal
+ */
 export const calibrationSource = textSource.extend({
   sources: z
     .array(textSource.extend({ weight: z.number().gt(0).default(1) }).strict())
@@ -136,6 +142,8 @@ interface CalibrationWindows {
  *
  * Throws INVALID_OPTION, FILE_NOT_FOUND, INVALID_TEXT (too short), INVALID_CHECKPOINT (tokenizer), DOWNLOAD_FAILED,
  * WRITE_FAILED, OUT_OF_MEMORY, ABORTED.
+ *
+ * @internal
  */
 export async function calibrationWindows(
   model: Vocabulary,
@@ -154,6 +162,8 @@ export async function calibrationWindows(
 /**
  * All windows of a calibration text, one after the other; of C4, which has no end, as many as c4Windows. Throws as
  * calibrationWindows does.
+ *
+ * @internal
  */
 export async function allWindows(
   model: Vocabulary,
@@ -177,6 +187,8 @@ export async function allWindows(
  * keeps; else all, or enough for `windows` windows.
  *
  * Throws as calibrationWindows does.
+ *
+ * @internal
  */
 export async function evaluationTokens(
   model: Vocabulary,

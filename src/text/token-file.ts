@@ -4,6 +4,7 @@ import { extname, resolve } from 'node:path'
 import { readError, reason } from '../files/read-error.js'
 import { readSafetensorsHeader, serializeHeader } from '../files/safetensors.js'
 import { SparseGptError } from '../errors.js'
+import { pathOf, type PathOrUrl } from '../options.js'
 
 const tensorName = 'tokens'
 
@@ -26,7 +27,8 @@ interface TokenFile {
  * @throws SparseGptError INVALID_OPTION for a name that does not end in .safetensors, or windows of different lengths;
  * WRITE_FAILED.
  */
-export async function saveTokens(file: string, tokens: Int32Array | readonly Int32Array[]): Promise<void> {
+export async function saveTokens(path: PathOrUrl, tokens: Int32Array | readonly Int32Array[]): Promise<void> {
+  const file = pathOf(path, 'saveTokens')
   if (!isTokenFile(file)) {
     throw new SparseGptError('INVALID_OPTION', `option saveTokens: ${file} must end in .safetensors`)
   }

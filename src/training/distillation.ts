@@ -1,4 +1,3 @@
-import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine } from '../models/engine.js'
 import type { Head } from '../models/head.js'
@@ -6,12 +5,16 @@ import type { Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { batched } from '../text/windows.js'
 import { BlockTrainer, type Recording } from './block-trainer.js'
-import type { distillationOptions } from './options.js'
+import type { DistillationOptions } from './options.js'
 import type { DistillationLosses, SavedTraining } from './saved-training.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
-/** DistillationOptions as parsed, and the seed of the order of windows. */
-export type DistillationSettings = z.output<typeof distillationOptions> & { seed: number }
+/**
+ * DistillationOptions as parsed, and the seed of the order of windows.
+ *
+ * @internal
+ */
+export type DistillationSettings = Required<DistillationOptions> & { seed: number }
 
 /** Where a distillation stands. */
 export interface DistillationProgress {
@@ -24,7 +27,11 @@ export interface DistillationProgress {
   heldOut: number
 }
 
-/** How often the held-out windows are measured in all. */
+/**
+ * How often the held-out windows are measured in all.
+ *
+ * @internal
+ */
 export const measurements = 4
 
 /** A block of the model that learns; the last one is what leads to the head. */
@@ -38,6 +45,8 @@ interface Learner {
  * Trains a pruned model so that its next-token distributions come near the dense model's (Hinton et al. 2015, arXiv 1503.02531): the
  * divergence KL(dense ‖ pruned) at temperature 1 over the whole vocabulary. Kept weights, biases and norms are trained, zeros stay
  * zero, embeddings and head stay. Blocks keep their inputs only; the rest of their activations is computed again on the way back.
+ *
+ * @internal
  */
 export class Distillation {
   private readonly learners: Learner[] = []

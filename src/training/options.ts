@@ -36,7 +36,11 @@ const learningRate = z.number().positive().max(1)
 const batch = z.int().min(1).max(65_536)
 const holdout = z.number().positive().max(0.5)
 
-/** Validates ReconstructOptions. */
+/**
+ * Validates ReconstructOptions.
+ *
+ * @internal
+ */
 export const reconstructOptions = z.strictObject({
   epochs: epochs.default(4),
   learningRate: learningRate.default(0.015),
@@ -45,7 +49,11 @@ export const reconstructOptions = z.strictObject({
   window: z.int().min(1).max(2).default(1),
 })
 
-/** Validates DistillationOptions. */
+/**
+ * Validates DistillationOptions.
+ *
+ * @internal
+ */
 export const distillationOptions = z.strictObject({
   epochs: epochs.default(1),
   learningRate: learningRate.default(0.0015),
@@ -54,7 +62,11 @@ export const distillationOptions = z.strictObject({
   hiddenWeight: z.number().min(0).max(1000).default(0),
 })
 
-/** Validates such options, or `true` or a number of epochs, which stand for them with the defaults; false gives undefined. */
+/**
+ * Validates such options, or `true` or a number of epochs, which stand for them with the defaults; false gives undefined.
+ *
+ * @internal
+ */
 export const orEpochs = <Options>(options: z.ZodType<Options>) =>
   z
     .union([z.boolean(), z.number(), z.record(z.string(), z.unknown())], {

@@ -1,15 +1,18 @@
-import type * as z from 'zod'
 import type { BlockWeights } from '../models/block-weights.js'
 import type { Batch, Engine, Offload } from '../models/engine.js'
 import type { Communicator } from '../native/communicator.js'
 import type { Device, Tensor } from '../native/device.js'
 import { PythonRandom } from '../text/python-random.js'
 import { BlockTrainer, recordBlock, type Recording } from './block-trainer.js'
-import type { reconstructOptions } from './options.js'
+import type { ReconstructOptions } from './options.js'
 import { heldOutCount, learningRate, shuffled } from './schedule.js'
 
-/** ReconstructOptions as parsed. */
-export type ReconstructionSettings = z.output<typeof reconstructOptions>
+/**
+ * ReconstructOptions as parsed.
+ *
+ * @internal
+ */
+export type ReconstructionSettings = Required<ReconstructOptions>
 
 /** What became of one block. */
 export interface ReconstructionReport {
@@ -27,7 +30,11 @@ export interface ReconstructionReport {
 /** Gradients of a block that stays as it is. */
 const untrained = { of: () => undefined }
 
-/** What a block is fitted with. */
+/**
+ * What a block is fitted with.
+ *
+ * @internal
+ */
 export interface ReconstructionTask {
   engine: Engine
   /** The number of the block, from 0. */
@@ -64,6 +71,8 @@ interface Part {
  * state after the epoch that was best on them, if any was better than the beginning. Of several ranks each holds some of its windows out,
  * and a step takes the mean of their gradients, so that all end with the same. Resolves to the report and the names of the biases and
  * norms that were trained.
+ *
+ * @internal
  */
 export async function reconstructBlock(
   task: ReconstructionTask,

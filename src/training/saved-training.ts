@@ -32,10 +32,25 @@ const entry = z.object({
   sha256: z.string(),
 })
 
-/** What the journal says of a saved state: how far the training has come, with the losses since the state before it. */
-export type SavedState = z.input<typeof entry>
+/**
+ * What the journal says of a saved state: how far the training has come, with the losses since the state before it.
+ *
+ * @internal
+ */
+export interface SavedState {
+  step: number
+  training: string[]
+  heldOut: { step: number; loss: string }[]
+  bestStep: number
+  /** The hash of the file of tensors. */
+  sha256: string
+}
 
-/** Where states go. */
+/**
+ * Where states go.
+ *
+ * @internal
+ */
 export interface StateDestination {
   /** The absolute path of the folder that takes them. */
   readonly partialFolder: string
@@ -53,6 +68,8 @@ const chunkBytes = 8 * 1024 * 1024
  * Saves the state of a training to the partial folder of its output, so that it survives the process: its tensors, float32, to
  * `state-<step>.safetensors`, and the rest with that file's hash to the journal, which makes the state count. Until then the one before
  * it stays.
+ *
+ * @internal
  */
 export class SavedTraining {
   private readonly noted = { training: 0, heldOut: 0 }

@@ -119,7 +119,7 @@ test('Ctrl-C says how the job goes on, and --resume does', async () => {
     ),
   )
   expect(stopped).toMatchObject({
-    code: 1,
+    code: 130,
     stdout: '',
     stderr: expect.stringMatching(
       /stopped by the signal; \d steps? finished (is|are) kept in .*--resume.*ABORTED/,

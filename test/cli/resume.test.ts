@@ -139,7 +139,7 @@ describe('a job that was stopped', () => {
         }, 1)
       })
       expect(stopped).toMatchObject({
-        code: 1,
+        code: signal === 'SIGINT' ? 130 : 1,
         stdout: '',
         stderr: expect.stringMatching(
           /stopped by the signal; \d blocks? finished (is|are) kept in .*--resume.*ABORTED/,

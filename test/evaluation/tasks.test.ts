@@ -180,9 +180,9 @@ describeWithShared('models side by side', () => {
 
   test('bad options are refused before a model is loaded', async () => {
     for (const [args, words] of [
-      [['eval', '/nowhere'], '--dataset, --tasks or both'],
+      [['eval', '/nowhere'], '--eval, --tasks or both'],
       [['eval', '/nowhere', '--dataset', text, '--shots', '1'], 'give --tasks too'],
-      [['eval', '/nowhere', '--tasks', 'boolq', '--windows', '1'], 'give --dataset too'],
+      [['eval', '/nowhere', '--tasks', 'boolq', '--windows', '1'], 'give --eval too'],
       [['eval', '/nowhere', '--tasks', 'bool'], 'is no task'],
       [['compare', '/nowhere', '--limit', '1'], 'give --tasks too'],
     ] as const)

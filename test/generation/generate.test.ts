@@ -176,7 +176,7 @@ describe('what is refused', () => {
     [[1, 32], {}, /token id 32 at position 1 is not an integer in \[0, 32\)/],
     [randomTokens(64), {}, /option prompt: 64 tokens leave no room in the model's context of 64 tokens/],
     [7, {}, /option prompt: must be a text, a list of token ids, or \{ messages \}/],
-    [{ messages: [] }, {}, /option messages: /],
+    [{ messages: [] }, {}, /option messages: must have at least one/],
     [{ messages: [{ role: 'user' }] }, {}, /option messages\.0\.content: /],
     [[1], { maxTokens: 0 }, /option maxTokens: .*given: 0/],
     [[1], { maxTokens: 1.5 }, /option maxTokens: /],
@@ -187,7 +187,8 @@ describe('what is refused', () => {
     [[1], { topP: 1.1 }, /option topP: /],
     [[1], { seed: 0.5 }, /option seed: /],
     [[1], { stop: '' }, /option stop: /],
-    [[1], { stop: ['a', 3] }, /option stop/],
+    [[1], { stop: ['a', 3] }, /option stop: must be a string of 1 to 1024 characters, or a list/],
+    [[1], { stop: [3] }, /option stop: must be a string of 1 to 1024 characters, or a list/],
     [[1], { maxtokens: 3 }, /unknown option maxtokens/],
   ])('%j, %j', async (prompt, options, message) => {
     const stream = model.generate(prompt as never, options as never)
@@ -202,7 +203,7 @@ describe('what is refused', () => {
       /generation_config\.json: eos_token_id must be a token id/,
     ],
     ['generation_config.json', '{"eos_token_id": [1.5]}', /eos_token_id.* must be a token id/],
-    ['generation_config.json', '[', /generation_config\.json is damaged/],
+    ['generation_config.json', '[', /generation_config\.json is not valid JSON/],
     ['generation_config.json', 'null', /generation_config\.json: it must be/],
   ])('%s with %s', async (file, contents, message) => {
     await writeFile(join(folder, file), contents)
@@ -285,7 +286,7 @@ describe('a conversation', () => {
       'a damaged file',
       { 'tokenizer_config.json': '{' },
       'INVALID_CHECKPOINT',
-      /tokenizer_config\.json is damaged/,
+      /tokenizer_config\.json is not valid JSON/,
     ],
     ['a number', settings(3), 'INVALID_CHECKPOINT', /tokenizer_config\.json: chat_template/],
     [

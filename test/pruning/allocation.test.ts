@@ -1,12 +1,11 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import {
   loadModel,
   plan,
-  prune,
   type Model,
-  type PruneOptions,
   type PruneProgress,
   type PruneReport,
   type Recipe,

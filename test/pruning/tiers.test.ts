@@ -1,6 +1,7 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
-import { loadModel, prune, type LayerReport, type PruneOptions } from '../../src/index.js'
+import { loadModel, type LayerReport } from '../../src/index.js'
 import { unlikeModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'

@@ -1,17 +1,11 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { readdir, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  loadModel,
-  perplexity,
-  prune,
-  type LayerReport,
-  type Model,
-  type PruneOptions,
-} from '../../src/index.js'
+import { loadModel, perplexity, type LayerReport, type Model } from '../../src/index.js'
 import { Device } from '../../src/native/device.js'
 import { launchedRanks } from '../../src/native/communicator.js'
 import { readTensors } from '../safetensors-file.js'

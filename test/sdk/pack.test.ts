@@ -1,16 +1,8 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { copyFile, mkdir, readFile, readdir, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  inspect,
-  loadModel,
-  pack,
-  perplexity,
-  prune,
-  unpack,
-  type PackProgress,
-  type PruneOptions,
-} from '../../src/index.js'
+import { inspect, loadModel, pack, perplexity, unpack, type PackProgress } from '../../src/index.js'
 import { openCheckpoint } from '../../src/files/checkpoint.js'
 import { serializeHeader, type TensorLayout } from '../../src/files/safetensors.js'
 import { writeSafetensors, type TestTensor } from '../files/files.js'

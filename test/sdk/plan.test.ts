@@ -208,7 +208,7 @@ describe('of blocks that are alike', () => {
 describe('bad input', () => {
   test('options are checked as those of prune', async () => {
     await expectError(
-      plan(folder, { sparsity: 0.5, pattern: '2:4' }),
+      plan(folder, { sparsity: 0.5, pattern: '2:4' } as never),
       'INVALID_OPTION',
       /plan: option pattern/,
     )

@@ -1,6 +1,7 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import { loadModel, perplexity, prune, type Model, type PruneOptions } from '../../src/index.js'
+import { loadModel, perplexity, type Model } from '../../src/index.js'
 import { readTensors } from '../safetensors-file.js'
 import { temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'

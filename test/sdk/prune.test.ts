@@ -1,14 +1,8 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { readFile, readdir, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  loadModel,
-  perplexity,
-  prune,
-  type Model,
-  type PruneOptions,
-  type PruneProgress,
-} from '../../src/index.js'
+import { loadModel, perplexity, type Model, type PruneProgress } from '../../src/index.js'
 import { inspect } from '../../src/sdk/inspect.js'
 import { writeSafetensors } from '../files/files.js'
 import { readTensors } from '../safetensors-file.js'

@@ -1,7 +1,8 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import { loadModel, perplexity, plan, prune, type PruneOptions, type PruneReport } from '../../src/index.js'
+import { loadModel, perplexity, plan, type PruneReport } from '../../src/index.js'
 import { unlikeModels } from '../models/golden-models.js'
 import { readTensors } from '../safetensors-file.js'
 import { describeWithShared, sharedPath } from '../shared.js'
@@ -20,7 +21,7 @@ async function pruned(
   options: PruneOptions,
   dtype: 'float32' | 'bfloat16' = 'float32',
 ): Promise<Result> {
-  const out = options.out ?? join(await temporaryFolder(), 'out')
+  const out = typeof options.out === 'string' ? options.out : join(await temporaryFolder(), 'out')
   const model = await loadModel(folder, { device: 'cpu', threads: 1, dtype })
   try {
     const report = await prune(model, { calibration, ...options, out })

@@ -1,16 +1,9 @@
+import { prune, type PruneOptions } from '../loose-options.js'
 import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
-import {
-  distill,
-  loadModel,
-  perplexity,
-  plan,
-  prune,
-  type Model,
-  type PruneOptions,
-} from '../../src/index.js'
+import { distill, loadModel, perplexity, plan, type Model } from '../../src/index.js'
 import { readTensors } from '../safetensors-file.js'
 import { expectError, temporaryFolder } from '../temporary.js'
 import { randomTokens, writeTinyModel } from '../tiny-model.js'

@@ -60,30 +60,50 @@ const entry = share
     'must say for which layers it is: layers (a regular expression), blocks (a number or a range such as "2-5"), or both',
   )
 
-/** Parses a Recipe. */
+/**
+ * Parses a Recipe.
+ *
+ * @internal
+ */
 export const recipe = z.strictObject({
   default: share.refine(isOneShare, needsShare).optional(),
   entries: z.array(entry).max(100_000).default([]),
 })
 
-/** A recipe as parsed. */
+/**
+ * A recipe as parsed.
+ *
+ * @internal
+ */
 export type ParsedRecipe = z.output<typeof recipe>
 
-/** An allocation as parsed: by name, or a recipe's. */
+/**
+ * An allocation as parsed: by name, or a recipe's.
+ *
+ * @internal
+ */
 export type Allocation = AllocationName | ParsedRecipe
 
-/** Parses the option `allocation`: a name, a recipe, or the path of a recipe's file, which readAllocation() reads. */
+/**
+ * Parses the option `allocation`: a name, a recipe, or the path of a recipe's file, which readAllocation() reads.
+ *
+ * @internal
+ */
 export const allocation = z
   .unknown()
   .transform((value, context): string | ParsedRecipe => {
-    const parsed = (typeof value === 'string' ? path : recipe).safeParse(value)
+    const parsed = (typeof value === 'string' || value instanceof URL ? path : recipe).safeParse(value)
     if (parsed.success) return parsed.data
     context.issues.push(...(parsed.error.issues as typeof context.issues))
     return z.NEVER
   })
   .default('uniform')
 
-/** The allocation that the option stands for. Throws FILE_NOT_FOUND, INVALID_OPTION. */
+/**
+ * The allocation that the option stands for. Throws FILE_NOT_FOUND, INVALID_OPTION.
+ *
+ * @internal
+ */
 export async function readAllocation(value: string | ParsedRecipe): Promise<Allocation> {
   if (typeof value !== 'string') return value
   const name = allocationNames.find((each) => each === value)
@@ -102,13 +122,19 @@ export async function readAllocation(value: string | ParsedRecipe): Promise<Allo
   return parseOptions(recipe, json, value, 'field')
 }
 
-/** The share of zeros that a choice asks for. */
+/**
+ * The share of zeros that a choice asks for.
+ *
+ * @internal
+ */
 export const shareOf = ({ sparsity = 0, pattern }: Choice): number =>
   pattern ? pattern.n / pattern.m : sparsity
 
 /**
  * What the recipe says of every layer, by name. `blocks`: the layers to prune of every block, under their checkpoint names. With
  * `sparsity`, the share over all these layers, those without an entry get what is left, all the same share. Throws INVALID_OPTION.
+ *
+ * @internal
  */
 export function recipeChoices(
   { entries, default: rest }: ParsedRecipe,
@@ -195,7 +221,11 @@ function checkGoal(
   )
 }
 
-/** The mean over layers of a share, weighted by their numbers of weights. */
+/**
+ * The mean over layers of a share, weighted by their numbers of weights.
+ *
+ * @internal
+ */
 export function meanShare<Layer extends { rows: number; columns: number }>(
   layers: readonly Layer[],
   share: (layer: Layer) => number,

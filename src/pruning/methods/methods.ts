@@ -1,13 +1,10 @@
 import * as z from 'zod'
 import { isMeasured } from '../allocation/names.js'
 import type { Method } from './method.js'
-import * as methods from './registry.js'
+import { methodNames, type MethodOptions, type PruningMethod } from './names.js'
+import * as registry from './registry.js'
 
-/** The name of a pruning method. */
-export type PruningMethod = keyof typeof methods
-
-export const methodNames = Object.keys(methods) as [PruningMethod, ...PruningMethod[]]
-export const defaultMethod: PruningMethod = 'sparsegpt'
+const methods = registry satisfies Record<PruningMethod, unknown>
 
 type Intersection<Union> = (Union extends unknown ? (each: Union) => void : never) extends (
   all: infer All,
@@ -16,13 +13,10 @@ type Intersection<Union> = (Union extends unknown ? (each: Union) => void : neve
   : never
 type OptionShapes = Intersection<(typeof methods)[PruningMethod]['options']>
 
-/** The options that methods have of their own. A method takes its own and leaves the others alone. */
-export type MethodOptions = { [Name in keyof OptionShapes]?: z.input<OptionShapes[Name]> }
-
 /** Validates MethodOptions; the description of each is the command line's help. */
 export const methodOptions = z.object(
   Object.assign({}, ...Object.values(methods).map(({ options }) => options)) as OptionShapes,
-)
+) satisfies z.ZodType<unknown, MethodOptions>
 
 export function methodNamed(name: PruningMethod): Method {
   return methods[name]

@@ -9,7 +9,7 @@ import { Engine } from '../../models/engine.js'
 import { familyOf } from '../../models/registry.js'
 import { Device, type DeviceName, type Tensor } from '../../native/device.js'
 import { deviceName } from '../../native/devices.js'
-import { parseOptions } from '../../options.js'
+import { parseOptions, path, type PathOrUrl } from '../../options.js'
 import { engineOf, loadModel } from '../model.js'
 import { median } from './benchmark.js'
 import { decodeModels, type BenchDType } from './case.js'
@@ -24,7 +24,7 @@ export type DecodeValues = (typeof decodeValues)[number]
 
 export interface DecodeBenchOptions {
   /** A model folder or hub id, measured as it is. Default: a LLaMA of random weights at every goal. */
-  model?: string
+  model?: PathOrUrl
   /** The sizes of the models of random weights. Default: llama-1.1b. */
   sizes?: string[]
   /** What is pruned of their matrices. Default: all goals. */
@@ -69,7 +69,7 @@ export interface DecodeLine {
 }
 
 const schema = z.strictObject({
-  model: z.string().min(1).optional(),
+  model: path.optional(),
   sizes: z.array(z.string()).min(1).optional(),
   goals: z.array(z.enum(decodeGoals)).min(1).optional(),
   values: z.array(z.enum(decodeValues)).min(1).optional(),
