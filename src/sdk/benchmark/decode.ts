@@ -132,7 +132,11 @@ export async function benchmarkDecode(options: DecodeBenchOptions = {}): Promise
   }
 }
 
-/** The tokens of one sequence that `engine` generates per second. Throws OUT_OF_MEMORY, ABORTED. */
+/**
+ * The tokens of one sequence that `engine` generates per second. Throws OUT_OF_MEMORY, ABORTED.
+ *
+ * @internal
+ */
 export async function decodeSpeed(engine: Engine, signal: AbortSignal): Promise<number> {
   const meter = new Meter({ ...schema.parse({}), signal }, false)
   return (await meter.measure(engine, await ResidentModel.load(engine, 1, { signal }))).tokensPerSecond
