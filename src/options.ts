@@ -70,7 +70,10 @@ function problemOf(issue: z.core.$ZodIssue, value: unknown, noun: string): strin
     value,
   )
   const shown = given === undefined ? '' : ` (given: ${show(given)})`
-  if (issue.path.length === 0) return `the ${noun}s must be an object${shown}`
+  if (issue.path.length === 0) {
+    const isObject = issue.code === 'invalid_type' && issue.expected === 'object'
+    return `the ${noun}s ${isObject ? 'must be an object' : issue.message}${shown}`
+  }
   return `${noun} ${issue.path.map(String).join('.')}: ${issue.message}${shown}`
 }
 

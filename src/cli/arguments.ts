@@ -12,6 +12,7 @@ import {
 } from '../pruning/methods/names.js'
 import { qualities, type Quality } from '../pruning/options.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
+import { documentFormat } from '../text/documents.js'
 
 /**
  * The number that was typed; which ones are allowed is the SDK's business. Throws InvalidArgumentError for any other
@@ -357,9 +358,22 @@ export function calibrationSource({ calibration = [], textField, chat }: Calibra
   const sources = calibration.map((typed) => {
     const weight = weightOf(typed)
     const source = textSource(weight === undefined ? typed : typed.slice(0, typed.lastIndexOf('=')))
-    return { ...source, ...('file' in source && rows), ...(weight !== undefined && { weight }) }
+    return { ...source, ...(weight !== undefined && { weight }) }
   })
-  return sources.length > 0 ? { sources } : rows
+  if (sources.length === 0) return rows
+  // What is said of rows is of the sources that have such.
+  const having = (formats: readonly unknown[]) => (source: (typeof sources)[number]) =>
+    'file' in source && formats.includes(documentFormat(source.file))
+  const [haveFields, haveMessages] = [having(['lines', 'json', 'parquet']), having(['lines', 'json'])]
+  if ((textField !== undefined && !sources.some(haveFields)) || (chat && !sources.some(haveMessages)))
+    return { sources: sources.map((source) => ({ ...source, ...rows })) }
+  return {
+    sources: sources.map((source) => ({
+      ...source,
+      ...(haveFields(source) && given({ textField })),
+      ...(haveMessages(source) && given({ chat })),
+    })),
+  }
 }
 
 /** The weight behind the last '=' of a source; undefined where there is none. */

@@ -207,8 +207,16 @@ export async function evaluateTask(
   const task = taskOf(name)
   const subjects = await askedQuestions(name, settings)
   const asked = subjects.flat()
+  if (!asked.some(({ question }) => question.gold >= 0)) {
+    const message = `${name}: no question (${task.evaluated}) has an answer among its choices: give data whose answers are not withheld`
+    throw new SparseGptError('INVALID_TEXT', message)
+  }
   const { signal, onProgress } = settings
-  const likelihoods = await answers(engine, asked, { greedy: task.greedy ?? false, signal, onProgress })
+  const asking = { greedy: task.greedy ?? false, signal, onProgress }
+  const likelihoods = await answers(engine, asked, asking).catch((cause: unknown) => {
+    if (!(cause instanceof SparseGptError) || cause.code !== 'INVALID_TEXT') throw cause
+    throw new SparseGptError(cause.code, `${name}: ${cause.message}`, { cause })
+  })
   const marks = asked.map(({ question }, i) => marked(question, likelihoods[i]!, task))
   let end = 0
   const groups = subjects.map(({ length }) => marks.slice(end, (end += length)))

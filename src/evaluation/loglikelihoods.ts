@@ -79,7 +79,7 @@ function targetsOf(
   const targets = new Map<Int32Array, Target[]>()
   for (const [request, { context, continuation }] of requests.entries()) {
     if (continuation.length > contextLength) {
-      const message = `a text of ${continuation.length} tokens is to be scored, but the model's context has only ${contextLength}`
+      const message = `a text of ${continuation.length} tokens is to be scored, but the model's context has only ${contextLength}: leave the question out, or take a model with a longer context`
       throw new SparseGptError('INVALID_TEXT', message)
     }
     // The last token is predicted, not read.

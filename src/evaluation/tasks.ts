@@ -72,12 +72,17 @@ function choice(prompt: string, choices: readonly string[], gold: number): Quest
     prompts: choices.map(() => prompt),
     continuations: choices.map((text) => ` ${text}`),
     lengths: choices.map((text) => Array.from(text).length),
-    gold: gold < choices.length ? gold : -1,
+    gold: gold in choices ? gold : -1,
     example: `${prompt} ${choices[gold] ?? ''}`,
   }
 }
 
-const labelled = { choices: z.object({ text: choicesOf(1), label: choicesOf(1) }), answerKey: text }
+const labelled = {
+  choices: z
+    .object({ text: choicesOf(1), label: choicesOf(1) })
+    .refine(({ text, label }) => text.length === label.length, 'must have a label for each text'),
+  answerKey: text,
+}
 
 const arc = (configuration: string) =>
   task(

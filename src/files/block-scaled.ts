@@ -1,4 +1,5 @@
 import { SparseGptError } from '../errors.js'
+import { mostExperts } from './fused.js'
 import { quantizationEntry } from './pack-quantized.js'
 import { tensorBytes, type ScaledMatrix, type StoredTensor } from './safetensors.js'
 import { gather } from './strided.js'
@@ -83,14 +84,14 @@ function joinMxfp4(partner: Partner): (tensor: StoredTensor) => StoredTensor[] {
   return (tensor) => {
     const [, stem] = /^(.*)_blocks$/.exec(tensor.name) ?? []
     const [count = 0, rows = 0, groups = 0, bytes] = tensor.shape
-    if (
-      stem === undefined ||
-      tensor.dtype !== 'U8' ||
-      tensor.shape.length !== 4 ||
-      bytes !== 16 ||
-      count === 0
-    ) {
+    if (stem === undefined || tensor.dtype !== 'U8' || tensor.shape.length !== 4 || bytes !== 16) {
       return [tensor]
+    }
+    if (!(count >= 1 && count <= mostExperts && rows > 0 && groups > 0)) {
+      throw new SparseGptError(
+        'INVALID_CHECKPOINT',
+        `${tensor.file}: ${JSON.stringify(tensor.name)} is [${tensor.shape.join(', ')}]: experts number 1 to ${mostExperts}, and none is empty`,
+      )
     }
     const scales = partner(tensor, `${stem}_scales`, ['U8'], [count, rows, groups])
     const shape = [32 * groups, rows]

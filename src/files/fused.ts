@@ -2,7 +2,7 @@ import { SparseGptError } from '../errors.js'
 import { isPacked, storedBytes, type FusedPart, type StoredTensor, type TensorLayout } from './safetensors.js'
 
 /** The most experts that are taken for such. */
-const mostExperts = 2 ** 15
+export const mostExperts = 2 ** 15
 
 /** The names of tensors that hold a matrix, or a bias, of every expert, and the ends of the names of those. */
 const forms = [

@@ -5,6 +5,7 @@ import { harness } from '../evaluation/tasks.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
 import type { Engine } from '../models/engine.js'
 import type { DeviceName } from '../native/device.js'
+import { resolveModel } from '../hub/model-folder.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions, path, type PathOrUrl } from '../options.js'
 import { textSource, type TextSource } from '../text/source.js'
@@ -59,6 +60,9 @@ export interface CompareReport {
 
 const callback = <T>() => z.custom<T>((value) => typeof value === 'function').optional()
 
+const atLeastOne = { error: 'must be a list of at least one path' }
+const modelPaths = z.array(path, atLeastOne).min(1, atLeastOne)
+
 const schema = z.strictObject({
   text: textSource
     .extend({ sequenceLength: z.int().min(2).optional(), windows: z.int().min(1).optional() })
@@ -83,8 +87,12 @@ export async function compare(
   models: readonly PathOrUrl[],
   options: CompareOptions = {},
 ): Promise<CompareReport> {
-  const paths = parseOptions(z.array(path).min(1), models, 'compare', 'model')
+  const paths = parseOptions(modelPaths, models, 'compare', 'model')
   const { onProgress, ...o } = parseOptions(schema, options, 'compare')
+  // A path that leads nowhere is found before hours of work on those before it.
+  const { signal, onDownload } = o
+  for (const path of paths)
+    await resolveModel(path, { ...(signal && { signal }), ...(onDownload && { onDownload }) })
   const results: ComparedModel[] = []
   for (const [i, path] of paths.entries()) {
     const report = (fraction: number) => onProgress?.((i + fraction) / paths.length, path)

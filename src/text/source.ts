@@ -1,6 +1,6 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
-import { systemCode } from '../files/read-error.js'
+import { reason, systemCode } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
 import { path, type PathOrUrl } from '../options.js'
 import type { DownloadProgress } from '../hub/snapshot.js'
@@ -51,9 +51,29 @@ const tokenList = z.custom<ArrayLike<number>>(
 )
 
 const isIterable = (value: unknown): boolean =>
-  typeof value === 'object' && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value)
+  typeof value === 'object' &&
+  value !== null &&
+  [Symbol.iterator, Symbol.asyncIterator].some((name) => typeof Reflect.get(value, name) === 'function')
 
-const conversation = z.array(z.looseObject({ role: z.string(), content: z.string() })).min(1)
+/** Whether a value, made of JSON's kinds, does not hold itself. */
+function hasEnd(value: unknown): boolean {
+  try {
+    JSON.stringify(value)
+    return true
+  } catch {
+    return false
+  }
+}
+
+// What else a message has is for the template, which is rendered in another process.
+const conversation = z
+  .array(
+    z
+      .object({ role: z.string(), content: z.union([z.string(), z.null(), z.array(z.json())]) })
+      .catchall(z.json()),
+  )
+  .min(1)
+  .refine(hasEnd)
 
 /**
  * The schema of a TextSource, to be extended by the options of what reads it; it does not check that exactly one is
@@ -75,7 +95,7 @@ export const textSource = z.object({
     .optional(),
   messages: z
     .union([conversation.transform((one) => [one]), z.array(conversation).min(1)], {
-      error: 'must be a list of { role, content }, or of such lists',
+      error: 'must be a list of { role, content }, or of such lists, of JSON values',
     })
     .optional(),
   onDownload: z
@@ -251,7 +271,7 @@ function checkedKind(
   const given = among.filter((name) => source[name] !== undefined)
   const [kind] = given
   if (kind === undefined || given.length > 1) {
-    const message = `option file: give exactly one of ${among.slice(0, -1).join(', ')} and ${among.at(-1)}`
+    const message = `option ${given[1] ?? 'file'}: give exactly one of ${among.slice(0, -1).join(', ')} and ${among.at(-1)}`
     throw new SparseGptError('INVALID_OPTION', message)
   }
   if (
@@ -341,12 +361,18 @@ function checkedIds(model: Vocabulary, ids: Int32Array): Int32Array {
   return ids
 }
 
-/** The documents of an iterable. Throws INVALID_OPTION for one that is no text. */
+/** The documents of an iterable. Throws INVALID_OPTION for one that is no text, INVALID_TEXT where the iterable throws. */
 async function* textsOf(documents: Iterable<unknown> | AsyncIterable<unknown>): AsyncGenerator<string> {
-  for await (const document of documents) {
-    if (typeof document !== 'string')
-      throw new SparseGptError('INVALID_OPTION', `option text: must hold texts, not a ${typeof document}`)
-    yield document
+  try {
+    for await (const document of documents) {
+      if (typeof document === 'string') yield document
+      else throw new SparseGptError('INVALID_OPTION', `option text: must hold texts, not ${typeof document}`)
+    }
+  } catch (cause) {
+    if (cause instanceof SparseGptError) throw cause
+    throw new SparseGptError('INVALID_TEXT', `option text: giving the documents failed: ${reason(cause)}`, {
+      cause,
+    })
   }
 }
 
@@ -359,7 +385,7 @@ async function* readConversations(
     for await (const { where, fields } of readRows(file, ['messages'], onRead)) {
       const { data } = conversation.safeParse(fields?.['messages'])
       if (!data) {
-        const message = `${where} must be a JSON object with a list of { role, content } in its field "messages"`
+        const message = `${where} must be a JSON object with a list of { role, content } (a text, null or a list) in its field "messages"`
         throw new SparseGptError('INVALID_TEXT', message)
       }
       yield data

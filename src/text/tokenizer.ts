@@ -51,8 +51,8 @@ export interface Tokenizer {
 export interface ChatMessage {
   /** Who speaks: 'system', 'user', 'assistant', or what else the model's chat template knows. */
   role: string
-  /** The text of the message. */
-  content: string
+  /** The text of the message, or what else the template knows: null beside calls of tools, a list of parts. */
+  content: string | null | readonly unknown[]
 }
 
 /** How a text is encoded. */

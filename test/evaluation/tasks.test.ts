@@ -78,6 +78,14 @@ describe('bad data are refused with their place', () => {
       'INVALID_TEXT',
       /label/,
     ],
+    [
+      'labels that are not as many as texts',
+      'arc_easy',
+      'test.jsonl',
+      { question: 'q', choices: { text: ['a'], label: ['A', 'B'] }, answerKey: 'B' },
+      'INVALID_TEXT',
+      /line 1: choices.*a label for each text/,
+    ],
     ['no object', 'piqa', 'validation.jsonl', 7, 'INVALID_TEXT', /line 1: the row/],
     [
       'no blank',
@@ -188,6 +196,35 @@ describeWithShared('models side by side', () => {
     ] as const)
       expect(await sparsegpt([...args])).toMatchObject({ code: 2, stderr: expect.stringContaining(words) })
     await expectError(compare([]), 'INVALID_OPTION', /compare/)
+  })
+
+  test('answers that are withheld, and what the context cannot hold, are refused with the task', async () => {
+    const loaded = await loadModel(model, { device: 'cpu' })
+    try {
+      for (const [row, message] of [
+        [{ goal: 'g', sol1: 'a', sol2: 'b', label: -1 }, /piqa: no question \(validation\) has an answer/],
+        [{ goal: 'g', sol1: 'a', sol2: 'b '.repeat(3000), label: 0 }, /piqa: a text of \d+ tokens/],
+      ] as const) {
+        const data = await dataWith('piqa', 'validation.jsonl', JSON.stringify(row))
+        await expectError(evaluateTasks(loaded, { tasks: ['piqa'], data }), 'INVALID_TEXT', message)
+      }
+    } finally {
+      await loaded.dispose()
+    }
+  })
+
+  test('a model that is not there is found before others are measured', async () => {
+    let begun = false
+    const job = compare([model, join(model, 'nowhere')], { onProgress: () => (begun = true) })
+    await expectError(job, 'FILE_NOT_FOUND', /nowhere/)
+    expect(begun).toBe(false)
+    for (const models of ['model', []]) {
+      await expectError(
+        compare(models as never),
+        'INVALID_OPTION',
+        /models must be a list of at least one path/,
+      )
+    }
   })
 
   test('an abort stops the evaluation of tasks', async () => {

@@ -159,6 +159,24 @@ describeWithShared('checkpoints with a scale for each block', () => {
   })
 })
 
+test.each([
+  ['too many', [2 ** 26, 0, 0]],
+  ['no', [0, 4, 1]],
+  ['empty', [2, 0, 1]],
+])('%s experts are refused', (_, shape) => {
+  const tensor = (name: string, shape: number[]) => ({
+    ...{ name, dtype: 'U8' as const, shape, file: 'experts.safetensors' },
+    ...{ offset: 0, bytes: shape.reduce((a, b) => a * b) },
+  })
+  const tensors = [
+    tensor('experts.down_proj_blocks', [...shape, 16]),
+    tensor('experts.down_proj_scales', shape),
+  ]
+  expect(() => joinScaled([{ tensors }], { form: 'mxfp4' })).toThrow(
+    /experts\.safetensors: "experts.down_proj_blocks"/,
+  )
+})
+
 test('the values of float8 codes', () => {
   const values = Uint8Array.of(0x38, 0x7e, 0x01, 0x08, 0xb8, 0x80, 0x7f)
   const stored = { name: 'x', shape: [1, 7], file: '', offset: 0 }

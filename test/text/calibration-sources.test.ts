@@ -42,6 +42,15 @@ describe('a calibration source', () => {
     for (const given of [asText(text), parts, later()])
       expect(await windowsOf({ text: given })).toEqual(drawn(text))
     await expectError(windowsOf({ text: ['w1', 5 as never] }), 'INVALID_OPTION', /text.*number/)
+    const broken = async function* () {
+      yield Promise.reject(new TypeError('no more'))
+    }
+    await expectError(windowsOf({ text: broken() }), 'INVALID_TEXT', /option text: .*failed: no more/)
+    await expectError(
+      prune(model, { calibration: { text: { [Symbol.iterator]: null } as never } }),
+      'INVALID_OPTION',
+      /text/,
+    )
     await expectError(
       prune(model, { calibration: { text: 5 as never } }),
       'INVALID_OPTION',
@@ -60,6 +69,15 @@ describe('a calibration source', () => {
     const file = join(await temporaryFolder(), 'chat.jsonl')
     await writeFile(file, conversations.map((messages) => JSON.stringify({ messages })).join('\n'))
     expect(await windowsOf({ file, chat: true })).toEqual(drawn(text))
+    const [first] = conversations
+    const cyclic: Record<string, unknown> = { role: 'user', content: 'w1' }
+    cyclic['self'] = cyclic
+    for (const extra of [() => 1, 5n, cyclic])
+      await expectError(
+        prune(model, { calibration: { messages: [{ ...first![0]!, extra } as never] } }),
+        'INVALID_OPTION',
+        /./,
+      )
     await writeFile(file, '{"messages": "hello"}')
     await expectError(windowsOf({ file, chat: true }), 'INVALID_TEXT', /line 1 .*"messages"/)
     await expectError(windowsOf({ file: 'a.txt', chat: true }), 'INVALID_OPTION', /option chat/)
