@@ -36,13 +36,14 @@ export async function applyConfig(program: Command, args: readonly string[]): Pr
   const file = resolve(named ?? usual)
   if (named === undefined && !existsSync(file)) return
   const contents = await readConfig(file)
+  const commands = program.commands.flatMap((each) => [each, ...each.commands])
   const names = new Set(program.commands.map((each) => each.name()))
   const own = contents[path(command)[0]!] ?? {}
   if (!isMap(own)) throw invalid(file, `${command.name()}: must be an object with options`)
   const [shared, inner] = [contents, own].map((from) => new Map(Object.entries(from)))
   for (const name of names) shared!.delete(name)
   for (const name of shared!.keys()) {
-    const known = program.commands.some((each) => optionOf(each, name))
+    const known = commands.some((each) => optionOf(each, name))
     if (!known) throw invalid(file, `${name}: there is no such option or command`)
   }
   const typedAlternative = alternatives.some((name) => optionOf(command, name) && isTyped(args, `--${name}`))

@@ -15,10 +15,10 @@ export const exitCodes = {
   /** The code of a command that a signal has stopped. */
   stoppedBy: (signal: NodeJS.Signals): number =>
     signal === 'SIGINT' ? exitCodes.interrupted : exitCodes.failed,
-  /** The code for what a command has thrown; one that a signal has stopped has its code already. */
-  of: (error: unknown): number => {
+  /** The code for what a command has thrown, which `signal` may have stopped. */
+  of: (error: unknown, signal?: NodeJS.Signals): number => {
     const code = error instanceof SparseGptError ? error.code : undefined
-    if (code === 'ABORTED' && process.exitCode === exitCodes.interrupted) return exitCodes.interrupted
+    if (code === 'ABORTED' && signal) return exitCodes.stoppedBy(signal)
     return code === 'INVALID_OPTION' ? exitCodes.badUsage : exitCodes.failed
   },
 }

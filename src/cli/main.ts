@@ -10,6 +10,7 @@ import { evalCommand } from './eval.js'
 import { exitCodes, failureText } from './failure.js'
 import { generateCommand } from './generate.js'
 import { inspectCommand } from './inspect.js'
+import { stopSignal } from './interrupt.js'
 import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
@@ -58,6 +59,6 @@ try {
     process.exitCode = error.exitCode === 0 ? exitCodes.done : exitCodes.badUsage
   } else {
     process.stderr.write(`${failureText(error)}\n`)
-    process.exitCode = exitCodes.of(error)
+    process.exitCode = exitCodes.of(error, stopSignal())
   }
 }
