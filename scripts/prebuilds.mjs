@@ -12,7 +12,7 @@ export const licencesPath = join(prebuilds, 'THIRD-PARTY-LICENCES.txt')
 
 /**
  * The systems that binaries are made for. `file`: the name by which node-gyp-build finds it; `zig`: the compiler's target, for glibc with the
- * oldest version that has to do; `system` and `processor`: what CMake calls them.
+ * oldest version that has to do; `system` and `processor`: what CMake calls them; `optional`: a release may go without it.
  */
 export const targets = [
   {
@@ -34,8 +34,21 @@ export const targets = [
     system: 'Linux',
     processor: 'aarch64',
   },
-  { file: 'darwin-x64/sparsegpt.node', zig: 'x86_64-macos.11.0', system: 'Darwin', processor: 'x86_64' },
-  { file: 'darwin-arm64/sparsegpt.node', zig: 'aarch64-macos.11.0', system: 'Darwin', processor: 'arm64' },
+  // Nobody has run these yet.
+  {
+    file: 'darwin-x64/sparsegpt.node',
+    zig: 'x86_64-macos.11.0',
+    system: 'Darwin',
+    processor: 'x86_64',
+    optional: true,
+  },
+  {
+    file: 'darwin-arm64/sparsegpt.node',
+    zig: 'aarch64-macos.11.0',
+    system: 'Darwin',
+    processor: 'arm64',
+    optional: true,
+  },
 ]
 
 export const sha256 = (data) => createHash('sha256').update(data).digest('hex')
@@ -52,7 +65,7 @@ export const nativeSources = () =>
     'native/backends.cpp',
   ]
     .flatMap((name) => filesBelow(join(root, name)))
-    .filter((path) => /\.(h|cpp|txt)$/.test(path))
+    .filter((path) => /\.(h|cpp|txt|ld)$/.test(path))
 
 function filesBelow(path) {
   if (!statSync(path).isDirectory()) return [path]

@@ -33,8 +33,9 @@ function binaryProblems() {
   const { binaries } = readManifest()
   const sources = sourcesDigest()
   const found = []
-  for (const { file } of targets) {
+  for (const { file, optional } of targets) {
     const path = join(prebuilds, file)
+    if (optional && !existsSync(path)) continue
     const problem =
       !existsSync(path) || !binaries[file]
         ? 'is missing'

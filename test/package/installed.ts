@@ -1,5 +1,13 @@
-import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readdirSync, realpathSync, symlinkSync, writeFileSync } from 'node:fs'
+import { execFileSync, spawn, spawnSync, type ExecFileSyncOptions } from 'node:child_process'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  realpathSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -16,12 +24,11 @@ export interface Ended {
 export const programOf = (name: string) =>
   execFileSync('/bin/sh', ['-c', `command -v ${name} || true`], { encoding: 'utf8' }).trim()
 
-/** Packs the working tree into `folder` and returns the tarball's path. */
-export function pack(folder: string, tree = repository): string {
-  execFileSync('npm', ['pack', '--silent', '--pack-destination', folder], {
-    cwd: tree,
-    stdio: ['ignore', 'ignore', 'inherit'],
-  })
+/** Packs the working tree, whose dist/ is fresh, into `folder` and returns the tarball's path. */
+export function pack(folder: string): string {
+  const options: ExecFileSyncOptions = { cwd: repository, stdio: ['ignore', 'ignore', 'inherit'] }
+  execFileSync(process.execPath, ['scripts/release.mjs', '--commit'], options)
+  execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', folder], options)
   return join(
     folder,
     readdirSync(folder).find((name) => name.endsWith('.tgz'))!,
@@ -88,14 +95,15 @@ const versions = ['20.19.0', '22.12.0', '24']
 
 /** Downloads the Node versions into build/ where they are not there yet, and returns their programs by version. */
 export function nodes(): [string, string][] {
-  const folder = join(repository, 'build', 'nodes')
-  mkdirSync(folder, { recursive: true })
   const name = `node-${process.platform}-${process.arch}`
-  const packages = Object.fromEntries(
-    versions.map((version) => [`node-${version}`, `npm:${name}@${version}`]),
-  )
-  writeFileSync(join(folder, 'package.json'), JSON.stringify({ private: true, dependencies: packages }))
-  const quiet = ['--no-audit', '--no-fund', '--loglevel=error', '--prefer-offline']
-  execFileSync('npm', ['install', ...quiet], { cwd: folder, stdio: ['ignore', 'ignore', 'inherit'] })
-  return versions.map((version) => [version, join(folder, 'node_modules', `node-${version}`, 'bin', 'node')])
+  return versions.map((version) => {
+    const folder = join(repository, 'build', 'nodes', version)
+    const program = join(folder, 'node_modules', name, 'bin', 'node')
+    if (!existsSync(program)) {
+      mkdirSync(folder, { recursive: true })
+      const args = ['install', '--prefix', folder, '--no-audit', '--no-fund', '--loglevel=error']
+      execFileSync('npm', [...args, `${name}@${version}`], { stdio: ['ignore', 'ignore', 'inherit'] })
+    }
+    return [version, program]
+  })
 }
