@@ -22,12 +22,13 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { availableParallelism, totalmem } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative, sep } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { nativeSources, prebuilds, readManifest, root, sourcesDigest } from './prebuilds.mjs'
 import { checkToolchain, describeProblems } from './toolchain.mjs'
 
-export const root = dirname(dirname(fileURLToPath(import.meta.url)))
+export { root }
 const require = createRequire(import.meta.url)
 // CMake's own files stay out of build/, where node-gyp keeps its Makefile.
 const cmakeFolder = join(root, 'build', 'cmake')
@@ -49,19 +50,10 @@ export function newest(paths, filter = () => true) {
   return time
 }
 
-const nativeSources = () =>
-  newest(
-    [
-      join(root, 'CMakeLists.txt'),
-      ...['core', 'cpu', 'cuda', 'mpi', 'addon', 'backends.cpp'].map((name) => join(root, 'native', name)),
-    ],
-    (path) => /\.(h|cpp|txt)$/.test(path),
-  )
-
 /** True when the compiled addon is newer than everything it is made of. */
 export function addonIsFresh() {
   const stat = statSync(addonPath(), { throwIfNoEntry: false })
-  return stat !== undefined && stat.mtimeMs >= nativeSources()
+  return stat !== undefined && stat.mtimeMs >= newest(nativeSources())
 }
 
 /** How many compilers to run at once: one for each core, but each may want about a gigabyte. */
@@ -106,18 +98,34 @@ export async function buildAddon({ config = 'Release', force = false } = {}) {
 
 export class BuildError extends Error {}
 
-function cmakeJs(command, options) {
-  const { bin } = require('cmake-js/package.json')
-  const program = join(dirname(require.resolve('cmake-js/package.json')), bin['cmake-js'])
+/** Runs cmake-js ('configure' or 'build'). */
+export function cmakeJs(command, options) {
   // node-gyp runs this script inside make, whose variables would reach the inner make.
   const env = { ...process.env }
   for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'MAKEOVERRIDES']) delete env[name]
+  const [program, ...args] = cmakeJsProgram(env)
   const { status, stdout, stderr, error } = spawnSync(
-    process.execPath,
-    [program, command, `--directory=${root}`, ...options],
+    program,
+    [...args, command, `--directory=${root}`, ...options],
     { cwd: root, env, encoding: 'utf8', maxBuffer: 2 ** 28 },
   )
   return { status, output: `${stdout ?? ''}${stderr ?? ''}${error?.message ?? ''}` }
+}
+
+// A checkout has cmake-js. An installed package seldom compiles: npm fetches cmake-js then.
+function cmakeJsProgram(env) {
+  try {
+    const { bin } = require('cmake-js/package.json')
+    return [process.execPath, join(dirname(require.resolve('cmake-js/package.json')), bin['cmake-js'])]
+  } catch {
+    // What the outer npm was told, such as --global, is not meant for this one.
+    for (const name of Object.keys(env))
+      if (/^npm_config_(global|location|local_prefix)$/i.test(name)) delete env[name]
+    const npm = process.env.npm_execpath?.endsWith('npm-cli.js')
+      ? [process.execPath, process.env.npm_execpath]
+      : ['npm']
+    return [...npm, 'exec', '--yes', '--package=cmake-js@8', '--', 'cmake-js']
+  }
 }
 
 // Two builds in one folder spoil each other: `npm test` in two terminals is enough. The lock is a file with the
@@ -162,8 +170,7 @@ function isHeld(path) {
 
 /** True when prebuilds/ holds a binary for this platform and it loads. */
 async function prebuiltFits() {
-  if (process.env.npm_config_build_from_source === 'true' || !existsSync(join(root, 'prebuilds')))
-    return false
+  if (process.env.npm_config_build_from_source === 'true' || !existsSync(prebuilds)) return false
   let path
   process.env.PREBUILDS_ONLY = '1' // node-gyp-build reads it when it is loaded
   try {
@@ -173,8 +180,9 @@ async function prebuiltFits() {
   } finally {
     delete process.env.PREBUILDS_ONLY
   }
-  // In a checkout, one that was built from older sources does not count.
-  if (isCheckout && statSync(path).mtimeMs < nativeSources()) return false
+  // In a checkout, one that was built from other sources does not count.
+  const built = readManifest().binaries[relative(prebuilds, path).split(sep).join('/')]
+  if (isCheckout && built?.sources !== sourcesDigest()) return false
   // It may want a newer C library than this system has. Loaded in a child: a bad binary can kill its process.
   const child = spawn(process.execPath, ['-e', 'require(process.argv[1])', path], { stdio: 'ignore' })
   return await new Promise((done) => {

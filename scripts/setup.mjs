@@ -6,14 +6,8 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { addonIsFresh, buildAddon, BuildError, newest, root } from './install.mjs'
-import {
-  checkToolchain,
-  describeProblems,
-  findProgram,
-  installCommand,
-  isDebianLike,
-  missingPrograms,
-} from './toolchain.mjs'
+import { installDebianPackages } from './system-packages.mjs'
+import { checkToolchain, describeProblems, findProgram, missingPrograms } from './toolchain.mjs'
 
 function run(command, args, options = {}) {
   const { status, error, signal } = spawnSync(command, args, { cwd: root, stdio: 'inherit', ...options })
@@ -32,26 +26,8 @@ const say = (text) => console.log(`setup: ${text}`)
 function systemPackages() {
   const wanted = missingPrograms()
   if (wanted.length === 0) return
-  const isRoot = process.getuid?.() === 0
-  const sudo = !isRoot && findProgram('sudo')
-  const allowed = isRoot || (sudo && spawnSync(sudo, ['-n', 'true'], { stdio: 'ignore' }).status === 0)
-  if (isDebianLike() && allowed) {
-    say(installCommand(wanted))
-    // stdout would drown the rest; what goes wrong is on stderr.
-    const options = {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
-    }
-    const apt = (...args) => {
-      const command = ['apt-get', '-qq', ...args]
-      return isRoot
-        ? run(command[0], command.slice(1), options)
-        : run(sudo, ['-n', 'DEBIAN_FRONTEND=noninteractive', ...command], options)
-    }
-    const names = { compiler: 'g++', make: 'make', cmake: 'cmake' }
-    apt('update')
-    apt('install', '-y', '--no-install-recommends', ...wanted.map((part) => names[part]))
-  }
+  const names = { compiler: 'g++', make: 'make', cmake: 'cmake' }
+  installDebianPackages(wanted.map((part) => names[part]))
   const problems = checkToolchain()
   if (problems.length > 0) fail(describeProblems(problems))
 }
@@ -77,7 +53,7 @@ const mpiIsFresh = () =>
   newest(['library.cpp', 'mpi_library.h'].map((name) => join(root, 'native', 'mpi', name)))
 
 function distIsFresh() {
-  const built = newest([join(root, 'dist')])
+  const built = newest([join(root, 'dist')], (path) => path.endsWith('.js'))
   // tsc writes nothing when there is an error (--noEmitOnError), so new files mean a build that passed.
   return (
     built > 0 &&

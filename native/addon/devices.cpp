@@ -49,6 +49,9 @@ Napi::Value probe(const Info& info) {
 // (folder): where backends that are libraries are looked for, too
 void add_folder(const Info& info) { add_library_folder(read<std::string>(info[0])); }
 
+// (prefix): how the command begins that builds such a library
+void set_command(const Info& info) { set_build_command(read<std::string>(info[0])); }
+
 // (kind, index, threads) => device
 Napi::Value open_device(const Info& info) {
   auto backend = backend_kind(read<std::string>(info[0])).open(read<int>(info[1]), read<int>(info[2]));
@@ -101,6 +104,7 @@ void export_devices(Napi::Object exports) {
   export_function(exports, "backends", backends);
   export_function(exports, "probe", probe);
   export_function(exports, "addLibraryFolder", add_folder);
+  export_function(exports, "setBuildCommand", set_command);
   export_function(exports, "openDevice", open_device);
   export_function(exports, "closeDevice", close_device);
   export_function(exports, "describeDevice", describe_device);

@@ -33,7 +33,17 @@ std::vector<std::string>& folders() {
   return all;
 }
 
+std::string& build_command() {
+  static std::string prefix = "npm run build:";
+  return prefix;
+}
+
 }  // namespace
+
+void set_build_command(const std::string& prefix) {
+  std::lock_guard<std::mutex> lock(mutex());
+  build_command() = prefix;
+}
 
 void add_library_folder(const std::string& folder) {
   std::lock_guard<std::mutex> lock(mutex());
@@ -55,10 +65,10 @@ const void* load_library(const std::string& path, const LibraryNeeds& needs, con
   std::lock_guard<std::mutex> lock(mutex());
   const void*& library = libraries[path];
   if (library != nullptr) return library;
-  const std::string subject = needs.subject;
+  const std::string subject = needs.subject, build = build_command() + needs.name;
   if (access(path.c_str(), F_OK) != 0)
     throw Error("DEVICE_UNAVAILABLE",
-                subject + " is not built (there is no " + path + "); " + needs.build_where + ": " + needs.build);
+                subject + " is not built (there is no " + path + "); " + needs.build_where + ": " + build);
   if (needs.before_loading != nullptr) needs.before_loading();
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
@@ -70,7 +80,7 @@ const void* load_library(const std::string& path, const LibraryNeeds& needs, con
   const void* found = entry != nullptr ? entry() : nullptr;
   if (found == nullptr || std::strcmp(*static_cast<const char* const*>(found), interface) != 0) {
     dlclose(handle);
-    throw Error("DEVICE_UNAVAILABLE", path + " belongs to another version of sparsegpt; build it again: " + needs.build);
+    throw Error("DEVICE_UNAVAILABLE", path + " belongs to another version of sparsegpt; build it again: " + build);
   }
   library = found;
   return library;

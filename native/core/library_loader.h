@@ -12,13 +12,16 @@ namespace sparsegpt {
 // the order in which they are added. From any thread.
 void add_library_folder(const std::string& folder);
 
+// How the command begins that builds a library where the user is; the library's name follows it. "npm run build:" until another is set.
+void set_build_command(const std::string& prefix);
+
 // The library of that file name in the first folder that has it; where none has, the place beside this code.
 std::string find_library(const std::string& file);
 
 // What is said of a library that cannot be used, and what is looked for before it is loaded.
 struct LibraryNeeds {
   const char* subject;  // "the CUDA backend"
-  const char* build;  // the command that builds it
+  const char* name;  // what the command that builds it calls it: "cuda"
   const char* build_where;  // "on a machine with the CUDA toolkit"
   const char* libraries;  // what it needs to be loaded: "it needs ..."
   void (*before_loading)() = nullptr;  // once the file is there; throws DEVICE_UNAVAILABLE

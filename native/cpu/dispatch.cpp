@@ -18,12 +18,35 @@ namespace sparsegpt::cpu {
 #if defined(SPARSEGPT_X86_64)
 namespace {
 
-// Not every compiler knows the name. The operating system saves the registers as for the rest of AVX-512.
-bool has_avx512bf16() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return false;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 5) != 0;
-}
+// What the processor says of itself, and which registers the operating system saves. By hand: not every compiler knows all of the
+// names, or brings what `__builtin_cpu_supports` needs.
+struct Processor {
+  unsigned leaf1[4] = {}, leaf7[4] = {}, more7[4] = {};  // eax, ebx, ecx, edx
+  unsigned saved = 0;
+
+  Processor() {
+    __get_cpuid(1, &leaf1[0], &leaf1[1], &leaf1[2], &leaf1[3]);
+    __get_cpuid_count(7, 0, &leaf7[0], &leaf7[1], &leaf7[2], &leaf7[3]);
+    if (leaf7[0] >= 1) __get_cpuid_count(7, 1, &more7[0], &more7[1], &more7[2], &more7[3]);
+    const bool saves = has(leaf1[2], 27);
+    unsigned high = 0;
+    if (saves) asm volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  }
+
+  static bool has(unsigned bits, unsigned bit) { return (bits >> bit & 1u) != 0; }
+  bool avx2() const {
+    const bool fma = has(leaf1[2], 12), f16c = has(leaf1[2], 29);
+    return (saved & 0x6u) == 0x6u && fma && f16c && has(leaf7[1], 5);
+  }
+  bool avx512() const {
+    const bool f = has(leaf7[1], 16), dq = has(leaf7[1], 17), bw = has(leaf7[1], 30), vl = has(leaf7[1], 31);
+    return (saved & 0xe6u) == 0xe6u && f && dq && bw && vl;
+  }
+  bool avx512bf16() const {
+    const bool vbmi2 = has(leaf7[2], 6), vnni = has(leaf7[2], 11), bf16 = has(more7[0], 5);
+    return vbmi2 && vnni && bf16;
+  }
+};
 
 // The tile registers are large: Linux keeps them only for processes that have asked.
 bool has_amx() {
@@ -44,14 +67,12 @@ bool has_amx() {
 std::vector<Level> available_levels() {
   std::vector<Level> levels = {Level::baseline};
 #if defined(SPARSEGPT_X86_64)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  const Processor processor;
+  if (processor.avx2()) {
     levels.push_back(Level::avx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")) {
+    if (processor.avx512()) {
       levels.push_back(Level::avx512);
-      const bool has_bytes = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2");
-      if (has_avx512bf16() && has_bytes) {
+      if (processor.avx512bf16()) {
         levels.push_back(Level::avx512bf16);
         if (has_amx()) levels.push_back(Level::amx);
       }

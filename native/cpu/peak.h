@@ -14,6 +14,8 @@ namespace sparsegpt::cpu {
 // Returns how many floating-point operations that were; the caller looks at the clock.
 double multiply_adds(ThreadPool& pool, DType dtype);
 
+SPARSEGPT_KERNEL(float_chains, double, int64_t rounds);
+SPARSEGPT_PAIRS_KERNEL(pair_chains, double, int64_t rounds);
 SPARSEGPT_TILES_KERNEL(tile_chains, double, int64_t rounds);
 
 // Reads all words once, on every thread a part.

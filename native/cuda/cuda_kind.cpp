@@ -48,7 +48,7 @@ class CudaKind : public BackendKind {
 }  // namespace
 
 const LibraryNeeds cuda_library_needs{
-    "the CUDA backend", "npm run build:cuda", "on a machine with the CUDA toolkit",
+    "the CUDA backend", "cuda", "on a machine with the CUDA toolkit",
     "it needs cuBLAS and cuSOLVER of the CUDA version it was built with (docs/cuda.md says where they are looked for)",
     require_driver};
 

@@ -4,8 +4,7 @@
 
 namespace sparsegpt {
 
-const LibraryNeeds mpi_library_needs{"MPI", "npm run build:mpi",
-                                     "where an MPI is installed (Debian: openmpi-bin libopenmpi-dev)",
+const LibraryNeeds mpi_library_needs{"MPI", "mpi", "where an MPI is installed (Debian: openmpi-bin libopenmpi-dev)",
                                      "it needs the MPI that it was built with (docs/many-machines.md)"};
 
 namespace {

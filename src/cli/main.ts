@@ -1,7 +1,8 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
+import { commit, version } from '../package.js'
 import { benchCommand } from './bench.js'
+import { buildCommand } from './build.js'
 import { compareCommand } from './compare.js'
 import { completionCommand } from './completion.js'
 import { applyConfig, configOption } from './config.js'
@@ -17,15 +18,11 @@ import { pruneCommand } from './prune.js'
 import { surviveClosedStreams } from './streams.js'
 import { takeVerbosity, verbosityOptions } from './verbosity.js'
 
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string
-}
-
 surviveClosedStreams()
 
 const program = new Command('sparsegpt')
   .description('Prunes GPT-family language models in one shot.')
-  .version(version)
+  .option('-V, --version', 'print the version and the commit that it was built from')
   .enablePositionalOptions() // bench decode has options with the names of bench's
   .addCommand(pruneCommand())
   .addCommand(distillCommand())
@@ -38,6 +35,14 @@ const program = new Command('sparsegpt')
   .addCommand(unpackCommand())
   .addCommand(benchCommand())
   .addCommand(completionCommand())
+  .addCommand(buildCommand())
+
+// Not commander's own version(): the commit is looked up only when it is asked for.
+program.on('option:version', () => {
+  const from = commit()
+  process.stdout.write(`${version}${from === undefined ? '' : ` (commit ${from})`}\n`)
+  throw new CommanderError(0, 'commander.version', version)
+})
 
 for (const command of [program, ...program.commands.flatMap((one) => [one, ...one.commands])]) {
   if (command !== program && command.name() !== 'completion') {

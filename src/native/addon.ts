@@ -1,7 +1,7 @@
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { join } from 'node:path'
 import { SparseGptError } from '../errors.js'
+import { isCheckout, packageFolder } from '../package.js'
 
 /** The element type of a device tensor. */
 export type DType = 'float32' | 'bfloat16' | 'float16' | 'float64' | 'int32' | 'uint8'
@@ -76,6 +76,8 @@ export interface Addon {
   describeDevice(device: DeviceHandle): string
   /** Adds a folder in which the libraries of backends are looked for. */
   addLibraryFolder(path: string): void
+  /** Says how the command begins that builds such a library; error messages put the library's name after it. */
+  setBuildCommand(prefix: string): void
   /** Measures FLOP/s of multiply-adds in registers on that many threads (0: one per core): native/cpu/peak.h. */
   cpuPeak(dtype: DType, threads: number): number
   /** Measures the bytes/s that so many threads read from memory: native/cpu/peak.h. */
@@ -120,9 +122,6 @@ export interface Addon {
   scratchBytes(kind: string, operation: string, fields: Fields): number
 }
 
-/** The package's own folder; this file lies two levels below it, in src/ as in dist/. */
-const packageFolder = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
-
 let loaded: (Addon & SystemCalls) | undefined
 
 /**
@@ -141,9 +140,10 @@ export function nativeAddon(): Addon & SystemCalls {
       [
         `the native addon of sparsegpt could not be loaded on ${process.platform}-${process.arch}, Node ${process.version}.`,
         'What to do, in this order:',
-        '  1. in a checkout: npm run build:native (it says which compiler or cmake is missing)',
-        '  2. as a dependency: npm rebuild sparsegpt --foreground-scripts',
-        '  3. check that npm did not run with --ignore-scripts, and that Node is 20.17 or newer',
+        isCheckout
+          ? '  1. npm run build:native (it says which compiler or cmake is missing)'
+          : '  1. npm rebuild sparsegpt --foreground-scripts (it says what is missing)',
+        '  2. check that npm did not run with --ignore-scripts, and that Node is 20.19, 22.12 or newer',
         `The loader said: ${cause instanceof Error ? cause.message : String(cause)}`,
       ].join('\n'),
       { cause },
@@ -151,5 +151,6 @@ export function nativeAddon(): Addon & SystemCalls {
   }
   // A prebuilt addon lies elsewhere than what build:cuda makes.
   loaded.addLibraryFolder(join(packageFolder, 'build', 'Release'))
+  loaded.setBuildCommand(isCheckout ? 'npm run build:' : 'npx sparsegpt build ')
   return loaded
 }

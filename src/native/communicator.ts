@@ -85,7 +85,7 @@ export class MpiCommunicator extends Communicator {
 
   /**
    * Starts MPI, which waits for all ranks; once in a process. `describe`: makes the text of an error that ends the job. Throws
-   * DEVICE_UNAVAILABLE when MPI is not built (npm run build:mpi) or cannot be loaded.
+   * DEVICE_UNAVAILABLE when MPI is not built or cannot be loaded.
    */
   constructor(private readonly describe = describeError) {
     super()

@@ -187,6 +187,7 @@ export class ShapeExecutor implements Executor {
   closeDevice = () => undefined
   describeDevice = () => 'shapes only'
   addLibraryFolder = () => undefined
+  setBuildCommand = () => undefined
   cpuPeak = () => 0
   cpuReadRate = () => 0
   profile = () => ({})

@@ -1,13 +1,9 @@
 import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { fingerprint } from '../files/fingerprint.js'
 import type { JobIdentity } from '../files/journal.js'
 import type { MaskFile } from '../files/mask-file.js'
 import type { Engine } from '../models/engine.js'
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string
-}
+import { version } from '../package.js'
 
 /**
  * All that decides the result of a job, by names that a message can use. `options`: those that do, as parsed;

@@ -9,7 +9,7 @@ namespace sparsegpt::cpu::SPARSEGPT_ISA {
 namespace {
 
 // Far enough for memory to answer, near enough to stay in the first-level cache.
-constexpr int64_t ahead = 4096;
+[[maybe_unused]] constexpr int64_t ahead = 4096;
 
 inline uint64_t load_mask(const uint8_t* p, int64_t bytes) {
   uint64_t mask = 0;
