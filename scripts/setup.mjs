@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 // Brings a checkout, even a fresh clone on a bare machine, to where tests and the demo can run: system packages, npm
 // packages, the addon, dist/. Says nothing when there is nothing to do.
+//
+//   node scripts/setup.mjs [--redis]      --redis: also the server that a test of the examples starts
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
@@ -28,32 +30,46 @@ function fail(message, code = 1) {
 
 const say = (text) => console.log(`setup: ${text}`)
 
-/** Installs what is missing where that needs no question: as root, or with a sudo that asks no password. */
-function systemPackages() {
-  const wanted = missingPrograms()
-  if (wanted.length === 0) return
+/** Installs packages of Debian where that needs no question: as root, or with a sudo that asks no password. */
+function installPackages(command, packages) {
   const isRoot = process.getuid?.() === 0
   const sudo = !isRoot && findProgram('sudo')
   const allowed = isRoot || (sudo && spawnSync(sudo, ['-n', 'true'], { stdio: 'ignore' }).status === 0)
-  if (isDebianLike() && allowed) {
-    say(installCommand(wanted))
-    // stdout would drown the rest; what goes wrong is on stderr.
-    const options = {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
-    }
-    const apt = (...args) => {
-      const command = ['apt-get', '-qq', ...args]
-      return isRoot
-        ? run(command[0], command.slice(1), options)
-        : run(sudo, ['-n', 'DEBIAN_FRONTEND=noninteractive', ...command], options)
-    }
-    const names = { compiler: 'g++', make: 'make', cmake: 'cmake' }
-    apt('update')
-    apt('install', '-y', '--no-install-recommends', ...wanted.map((part) => names[part]))
+  if (!isDebianLike() || !allowed) return
+  say(command)
+  // stdout would drown the rest; what goes wrong is on stderr.
+  const options = {
+    stdio: ['ignore', 'ignore', 'inherit'],
+    env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' },
   }
+  const apt = (...args) => {
+    const command = ['apt-get', '-qq', ...args]
+    return isRoot
+      ? run(command[0], command.slice(1), options)
+      : run(sudo, ['-n', 'DEBIAN_FRONTEND=noninteractive', ...command], options)
+  }
+  apt('update')
+  apt('install', '-y', '--no-install-recommends', ...packages)
+}
+
+/** Installs what is missing to compile the addon. */
+function systemPackages() {
+  const wanted = missingPrograms()
+  if (wanted.length === 0) return
+  const names = { compiler: 'g++', make: 'make', cmake: 'cmake' }
+  installPackages(
+    installCommand(wanted),
+    wanted.map((part) => names[part]),
+  )
   const problems = checkToolchain()
   if (problems.length > 0) fail(describeProblems(problems))
+}
+
+/** Installs Redis, which the queue among the examples needs. */
+function redis() {
+  if (findProgram('redis-server')) return
+  installPackages('apt-get install redis-server', ['redis-server'])
+  if (!findProgram('redis-server')) fail('setup: redis-server is missing: install the package redis-server')
 }
 
 /** True when node_modules holds what package-lock.json names. By content: a git checkout changes the times. */
@@ -118,6 +134,8 @@ async function main() {
     const { ok, code } = run(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--noEmitOnError'])
     if (!ok) fail('setup: the TypeScript sources have errors, see above', code)
   }
+
+  if (process.argv.includes('--redis')) redis()
 }
 
 await main()
