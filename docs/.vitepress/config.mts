@@ -14,15 +14,30 @@ const sources = repository?.url.replace(/^git\+/, '').replace(/\.git$/, '')
 /** Written by TypeDoc, which runs before. */
 const api = new URL('../api/typedoc-sidebar.json', import.meta.url)
 
-/** Links to files outside docs/ lead to the repository; where none is known their text stands alone. */
+/**
+ * Links to files outside docs/ lead to the repository; where none is known their text stands alone. The page that has README's
+ * text has its links, too, which start from the folder above.
+ */
 function linkSources(markdown: Rules): void {
-  markdown.core.ruler.push('sources', ({ tokens }) => {
+  markdown.core.ruler.push('sources', ({ tokens, env }) => {
+    const isReadme = (env as { relativePath?: string }).relativePath === 'start.md'
+    const placed = (path: string) => {
+      if (!isReadme || /^(#|\w+:)/.test(path)) return path
+      return path.startsWith('docs/')
+        ? path.replace('docs/public/', '/').replace('docs/', './')
+        : `../${path}`
+    }
     for (const { children } of tokens) {
+      for (const image of (children ?? []).filter(({ type }) => type === 'image')) {
+        image.attrSet('src', placed(String(image.attrGet('src'))))
+      }
       const links = (children ?? []).filter(({ type }) => type === 'link_open' || type === 'link_close')
       links.forEach((open, at) => {
-        const path = /^\.\.\/(.*)/.exec(String(open.attrGet('href') ?? ''))?.[1]
-        if (open.type !== 'link_open' || path === undefined) return
-        if (sources !== undefined) open.attrSet('href', `${sources}/blob/main/${path}`)
+        if (open.type !== 'link_open') return
+        const target = placed(String(open.attrGet('href')))
+        const path = /^\.\.\/(.*)/.exec(target)?.[1]
+        if (path === undefined) open.attrSet('href', target)
+        else if (sources !== undefined) open.attrSet('href', `${sources}/blob/main/${path}`)
         else {
           open.attrs = null
           open.tag = links[at + 1]!.tag = 'span'
