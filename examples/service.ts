@@ -11,10 +11,19 @@ let busy = false
 
 const server = createServer((request, response) => {
   const url = new URL(request.url ?? '/', 'http://localhost')
-  if (request.method !== 'GET' || url.pathname !== '/prune') return answer(response, 404, 'GET /prune')
+  if (request.method !== 'GET' || url.pathname !== '/prune') {
+    answer(response, 404, 'GET /prune')
+    return
+  }
   const [model, text, out] = ['model', 'text', 'out'].map((name) => url.searchParams.get(name))
-  if (!model || !text || !out) return answer(response, 400, 'model, text and out are needed')
-  if (busy) return answer(response, 503, 'another job is running')
+  if (!model || !text || !out) {
+    answer(response, 400, 'model, text and out are needed')
+    return
+  }
+  if (busy) {
+    answer(response, 503, 'another job is running')
+    return
+  }
   busy = true
 
   response.writeHead(200, { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-store' })

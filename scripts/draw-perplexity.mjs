@@ -67,7 +67,14 @@ function draw({ dense, lines }) {
       ),
       leaves
         ? text(x(crossing(points)) + 6, plot.top - 8, name, ` class="name way${index}" text-anchor="middle"`)
-        : text(x(last.sparsity) + 10, y(last.perplexity) + 4, name, ` class="name way${index}"`),
+        : last.sparsity < highest
+          ? text(
+              x(last.sparsity) - 8,
+              y(last.perplexity) - 8,
+              name,
+              ` class="name way${index}" text-anchor="end"`,
+            )
+          : text(x(last.sparsity) + 10, y(last.perplexity) + 4, name, ` class="name way${index}"`),
     ]
   })
   const summary = lines

@@ -51,16 +51,18 @@ class Running {
     for (const stream of [child.stdout, child.stderr]) {
       stream?.setEncoding('utf8').on('data', (text: string) => (this.output += text))
     }
-    this.ended = new Promise((done) => child.once('close', (code) => done(code)))
+    this.ended = new Promise((done) => child.once('close', done))
     void this.ended.then(() => running.delete(child))
   }
 
   /** Waits until it has said this. */
   async says(pattern: RegExp): Promise<RegExpExecArray> {
-    for (const end = Date.now() + 100_000; Date.now() < end; await setTimeout(20)) {
+    const end = Date.now() + 100_000
+    while (Date.now() < end) {
       const found = pattern.exec(this.output)
       if (found) return found
       if (this.child.exitCode !== null) break
+      await setTimeout(20)
     }
     throw new Error(`${this.name} has not said ${String(pattern)}:\n${this.output}`)
   }
