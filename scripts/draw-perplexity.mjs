@@ -66,7 +66,7 @@ function draw({ dense, lines }) {
           `<circle class="way${index}" cx="${round(x(sparsity))}" cy="${round(y(perplexity))}" r="3.5"/>`,
       ),
       leaves
-        ? text(x(crossing(points)) + 6, plot.top - 8, name, ` class="name way${index}" text-anchor="middle"`)
+        ? text(x(crossing(points)) - 8, plot.top - 8, name, ` class="name way${index}"`)
         : last.sparsity < highest
           ? text(
               x(last.sparsity) - 8,
