@@ -2,8 +2,8 @@ export default {
   testEnvironment: 'node',
   roots: ['<rootDir>/test'],
   testMatch: ['**/*.test.ts'],
-  // Those have a command of their own: jest.package.config.mjs.
-  testPathIgnorePatterns: ['<rootDir>/test/package/'],
+  // Those have commands of their own: jest.package.config.mjs, npm run test:docs, test:examples.
+  testPathIgnorePatterns: ['/node_modules/', '<rootDir>/test/package/', '<rootDir>/test/docs/', '<rootDir>/test/examples/'],
   extensionsToTreatAsEsm: ['.ts'],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
   transform: {

@@ -1,6 +1,8 @@
 #!/usr/bin/env node
 // Brings a checkout, even a fresh clone on a bare machine, to where tests and the demo can run: system packages, npm
 // packages, the addon, dist/. Says nothing when there is nothing to do.
+//
+//   node scripts/setup.mjs [--redis]      --redis: also the server that a test of the examples starts
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, readFileSync } from 'node:fs'
@@ -22,7 +24,7 @@ function fail(message, code = 1) {
 
 const say = (text) => console.log(`setup: ${text}`)
 
-/** Installs what is missing where that needs no question: as root, or with a sudo that asks no password. */
+/** Installs what is missing to compile the addon. */
 function systemPackages() {
   const wanted = missingPrograms()
   if (wanted.length === 0) return
@@ -30,6 +32,13 @@ function systemPackages() {
   installDebianPackages(wanted.map((part) => names[part]))
   const problems = checkToolchain()
   if (problems.length > 0) fail(describeProblems(problems))
+}
+
+/** Installs Redis, which the queue among the examples needs. */
+function redis() {
+  if (findProgram('redis-server')) return
+  installDebianPackages(['redis-server'])
+  if (!findProgram('redis-server')) fail('setup: redis-server is missing: install the package redis-server')
 }
 
 /** True when node_modules holds what package-lock.json names. By content: a git checkout changes the times. */
@@ -94,6 +103,8 @@ async function main() {
     const { ok, code } = run(process.execPath, [tsc, '-p', 'tsconfig.build.json', '--noEmitOnError'])
     if (!ok) fail('setup: the TypeScript sources have errors, see above', code)
   }
+
+  if (process.argv.includes('--redis')) redis()
 }
 
 await main()
