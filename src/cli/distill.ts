@@ -13,7 +13,7 @@ import {
   type CalibrationFlags,
   type DeviceFlags,
 } from './arguments.js'
-import { withEvaluation } from './evaluation.js'
+import { perplexityLine, withEvaluation, type MeasuredPerplexity } from './evaluation.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, showEncoding, withModel } from './open-model.js'
 import { duration, withProgress } from './progress.js'
@@ -102,19 +102,13 @@ async function run(model: string, flags: Flags): Promise<void> {
   if (failure) throw failure
 }
 
-function summary({
-  out,
-  losses,
-  seconds,
-  peakRssBytes,
-  sparsity,
-  perplexity,
-}: DistillReport & { perplexity?: number }): string {
+function summary(report: DistillReport & MeasuredPerplexity): string {
+  const { out, losses, seconds, peakRssBytes, sparsity } = report
   return [
     `${out ?? ''}: ${losses.training.length} steps in ${duration(seconds)}, peak memory ${(peakRssBytes / 1e9).toFixed(2)} GB, ` +
       `${(sparsity.achieved * 100).toFixed(2)} % zeros`,
     distillationSummary(losses),
-    ...(perplexity === undefined ? [] : [`perplexity ${perplexity.toFixed(3)}`]),
+    ...perplexityLine(report),
     '',
   ].join('\n')
 }

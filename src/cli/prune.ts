@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 import { SparseGptError } from '../errors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { prune } from '../sdk/prune.js'
+import { prune, type PruneOptions } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneProgress, PruneReport } from '../pruning/report.js'
 import {
@@ -21,13 +21,15 @@ import {
 import { distillationPlace, distillationSummary } from './distill.js'
 import { interruptible } from './interrupt.js'
 import { showDownload, showEncoding, withModel } from './open-model.js'
-import { withEvaluation } from './evaluation.js'
+import { perplexityLine, withEvaluation, type MeasuredPerplexity } from './evaluation.js'
 import { ofRank, withRanks } from './ranks.js'
+import { applyRecipe } from './recipe.js'
 import { duration, withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
   out: string
+  recipe?: string
   mask?: string
   dense?: string
   seed?: number
@@ -48,7 +50,11 @@ interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
 export function pruneCommand(): Command {
   const command = new Command('prune')
     .description('Prune a model and write it to a new folder.')
-    .argument('<model>', modelArgument)
+    .argument('[model]', modelArgument)
+    .option(
+      '--recipe <file>',
+      'sparsegpt-report.json of a pruned model: prune as it says, but for what is given beside it',
+    )
     .requiredOption('--out <dir>', 'folder for the pruned model')
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option(
@@ -83,37 +89,57 @@ export function pruneCommand(): Command {
   return deviceOptions(pruningOptions(withText)).action(run)
 }
 
-async function run(model: string, flags: Flags): Promise<void> {
+async function run(typedModel: string | undefined, flags: Flags, command: Command): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, chat, saveTokens, ...rest } =
     flags
-  const { eval: evaluation, json, ranks, ...options } = rest
+  const { eval: evaluation, json, ranks, recipe, ...options } = rest
   const [ofText] = Object.keys(given({ textField, chat, saveTokens }))
   if (calibration === undefined && ofText !== undefined) {
     const message = `option ${ofText}: is of the calibration text: give --calibration too`
     throw new SparseGptError('INVALID_OPTION', message)
   }
+  // Defaults of the command line do not go before what a recipe says.
+  const isTyped = (name: string) => command.getOptionValueSource(name) !== 'default'
+  const ofCalibration = {
+    ...(calibration !== undefined && calibrationSource({ calibration, ...given({ textField, chat }) })),
+    ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
+  }
+  const withText =
+    calibration !== undefined || (recipe !== undefined && Object.keys(ofCalibration).length > 0)
+  const typed = Object.entries(pruningSettings(options)).filter(
+    ([name]) => recipe === undefined || isTyped(name),
+  )
+  const job = await applyRecipe(recipe, typedModel, {
+    ...Object.fromEntries(typed),
+    ...(withText && { calibration: ofCalibration }),
+  })
+  const { model } = job
+  const load = {
+    device: isTyped('device') ? device : (job.load.device ?? device),
+    dtype: isTyped('dtype') ? dtype : (job.load.dtype ?? dtype),
+    threads,
+  }
   const { report, failure, reports } = await withRanks(ranks, async (communicator) => {
     const result = await interruptible((signal) =>
-      withModel(model, ofRank({ device, dtype, threads }, communicator), signal, (opened) =>
+      withModel(model, ofRank(load, communicator), signal, (opened) =>
         withEvaluation(opened, { text: evaluation, seqlen, signal, communicator }, () =>
           withProgress('pruning', (progress) => {
             progress.update(0, 'reading the calibration text')
-            return prune(opened, {
-              ...pruningSettings(options),
+            const all: object = {
+              ...job.options,
               ...given({ communicator }),
-              ...(calibration === undefined
-                ? {}
-                : {
-                    calibration: {
-                      ...calibrationSource({ calibration, ...given({ textField, chat }) }),
-                      ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
-                      onDownload: showDownload(progress),
-                      onEncode: showEncoding(progress),
-                    },
-                  }),
+              ...(job.options['calibration'] !== undefined && {
+                calibration: {
+                  ...(job.options['calibration'] as object),
+                  onDownload: showDownload(progress),
+                  onEncode: showEncoding(progress),
+                },
+              }),
               signal,
-              onProgress: (at) => progress.update(at.fraction, place(at)),
-            })
+              onProgress: (at: PruneProgress) => progress.update(at.fraction, place(at)),
+            }
+            // Whether flags fit each other is for the SDK to say.
+            return prune(opened, all as PruneOptions)
           }),
         ),
       ),
@@ -140,7 +166,7 @@ function place({
     : `${step}block ${block + 1}/${blocks}: ${layer?.name ?? phase}`
 }
 
-function summary(result: PruneReport & { perplexity?: number }): string {
+function summary(result: PruneReport & MeasuredPerplexity): string {
   const starved = result.layers.filter(({ fewTokens }) => fewTokens !== undefined)
   const raised = result.layers.filter(({ dampening }) => dampening !== undefined)
   return [
@@ -158,7 +184,7 @@ function summary(result: PruneReport & { perplexity?: number }): string {
     ...(result.phases ? [`  ${phases(result.phases, result.seconds)}`] : []),
     ...reconstruction(result),
     ...(result.distillation ?? []).map((losses) => `  ${distillationSummary(losses)}`),
-    ...(result.perplexity === undefined ? [] : [`perplexity ${result.perplexity.toFixed(3)}`]),
+    ...perplexityLine(result),
     '',
   ].join('\n')
 }

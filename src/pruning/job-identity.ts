@@ -1,13 +1,9 @@
 import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { fingerprint } from '../files/fingerprint.js'
 import type { JobIdentity } from '../files/journal.js'
 import type { MaskFile } from '../files/mask-file.js'
 import type { Engine } from '../models/engine.js'
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-  version: string
-}
+import { packageVersion } from '../versions.js'
 
 /**
  * All that decides the result of a job, by names that a message can use. `options`: those that do, as parsed;
@@ -22,23 +18,34 @@ export async function jobIdentity(
 ): Promise<JobIdentity> {
   const { device, weights } = engine
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
-  const text = createHash('sha256')
-  for (const { buffer, byteOffset, byteLength } of windows) {
-    text.update(new Uint8Array(buffer, byteOffset, byteLength))
-  }
   return {
-    'version of sparsegpt': version,
+    'version of sparsegpt': packageVersion,
     ...Object.fromEntries(given.map(([name, value]) => [`option ${name}`, inWords(value)])),
     'option dtype': weights.dtype,
     // How many threads there are makes no difference.
     'option device': `${device.traits.kind} (${device.description.replace(/, \d+ threads?$/, '')})`,
     'option samples': String(windows.length),
     'option sequenceLength': String(windows[0]?.length ?? 0),
-    'calibration text (hash of its windows)': text.digest('hex').slice(0, 32),
+    'calibration text (hash of its windows)': hashOfWindows(windows),
     ...(masks && { 'option mask (hash)': await fingerprint(masks.all) }),
     ...(await modelIdentity(engine, 'model')),
     ...(dense && (await modelIdentity(dense, 'option dense'))),
   }
+}
+
+/** A hash of the token ids of windows. */
+export function hashOfWindows(windows: readonly Int32Array[]): string {
+  const hash = createHash('sha256')
+  for (const { buffer, byteOffset, byteLength } of windows) {
+    hash.update(new Uint8Array(buffer, byteOffset, byteLength))
+  }
+  return hash.digest('hex').slice(0, 32)
+}
+
+/** A hash that tells a model from others: of its config.json and of samples of its weights. Throws FILE_NOT_FOUND. */
+export async function hashOfModel(engine: Engine): Promise<string> {
+  const parts = Object.values(await modelIdentity(engine, ''))
+  return createHash('sha256').update(parts.join()).digest('hex').slice(0, 32)
 }
 
 /** What tells a model from others, by names that begin with `name`. Throws FILE_NOT_FOUND. */

@@ -13,6 +13,7 @@ import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
+import { JobRecord, hashInputs } from '../reporting/job-record.js'
 import { allWindows, calibrationSource, calibrationWindows, type CalibrationSource } from '../text/source.js'
 import {
   Distillation,
@@ -110,10 +111,15 @@ export async function distill(student: Model, options: DistillOptions): Promise<
   const start = performance.now()
   const engine = engineOf(student, 'distill')
   const o = parseOptions(schema, options, 'distill')
-  return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, start))
+  return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, start, options))
 }
 
-async function distillModel(engine: Engine, o: Parsed, start: number): Promise<DistillReport> {
+async function distillModel(
+  engine: Engine,
+  o: Parsed,
+  start: number,
+  given: DistillOptions,
+): Promise<DistillReport> {
   const source = engine.folder
   // What decides the result must all be in files.
   const resumable = o.out !== undefined && !engine.weights.changed
@@ -142,6 +148,8 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
     try {
       const windows = await drawWindows(engine, teacher, o)
       let saved: SavedTraining | undefined
+      const inputs = o.out === undefined ? {} : await hashInputs(engine, { dense: teacher, windows })
+      const record = new JobRecord(engine, 'distill', { given, resolved: o }, inputs)
       if (destination instanceof FolderDestination && resumable) {
         await destination.begin(await identityOf(engine, teacher, o, windows))
         saved = new SavedTraining(engine.device, destination)
@@ -153,18 +161,25 @@ async function distillModel(engine: Engine, o: Parsed, start: number): Promise<D
       }
       const { losses, layers } = await train(engine, teacher, windows, settings, destination, report, saved)
       abortable(o.signal)
-      await destination.commit()
       const achieved = meanShare(layers, ({ sparsity }) => sparsity)
-      return {
+      const { folder } = destination
+      const resultNow = (): DistillReport => ({
         model: source,
-        out: destination.folder,
+        out: folder,
         method: 'distill',
         sparsity: { target: achieved, achieved },
         seconds: (performance.now() - start) / 1000,
         peakRssBytes: process.resourceUsage().maxRSS * 1024,
         layers,
         losses,
-      }
+      })
+      const ofFolder = destination instanceof FolderDestination ? destination : undefined
+      const files = ofFolder && (await record.files(resultNow()))
+      for (const [name, text] of files ?? []) ofFolder?.addFile(name, text)
+      await destination.commit()
+      const result = resultNow()
+      if (ofFolder) await record.complete(ofFolder.folder, linears, result)
+      return result
     } catch (error) {
       throw await destination.abort(error)
     }

@@ -1,0 +1,145 @@
+import * as z from 'zod'
+import { SparseGptError } from '../errors.js'
+import { parseOptions } from '../options.js'
+import { inputNames, readReport, type InputHashes } from '../reporting/report.js'
+import type { LoadOptions } from './model.js'
+import type { PruneOptions } from './prune.js'
+
+const hash = z.string().regex(/^[0-9a-f]{32}$/, 'must be a hash of 32 hexadecimal digits')
+
+export const inputHashes = z.partialRecord(z.enum(inputNames), hash)
+
+const record = z.record(z.string(), z.unknown())
+
+/** What of a report repeats its job; the options themselves are checked by `prune`. */
+const report = z.looseObject({
+  format: z.literal(1, { error: 'must be 1: this version of sparsegpt reads no other format' }),
+  job: z.literal('prune', { error: 'must be "prune": only the report of a pruned model can be repeated' }),
+  versions: z.looseObject({ sparsegpt: z.string() }),
+  model: z.string().min(1),
+  load: z.strictObject({ device: z.string(), dtype: z.enum(['float32', 'bfloat16']) }),
+  options: z.looseObject({ given: record }),
+  inputs: inputHashes,
+  unrepeatable: z.string().optional(),
+})
+
+/** What repeats a job. */
+export interface PruneRecipe {
+  /** The model that was pruned: the path of its folder, or its hub id with the commit. */
+  model: string
+  /** Where and how it computed: options of `loadModel`. */
+  load: Pick<LoadOptions, 'device' | 'dtype'>
+  /** The options of `prune`, `out` apart; `inputs` are the hashes of what was read. */
+  options: PruneOptions
+  /** The version of this package that made the report. */
+  version: string
+  /** Why the options do not repeat the job, if something was given to it in memory. */
+  unrepeatable?: string
+}
+
+/** The options that are of one run of a job, not of its result. */
+const ofRun = ['out', 'force', 'resume', 'profile', 'inputs']
+
+/** What stands for a regular expression in a report. */
+const plainRegExp = z.strictObject({ source: z.string(), flags: z.string() })
+
+/**
+ * Reads the sparsegpt-report.json of a pruned model, to prune in the same way again. Throws FILE_NOT_FOUND, INVALID_OPTION for what is no
+ * such report.
+ */
+export async function readRecipe(file: string): Promise<PruneRecipe> {
+  const { model, load, options, inputs, versions, unrepeatable } = parseOptions(
+    report,
+    await readReport(file),
+    file,
+    'field',
+  )
+  const given = Object.entries(options.given).filter(([name]) => !ofRun.includes(name))
+  const revived = given.map(([name, value]): [string, unknown] => {
+    const expression = ['include', 'exclude'].includes(name) ? plainRegExp.safeParse(value).data : undefined
+    return [name, expression ? regExp(expression, `${file}: field options.given.${name}`) : value]
+  })
+  const { calibration, ...rest } = Object.fromEntries(revived)
+  return {
+    model,
+    load: load as PruneRecipe['load'],
+    options: {
+      ...rest,
+      ...(calibration !== undefined && { calibration: withoutSaving(calibration) }),
+      inputs,
+    },
+    version: versions.sparsegpt,
+    ...(unrepeatable !== undefined && { unrepeatable }),
+  }
+}
+
+function regExp({ source, flags }: z.output<typeof plainRegExp>, place: string): RegExp {
+  try {
+    return new RegExp(source, flags)
+  } catch (cause) {
+    throw new SparseGptError('INVALID_OPTION', `${place} is not a regular expression`, { cause })
+  }
+}
+
+/** The calibration text without the file that its tokens were saved to. */
+function withoutSaving(calibration: unknown): NonNullable<PruneOptions['calibration']> {
+  if (typeof calibration !== 'object' || calibration === null) return calibration as never
+  const { saveTokens: _, ...rest } = calibration as NonNullable<PruneOptions['calibration']>
+  return rest
+}
+
+/** What each hash is of, for messages. */
+const inWords: Record<keyof InputHashes, string> = {
+  model: 'the model',
+  dense: 'the dense model',
+  tokenizer: 'the tokenizer',
+  calibration: 'the calibration text, or how its windows are drawn,',
+  training: 'the text that the whole model is trained on',
+  mask: 'the mask',
+}
+
+/** Throws INVALID_OPTION where something is read that is not what a recipe asks for. */
+export function requireInputs(wanted: InputHashes | undefined, found: InputHashes): void {
+  for (const name of inputNames) {
+    const [hash, other] = [wanted?.[name], found[name]]
+    if (hash === undefined || other === undefined || hash === other) continue
+    const message = `prune: ${inWords[name]} is not what the recipe's job has read: its hash is ${other}, not ${hash}: bring it back, or name it beside the recipe (in the SDK leave inputs.${name} out), which takes it as it is`
+    throw new SparseGptError('INVALID_OPTION', message)
+  }
+}
+
+/** Options of `prune` that are not checked yet. */
+type Unchecked = Record<string, unknown>
+
+const goals = ['sparsity', 'schedule', 'pattern', 'mask']
+const texts = ['dataset', 'file', 'sources', 'text', 'messages', 'tokens', 'windows']
+
+/**
+ * The options of a recipe with others in their place. Of a goal and of a text that is given the recipe's parts go, and so do
+ * the hashes of inputs that are named. `model`: whether the model is named, too.
+ */
+export function overRecipe(recipe: Unchecked, given: Unchecked, { model }: { model: boolean }): Unchecked {
+  const kept = { ...recipe }
+  if (goals.some((goal) => given[goal] !== undefined)) for (const goal of goals) delete kept[goal]
+  const named: (keyof InputHashes)[] = [
+    ...(model ? (['model', 'dense', 'tokenizer', 'calibration', 'training'] as const) : []),
+    ...(given['calibration'] === undefined ? [] : (['calibration', 'training'] as const)),
+    ...(given['dense'] === undefined ? [] : (['dense'] as const)),
+    ...(kept['mask'] === undefined || given['mask'] !== undefined ? (['mask'] as const) : []),
+  ]
+  const inputs = Object.entries(recipe['inputs'] as InputHashes).filter(
+    ([name]) => !(named as string[]).includes(name),
+  )
+  const [before, after] = [kept['calibration'], given['calibration']] as (Unchecked | undefined)[]
+  const calibration = { ...before, ...after }
+  if (after && texts.some((name) => after[name] !== undefined)) {
+    for (const name of [...texts, 'textField', 'chat'])
+      if (after[name] === undefined) delete calibration[name]
+  }
+  return {
+    ...kept,
+    ...given,
+    ...((before ?? after) && { calibration }),
+    inputs: Object.fromEntries(inputs),
+  }
+}
