@@ -131,6 +131,18 @@ export default defineConfig(
     rules: { 'no-unused-vars': unused },
   },
   {
+    // What runs in a page.
+    files: ['src/reporting/page-script.js'],
+    languageOptions: {
+      globals: Object.fromEntries(
+        ['document', 'getComputedStyle', 'uPlot', 'atob', 'matchMedia', 'addEventListener'].map((name) => [
+          name,
+          'readonly',
+        ]),
+      ),
+    },
+  },
+  {
     files: ['**/*.cjs'],
     languageOptions: { sourceType: 'commonjs' },
   },

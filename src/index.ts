@@ -28,6 +28,13 @@ export {
 } from './sdk/benchmark/decode.js'
 export { perplexity, type Comparison, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
 export { compare, type ComparedModel, type CompareOptions, type CompareReport } from './sdk/compare.js'
+export { sweep, type SweepOptions, type SweepPoint, type SweepReport } from './sdk/sweep.js'
+export {
+  sensitivity,
+  type PartDamage,
+  type SensitivityOptions,
+  type SensitivityReport,
+} from './sdk/sensitivity.js'
 export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
 export type { Metric, TaskResult } from './evaluation/evaluate.js'
 export type { TaskName } from './evaluation/tasks.js'

@@ -20,6 +20,8 @@ import { withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, EvaluationTextFlags, TaskFlags {
+  out?: string
+  force?: true
   json?: true
 }
 
@@ -29,11 +31,16 @@ export function compareCommand(): Command {
     .description('Measure models side by side: perplexity, accuracy, sparsity, size and speed.')
     .argument('<models...>', modelArgument)
   const command = evaluationTextOptions(described)
-  return deviceOptions(taskOptions(command).option('--json', 'print one JSON object on stdout')).action(run)
+  return deviceOptions(
+    taskOptions(command)
+      .option('--out <dir>', 'folder for sparsegpt-report.json, and charts in sparsegpt-report.html')
+      .option('--force', 'replace the report in the folder')
+      .option('--json', 'print one JSON object on stdout'),
+  ).action(run)
 }
 
 async function run(models: string[], flags: Flags): Promise<void> {
-  const { dataset, textField, seqlen, windows, device, dtype, threads, json } = flags
+  const { dataset, textField, seqlen, windows, device, dtype, threads, json, out, force } = flags
   const ofText = given({ textField, windows, sequenceLength: seqlen })
   const [other] = Object.keys(ofText)
   if (dataset === undefined && other !== undefined) {
@@ -46,6 +53,7 @@ async function run(models: string[], flags: Flags): Promise<void> {
         ...(dataset !== undefined && { text: { ...textSource(dataset), ...ofText } }),
         ...(tasks && { tasks }),
         ...{ device, dtype, threads, signal },
+        ...given({ out, force }),
         onDownload: showDownload(progress),
         onProgress: (fraction, model) => progress.update(fraction, model),
       }),

@@ -11,7 +11,9 @@ import { inspectCommand } from './inspect.js'
 import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
+import { sensitivityCommand } from './sensitivity.js'
 import { surviveClosedStreams } from './streams.js'
+import { sweepCommand } from './sweep.js'
 
 const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
   version: string
@@ -28,6 +30,8 @@ const program = new Command('sparsegpt')
   .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(compareCommand())
+  .addCommand(sweepCommand())
+  .addCommand(sensitivityCommand())
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
   .addCommand(packCommand())

@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander'
 import { SparseGptError } from '../errors.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
-import { prune, type PruneOptions } from '../sdk/prune.js'
+import { prune } from '../sdk/prune.js'
 import type { PhaseSeconds } from '../pruning/phases.js'
 import type { PruneProgress, PruneReport } from '../pruning/report.js'
 import {
@@ -138,8 +138,7 @@ async function run(typedModel: string | undefined, flags: Flags, command: Comman
               signal,
               onProgress: (at: PruneProgress) => progress.update(at.fraction, place(at)),
             }
-            // Whether flags fit each other is for the SDK to say.
-            return prune(opened, all as PruneOptions)
+            return prune(opened, all)
           }),
         ),
       ),

@@ -29,7 +29,8 @@ function wordsOf(name: string, value: unknown): string[] {
   if (value === true) return [flagOf(name)]
   if (value === false || value === undefined) return []
   if (Array.isArray(value)) return [flagOf(name), value.join(',')]
-  if (typeof value !== 'object' || value === null) return [flagOf(name), short(String(value))]
+  if (typeof value !== 'object' || value === null)
+    return [flagOf(name), short(String(value as string | number))]
   // A regular expression, or the recipe of an allocation, which was in a file.
   return [flagOf(name), 'source' in value ? String(value.source) : 'FILE']
 }
@@ -42,16 +43,29 @@ function trainingWords(name: string, value: unknown): string[] {
 
 const flagsOf = (options: object) => Object.entries(options).flatMap(([name, value]) => wordsOf(name, value))
 
+/** A source of text as plainOptions() has it. */
+interface PlainSource {
+  dataset?: string
+  file?: string
+  weight?: number
+}
+
+interface PlainCalibration extends PlainSource {
+  sources?: PlainSource[]
+  saveTokens?: string
+}
+
 function calibrationWords(calibration: unknown): string[] {
   if (typeof calibration !== 'object' || calibration === null) return []
-  const { dataset, file, sources = [], ...rest } = calibration as Record<string, unknown>
-  const one = (source: Record<string, unknown>) => {
-    const weight = source['weight'] === undefined ? '' : `=${String(source['weight'])}`
-    return ['--calibration', short(String(source['dataset'] ?? source['file'] ?? 'TEXT')) + weight]
+  const { dataset, file, sources = [], ...rest } = calibration as PlainCalibration
+  const one = (source: PlainSource) => {
+    const weight = source.weight === undefined ? '' : `=${source.weight}`
+    return ['--calibration', short(source.dataset ?? source.file ?? 'TEXT') + weight]
   }
-  const own = (dataset ?? file) === undefined ? [] : one({ dataset, file })
-  const { saveTokens: _, inMemory: __, ...flags } = rest
-  return [...own, ...(sources as Record<string, unknown>[]).flatMap(one), ...flagsOf(flags)]
+  const own =
+    (dataset ?? file) === undefined ? [] : one({ ...(dataset && { dataset }), ...(file && { file }) })
+  const { saveTokens: _, ...flags } = rest
+  return [...own, ...sources.flatMap(one), ...flagsOf(flags)]
 }
 
 /** A path without the folders that say something of the machine only. */

@@ -13,7 +13,7 @@ const frontMatter = /^\uFEFF?---[ \t]*\r?\n([\s\S]*?)(?:\r?\n)?---[ \t]*(?:\r?\n
  */
 export function modelCard(readme: string, report: ModelJobReport): string {
   const [whole = '', yaml = ''] = frontMatter.exec(readme) ?? []
-  const front = whole === '' ? frontOf('', report) : (frontOf(yaml, report) ?? whole)
+  const front = frontOf(yaml, report) ?? whole
   return front + withSection(readme.slice(whole.length), section(report))
 }
 
@@ -24,7 +24,7 @@ function frontOf(yaml: string, { model }: ModelJobReport): string | undefined {
   const base = hubId(model)
   if (base !== undefined) document.set('base_model', base)
   const tags: unknown = document.get('tags')
-  const known: unknown[] = isSeq(tags) ? (tags.toJSON() as unknown[]) : typeof tags === 'string' ? [tags] : []
+  const known: unknown[] = isSeq(tags) ? tags.toJSON() : typeof tags === 'string' ? [tags] : []
   const missing = ['sparse', 'sparsegpt'].filter((tag) => !known.includes(tag))
   if (isSeq(tags)) for (const tag of missing) tags.add(tag)
   else if (missing.length > 0) document.set('tags', [...known, ...missing])

@@ -311,7 +311,8 @@ function histogram({
 }
 
 function optionsTable({ given, resolved }: ModelJobReport['options']): Table {
-  const inWords = (value: unknown) => (typeof value === 'string' ? value : (JSON.stringify(value) ?? '–'))
+  const inWords = (value: unknown) =>
+    value === undefined ? '–' : typeof value === 'string' ? value : JSON.stringify(value)
   const names = [...new Set([...Object.keys(given), ...Object.keys(resolved)])].sort()
   return {
     head: ['option', 'given', 'taken'],

@@ -26,8 +26,8 @@ export async function plainOptions(
   for (const [name, value] of Object.entries(options)) {
     if (name === 'allocation' && typeof value === 'string') plain[name] = await allocationOf(value)
     else if (name === 'dense' && typeof value === 'string') plain[name] = modelOf(value)
-    else if (name === 'calibration') {
-      const text = textOptions(value as object)
+    else if (['calibration', 'text'].includes(name) && typeof value === 'object' && value !== null) {
+      const text = textOptions(value)
       plain[name] = text.plain
       inMemory = text.inMemory
     } else plain[name] = plainValue(name, value)

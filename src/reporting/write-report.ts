@@ -10,7 +10,7 @@ const maxReadmeBytes = 2 ** 24
 
 /** The files that the report of a job is, for a model whose source is `folder`. A README.md beyond all measure stays as it is. */
 export async function reportTexts(folder: string, report: ModelJobReport): Promise<Map<string, string>> {
-  const texts = new Map([[reportFiles.json as string, reportText(report)]])
+  const texts = new Map<string, string>([[reportFiles.json, reportText(report)]])
   // What cannot be read is left alone.
   const readme = await readIfThere(join(folder, readmeFile), maxReadmeBytes).catch(() => null)
   if (readme !== null) texts.set(readmeFile, modelCard(readme ?? '', report))

@@ -119,8 +119,8 @@ const texts = ['dataset', 'file', 'sources', 'text', 'messages', 'tokens', 'wind
  * the hashes of inputs that are named. `model`: whether the model is named, too.
  */
 export function overRecipe(recipe: Unchecked, given: Unchecked, { model }: { model: boolean }): Unchecked {
-  const kept = { ...recipe }
-  if (goals.some((goal) => given[goal] !== undefined)) for (const goal of goals) delete kept[goal]
+  const newGoal = goals.some((goal) => given[goal] !== undefined)
+  const kept = newGoal ? without(recipe, goals) : recipe
   const named: (keyof InputHashes)[] = [
     ...(model ? (['model', 'dense', 'tokenizer', 'calibration', 'training'] as const) : []),
     ...(given['calibration'] === undefined ? [] : (['calibration', 'training'] as const)),
@@ -143,3 +143,6 @@ export function overRecipe(recipe: Unchecked, given: Unchecked, { model }: { mod
     inputs: Object.fromEntries(inputs),
   }
 }
+
+const without = (options: Unchecked, names: readonly string[]): Unchecked =>
+  Object.fromEntries(Object.entries(options).filter(([name]) => !names.includes(name)))
