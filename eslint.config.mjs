@@ -132,7 +132,7 @@ export default defineConfig(
   },
   {
     // What runs in a page.
-    files: ['src/reporting/page-script.js'],
+    files: ['src/reporting/page-script.js', 'test/browser/*.mjs'],
     languageOptions: {
       globals: Object.fromEntries(
         ['document', 'getComputedStyle', 'uPlot', 'atob', 'matchMedia', 'addEventListener'].map((name) => [

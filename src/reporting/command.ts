@@ -29,8 +29,8 @@ function wordsOf(name: string, value: unknown): string[] {
   if (value === true) return [flagOf(name)]
   if (value === false || value === undefined) return []
   if (Array.isArray(value)) return [flagOf(name), value.join(',')]
-  if (typeof value !== 'object' || value === null)
-    return [flagOf(name), short(String(value as string | number))]
+  if (typeof value === 'string') return [flagOf(name), short(value)]
+  if (typeof value !== 'object' || value === null) return [flagOf(name), JSON.stringify(value)]
   // A regular expression, or the recipe of an allocation, which was in a file.
   return [flagOf(name), 'source' in value ? String(value.source) : 'FILE']
 }
@@ -69,6 +69,6 @@ function calibrationWords(calibration: unknown): string[] {
 }
 
 /** A path without the folders that say something of the machine only. */
-const short = (value: string) => (isAbsolute(value) ? basename(value) : value)
+export const short = (value: string) => (isAbsolute(value) ? basename(value) : value)
 
 const quoted = (word: string) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)

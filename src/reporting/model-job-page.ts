@@ -1,6 +1,7 @@
 import type { LayerReport } from '../pruning/report.js'
 import type { ReconstructionReport } from '../training/reconstruction.js'
 import type { DistillationLosses } from '../training/saved-training.js'
+import { short } from './command.js'
 import { layerCurves, placesOf } from './layer-curves.js'
 import { pageOf, type Section, type Table } from './page.js'
 import type { LayerPicture } from './picture.js'
@@ -11,7 +12,7 @@ export function modelJobPage(report: ModelJobReport): Promise<string> {
   const { job, model, result, evaluation, pictures = [], versions, created, inputs } = report
   const { layers, seconds, sparsity, method } = result
   const isPrune = job === 'prune'
-  const title = `${isPrune ? 'Pruned' : 'Distilled'}: ${model}`
+  const title = `${isPrune ? 'Pruned' : 'Distilled'}: ${short(model)}`
   const lead =
     `${percent(sparsity.achieved)} of the weights of ${layers.length} layers are zero (${method}). ` +
     `The job took ${seconds.toFixed(1)} s and ended on ${created}.`
@@ -135,7 +136,7 @@ export function mean(values: readonly (number | null | undefined)[]): number | n
 function errorSections(layers: readonly LayerReport[]): Section[] {
   const after = (layer: LayerReport) => layer.error
   const before = (layer: LayerReport) => layer.errorBefore
-  if (!layers.some((layer) => after(layer) !== undefined)) return []
+  if (!layers.some((layer) => after(layer) !== undefined)) return lossSections(layers)
   const fitted = layers.some((layer) => before(layer) !== undefined && before(layer) !== after(layer))
   const text = 'The squared change of the outputs on the calibration text, as a share of the squared outputs.'
   return [
@@ -155,6 +156,19 @@ function errorSections(layers: readonly LayerReport[]): Section[] {
           }),
         ]
       : []),
+  ]
+}
+
+/** What takes the place of the relative error where no weights were fitted. */
+function lossSections(layers: readonly LayerReport[]): Section[] {
+  if (layers.every(({ loss }) => loss === null)) return []
+  return [
+    layerSection(layers, {
+      title: 'Loss by layer',
+      text: "Half of the squared change of the outputs on the calibration text, by window, which the method kept as small as it could; its scale is the layer's own.",
+      label: 'loss',
+      curves: [{ label: '', value: ({ loss }) => loss ?? undefined }],
+    }),
   ]
 }
 

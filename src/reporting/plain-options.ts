@@ -23,7 +23,7 @@ export async function plainOptions(
 ): Promise<{ plain: Record<string, unknown>; inMemory?: string }> {
   const plain: Record<string, unknown> = {}
   let inMemory: string | undefined
-  for (const [name, value] of Object.entries(options)) {
+  for (const [name, value] of Object.entries(options) as [string, unknown][]) {
     if (name === 'allocation' && typeof value === 'string') plain[name] = await allocationOf(value)
     else if (name === 'dense' && typeof value === 'string') plain[name] = modelOf(value)
     else if (['calibration', 'text'].includes(name) && typeof value === 'object' && value !== null) {

@@ -131,11 +131,9 @@ export function overRecipe(recipe: Unchecked, given: Unchecked, { model }: { mod
     ([name]) => !(named as string[]).includes(name),
   )
   const [before, after] = [kept['calibration'], given['calibration']] as (Unchecked | undefined)[]
-  const calibration = { ...before, ...after }
-  if (after && texts.some((name) => after[name] !== undefined)) {
-    for (const name of [...texts, 'textField', 'chat'])
-      if (after[name] === undefined) delete calibration[name]
-  }
+  const newText = texts.some((name) => after?.[name] !== undefined)
+  const rest = newText ? without(before ?? {}, [...texts, 'textField', 'chat']) : before
+  const calibration = { ...rest, ...after }
   return {
     ...kept,
     ...given,

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { beforeAll, describe, expect, test } from '@jest/globals'
 import { loadModel, perplexity, prune, sensitivity, sweep } from '../../src/index.js'
 import { temporaryFolder } from '../temporary.js'
-import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
+import { randomTokens, writeTinyModel } from '../tiny-model.js'
 
 let parent: string
 let source: string
