@@ -1,4 +1,5 @@
 import type { TaskResult } from '../evaluation/evaluate.js'
+import { short } from './command.js'
 import { pageOf, type Section } from './page.js'
 
 interface Compared {
@@ -120,7 +121,7 @@ export function sweepPage({ model, dense, windows, sequenceLength, points }: Swe
     table: { head, rows: patterns.map((each) => [each, ...methods.map((method) => of(method, each))]) },
   }
   const lead = `${model}, measured on ${windows} windows of ${sequenceLength} tokens. The dense model has a perplexity of ${dense.toFixed(3)}.`
-  return pageOf(`Sweep: ${model}`, lead, [
+  return pageOf(`Sweep: ${short(model)}`, lead, [
     ...(shares.length > 0 ? [curve] : []),
     ...(patterns.length > 0 ? [ofPatterns] : []),
     {
@@ -151,7 +152,7 @@ export function sensitivityPage({ model, method, sparsity, each, parts }: Sensit
   const blocks = [...new Set(parts.map(({ block }) => block))]
   const kinds = [...new Set(parts.map(({ kind }) => kind))]
   const lead = `${model}: what it does to the next-token distributions when one ${each} alone is pruned to ${(sparsity * 100).toFixed(1)} % zeros by ${method}.`
-  return pageOf(`Sensitivity: ${model}`, lead, [
+  return pageOf(`Sensitivity: ${short(model)}`, lead, [
     {
       title: `Divergence from the dense model, by ${each}`,
       chart: {

@@ -79,7 +79,7 @@ function draw(figure, chart) {
         {
           ...axis,
           label: y.label,
-          size: 70,
+          size: 90,
           values: (_, splits) => splits.map((value) => (value === null ? '' : number(value, y.percent))),
         },
       ],
