@@ -28,7 +28,19 @@ const unused = ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_', ign
 // The floors of src, the highest first; the files at its root lie below all of them, but for index.ts, the roof. Circles
 // within a floor are dpdm's business (npm run lint): the rules for ESLint do not follow imports of types.
 const floors = [
-  ...['cli', 'sdk', 'planning', 'pruning', 'training', 'evaluation', 'generation', 'models', 'text', 'hub'],
+  ...[
+    'cli',
+    'sdk',
+    'reporting',
+    'planning',
+    'pruning',
+    'training',
+    'evaluation',
+    'generation',
+    'models',
+    'text',
+    'hub',
+  ],
   ...['files', 'native'],
 ]
 const unplaced = readdirSync(new URL('src', import.meta.url), { withFileTypes: true }).filter(
@@ -117,6 +129,18 @@ export default defineConfig(
     extends: [tseslint.configs.disableTypeChecked],
     languageOptions: { globals: nodeGlobals },
     rules: { 'no-unused-vars': unused },
+  },
+  {
+    // What runs in a page.
+    files: ['src/reporting/page-script.js', 'test/browser/*.mjs'],
+    languageOptions: {
+      globals: Object.fromEntries(
+        ['document', 'getComputedStyle', 'uPlot', 'atob', 'matchMedia', 'addEventListener'].map((name) => [
+          name,
+          'readonly',
+        ]),
+      ),
+    },
   },
   {
     files: ['**/*.cjs'],

@@ -13,6 +13,8 @@ export type { FinishReason, GeneratedText } from './generation/text.js'
 export type { DownloadProgress } from './hub/snapshot.js'
 export type { Job } from './sdk/job.js'
 export { dryRun, prune, type CalibrationOptions, type DryRun, type PruneOptions } from './sdk/prune.js'
+export { readRecipe, type PruneRecipe } from './sdk/recipe.js'
+export type { InputHashes } from './reporting/report.js'
 export { distill, type DistillationText, type DistillOptions, type DistillReport } from './sdk/distill.js'
 export type { DistillationProgress } from './training/distillation.js'
 export type { DistillationLosses } from './training/saved-training.js'
@@ -35,6 +37,13 @@ export {
 } from './sdk/benchmark/decode.js'
 export { perplexity, type Comparison, type Perplexity, type PerplexityOptions } from './sdk/perplexity.js'
 export { compare, type ComparedModel, type CompareOptions, type CompareReport } from './sdk/compare.js'
+export { sweep, type SweepOptions, type SweepPoint, type SweepReport } from './sdk/sweep.js'
+export {
+  sensitivity,
+  type PartDamage,
+  type SensitivityOptions,
+  type SensitivityReport,
+} from './sdk/sensitivity.js'
 export { evaluateTasks, type TaskOptions, type TaskReport } from './sdk/tasks.js'
 export type { Metric, TaskResult } from './evaluation/evaluate.js'
 export type { TaskName } from './evaluation/tasks.js'

@@ -25,7 +25,7 @@ export function number(text: string): number {
 }
 
 /** The numbers that were typed, with commas between them. Throws InvalidArgumentError for any other text. */
-const numbers = (text: string) => text.split(',').map(number)
+export const numbers = (text: string) => text.split(',').map(number)
 
 /** Of an option whose kind the SDK knows. */
 const numberOrText = (text: string) => (Number.isFinite(Number(text)) ? Number(text) : text)

@@ -2,6 +2,7 @@ import Table from 'cli-table3'
 import { Command } from 'commander'
 import { compare, type CompareReport } from '../sdk/compare.js'
 import {
+  given,
   deviceOptions,
   evaluationText,
   evaluationTextOptions,
@@ -18,6 +19,8 @@ import { withProgress } from './progress.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, EvaluationTextFlags, TaskFlags {
+  out?: string
+  force?: true
   json?: true
 }
 
@@ -27,11 +30,16 @@ export function compareCommand(): Command {
     .description('Measure models side by side: perplexity, accuracy, sparsity, size and speed.')
     .argument('<models...>', modelArgument)
   const command = evaluationTextOptions(described)
-  return deviceOptions(taskOptions(command).option('--json', 'print one JSON object on stdout')).action(run)
+  return deviceOptions(
+    taskOptions(command)
+      .option('--out <dir>', 'folder for sparsegpt-report.json, and charts in sparsegpt-report.html')
+      .option('--force', 'replace the report in the folder')
+      .option('--json', 'print one JSON object on stdout'),
+  ).action(run)
 }
 
 async function run(models: string[], flags: Flags): Promise<void> {
-  const { device, dtype, threads, json } = flags
+  const { device, dtype, threads, json, out, force } = flags
   const text = evaluationText(flags)
   const tasks = taskSettings(flags)
   const report = await interruptible((signal) =>
@@ -40,6 +48,7 @@ async function run(models: string[], flags: Flags): Promise<void> {
         ...(text && { text }),
         ...(tasks && { tasks }),
         ...{ device, dtype, threads, signal },
+        ...given({ out, force }),
         onDownload: showDownload(progress),
         onProgress: (fraction, model) => progress.update(fraction, model),
       }),

@@ -1,6 +1,7 @@
 import { SparseGptError } from '../errors.js'
 import type { Communicator } from '../native/communicator.js'
-import { preparePerplexity } from '../sdk/perplexity.js'
+import { recordEvaluation } from '../reporting/write-report.js'
+import { preparePerplexity, type Perplexity } from '../sdk/perplexity.js'
 import type { Model } from '../sdk/model.js'
 import { given, textSource } from './arguments.js'
 import { showDownload, showEncoding } from './open-model.js'
@@ -24,7 +25,7 @@ interface EvaluationText {
 }
 
 /** The measurement of a model's perplexity, whose progress the title stands before. */
-type Measure = (title: string) => Promise<number>
+type Measure = (title: string) => Promise<Perplexity>
 
 /** Reads and checks what the evaluation needs; undefined without a text. Throws as preparePerplexity does. */
 export async function prepareEvaluation(
@@ -47,34 +48,46 @@ export async function prepareEvaluation(
     }),
   )
   return (title) =>
-    withProgress(title, async (progress) => {
+    withProgress(title, (progress) => {
       evaluating = progress
-      return (await measure()).perplexity
+      return measure()
     })
 }
 
 /**
  * Runs a job that changes `model`, and measures the model's perplexity on the text, if there is one, before and after it. What that
  * needs is read first: a text that cannot be used is to fail before hours of work. The report of the job is returned whatever becomes of
- * the evaluation, whose `failure` comes beside it.
+ * the evaluation, whose `failure` comes beside it; the report in the job's folder gets what was measured.
  */
-export async function withEvaluation<Report extends object>(
+export async function withEvaluation<Report extends { out: string | null }>(
   model: Model,
-  text: EvaluationText,
+  evaluation: EvaluationText,
   job: () => Promise<Report>,
 ): Promise<{ report: Report & Evaluated; failure?: Error }> {
-  const measure = await prepareEvaluation(model, text)
+  const measure = await prepareEvaluation(model, evaluation)
   if (!measure) return { report: await job() }
-  const attempt = (title: string) => measure(title).catch((error: unknown) => error as Error)
-  const before = await attempt('evaluating the model as it is')
+  let failure: Error | undefined
+  const failed = (error: unknown) => {
+    failure ??= error as Error
+    return undefined
+  }
+  const before = await measure('evaluating the model as it is').catch(failed)
   // What stops the evaluation may leave the job as it is; a signal stops both.
   const report = await job()
-  if (before instanceof Error) return { report, failure: before }
-  const after = await attempt('evaluating')
-  const measured = { ...report, perplexityBefore: before }
-  return after instanceof Error
-    ? { report: measured, failure: after }
-    : { report: { ...measured, perplexity: after } }
+  const after = failure ? undefined : await measure('evaluating').catch(failed)
+  const { text, communicator } = evaluation
+  if (text !== undefined && report.out !== null && (communicator?.rank ?? 0) === 0) {
+    const { windows, sequenceLength } = after ?? before ?? {}
+    const record = {
+      ...{ text, after: after?.perplexity ?? null },
+      ...given({ windows, sequenceLength, before: before?.perplexity }),
+    }
+    await recordEvaluation(report.out, record).catch(failed)
+  }
+  return {
+    report: { ...report, ...given({ perplexityBefore: before?.perplexity, perplexity: after?.perplexity }) },
+    ...(failure && { failure }),
+  }
 }
 
 /** The line of a summary that sets both perplexities side by side. */

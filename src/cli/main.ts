@@ -15,7 +15,9 @@ import { stopSignal } from './interrupt.js'
 import { packCommand, unpackCommand } from './pack.js'
 import { planCommand } from './plan.js'
 import { pruneCommand } from './prune.js'
+import { sensitivityCommand } from './sensitivity.js'
 import { surviveClosedStreams } from './streams.js'
+import { sweepCommand } from './sweep.js'
 import { takeVerbosity, verbosityOptions } from './verbosity.js'
 
 surviveClosedStreams()
@@ -29,6 +31,8 @@ const program = new Command('sparsegpt')
   .addCommand(planCommand())
   .addCommand(evalCommand())
   .addCommand(compareCommand())
+  .addCommand(sweepCommand())
+  .addCommand(sensitivityCommand())
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
   .addCommand(packCommand())

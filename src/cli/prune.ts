@@ -27,11 +27,13 @@ import { perplexityLines, prepareEvaluation, withEvaluation, type Evaluated } fr
 import { ofRank, withRanks } from './ranks.js'
 import { planText } from './plan.js'
 import { duration, withProgress, type Progress } from './progress.js'
+import { applyRecipe } from './recipe.js'
 import { remark, verbosity } from './verbosity.js'
 
 /** The command's flags as commander parses them; the options below say what each is. */
 interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
   out: string
+  recipe?: string
   mask?: string
   dense?: string
   seed?: number
@@ -55,7 +57,11 @@ interface Flags extends DeviceFlags, PruningFlags, CalibrationFlags {
 export function pruneCommand(): Command {
   const command = new Command('prune')
     .description('Prune a model and write it to a new folder.')
-    .argument('<model>', modelArgument)
+    .argument('[model]', modelArgument)
+    .option(
+      '--recipe <file>',
+      'sparsegpt-report.json of a pruned model: prune as it says, but for what is given beside it',
+    )
     .requiredOption('--out <dir>', 'folder for the pruned model')
     .option('--mask <file>', 'safetensors file with a mask for every layer to prune (1 = prune)')
     .option(
@@ -93,30 +99,48 @@ export function pruneCommand(): Command {
   return deviceOptions(pruningOptions(withText)).action(run)
 }
 
-async function run(model: string, flags: Flags): Promise<void> {
+async function run(typedModel: string | undefined, flags: Flags, command: Command): Promise<void> {
   const { device, dtype, threads, calibration, seqlen, samples, seed, textField, chat, saveTokens, ...rest } =
     flags
-  const { eval: text, windows, sample: prompt, dryRun: isDry, json, ranks, ...options } = rest
+  const { eval: text, windows, sample: prompt, dryRun: isDry, json, ranks, recipe, ...options } = rest
   const [ofText] = Object.keys(given({ textField, chat, saveTokens }))
   if (calibration === undefined && ofText !== undefined) {
     const message = `option ${ofText}: is of the calibration text: give --calibration too`
     throw new SparseGptError('INVALID_OPTION', message)
   }
+  // Defaults of the command line do not go before what a recipe says.
+  const isTyped = (name: string) => command.getOptionValueSource(name) !== 'default'
+  const ofCalibration = {
+    ...(calibration !== undefined && calibrationSource({ calibration, ...given({ textField, chat }) })),
+    ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
+  }
+  const withText =
+    calibration !== undefined || (recipe !== undefined && Object.keys(ofCalibration).length > 0)
+  const typed = Object.entries(pruningSettings(options)).filter(
+    ([name]) => recipe === undefined || isTyped(name),
+  )
+  const job = await applyRecipe(recipe, typedModel, {
+    ...Object.fromEntries(typed),
+    ...(withText && { calibration: ofCalibration }),
+  })
+  const { model } = job
+  const load = {
+    device: isTyped('device') ? device : (job.load.device ?? device),
+    dtype: isTyped('dtype') ? dtype : (job.load.dtype ?? dtype),
+    threads,
+  }
   const { result, reports } = await withRanks(ranks, async (communicator) => {
     const optionsOf = (progress: Progress, signal: AbortSignal) => {
       const all: object = {
-        ...pruningSettings(options),
+        ...job.options,
         ...given({ communicator }),
-        ...(calibration === undefined
-          ? {}
-          : {
-              calibration: {
-                ...calibrationSource({ calibration, ...given({ textField, chat }) }),
-                ...given({ samples, seed, saveTokens, sequenceLength: seqlen }),
-                onDownload: showDownload(progress),
-                onEncode: showEncoding(progress),
-              },
-            }),
+        ...(job.options['calibration'] !== undefined && {
+          calibration: {
+            ...(job.options['calibration'] as object),
+            onDownload: showDownload(progress),
+            onEncode: showEncoding(progress),
+          },
+        }),
         signal,
         onProgress: (at: PruneProgress) => {
           progress.update(at.fraction, place(at))
@@ -128,7 +152,7 @@ async function run(model: string, flags: Flags): Promise<void> {
     }
     const leads = (communicator?.rank ?? 0) === 0
     const result = await interruptible((signal) =>
-      withModel(model, ofRank({ device, dtype, threads }, communicator), signal, async (opened) => {
+      withModel(model, ofRank(load, communicator), signal, async (opened) => {
         const evaluation = { text, seqlen, windows, signal, communicator }
         if (isDry) {
           await prepareEvaluation(opened, evaluation)

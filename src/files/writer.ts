@@ -94,6 +94,8 @@ export class CheckpointWriter<Block = unknown> {
   readonly #newIndex: Record<string, unknown> | undefined
   readonly #shards: OutputShard[] = []
   readonly #entries = new Map<string, Entry>()
+  /** The texts of further files, by name. */
+  readonly #texts = new Map<string, string>()
   /** Work that uses the file descriptors: they must not be closed, and so reused, under a native thread. */
   readonly #running = new Set<Promise<unknown>>()
   /** The journal of a job that can be resumed. */
@@ -351,6 +353,12 @@ export class CheckpointWriter<Block = unknown> {
     shard.flushing = this.#track(flush).then(() => (shard.flushing = undefined))
   }
 
+  /** Takes the text of a further file of the folder, which goes before one of the source with its name. */
+  addFile(name: string, text: string): void {
+    this.#requireOpen('addFile')
+    this.#texts.set(name, text)
+  }
+
   /**
    * Copies what was not written and the source's other files, makes all of it durable and moves the folder to `out`.
    * When it fails what was at `out` before is untouched, and nothing is left behind unless it can be resumed.
@@ -429,6 +437,7 @@ export class CheckpointWriter<Block = unknown> {
     const config = await this.#newConfig()
     await this.#closeShards()
     for (const { name } of this.#companions) {
+      if (this.#texts.has(name)) continue
       this.#requireNotAborted()
       const target = join(this.#folder.temporary, name)
       await copyFile(join(this.#source.folder, name), target)
@@ -437,10 +446,11 @@ export class CheckpointWriter<Block = unknown> {
       if (name === 'config.json' && config !== undefined) await writeFile(target, config)
       await syncFile(target)
     }
-    if (this.#newIndex) {
-      const { format = safetensors } = this.#encoding
-      const target = join(this.#folder.temporary, format.index)
-      await writeFile(target, index)
+    const { format = safetensors } = this.#encoding
+    if (this.#newIndex) this.#texts.set(format.index, index)
+    for (const [name, text] of this.#texts) {
+      const target = join(this.#folder.temporary, name)
+      await writeFile(target, text)
       await syncFile(target)
     }
     this.#requireNotAborted()

@@ -216,6 +216,11 @@ export class FolderDestination<Finished = FinishedBlock> implements Destination<
     return this.writer.finishBlock(finished)
   }
 
+  /** Takes the text of a further file of the folder. */
+  addFile(name: string, text: string): void {
+    this.writer.addFile(name, text)
+  }
+
   async commit(): Promise<void> {
     await this.storeOthers()
     // What was pruned in memory before, and not again, is part of the model too; its masks are gone, so it is written plainly.

@@ -18,10 +18,6 @@ export async function jobIdentity(
 ): Promise<JobIdentity> {
   const { device, weights } = engine
   const given = Object.entries(options).filter(([, value]) => value !== undefined)
-  const text = createHash('sha256')
-  for (const { buffer, byteOffset, byteLength } of windows) {
-    text.update(new Uint8Array(buffer, byteOffset, byteLength))
-  }
   return {
     'version of sparsegpt': version,
     ...Object.fromEntries(given.map(([name, value]) => [`option ${name}`, inWords(value)])),
@@ -30,11 +26,26 @@ export async function jobIdentity(
     'option device': `${device.traits.kind} (${device.description.replace(/, \d+ threads?$/, '')})`,
     'option samples': String(windows.length),
     'option sequenceLength': String(windows[0]?.length ?? 0),
-    'calibration text (hash of its windows)': text.digest('hex').slice(0, 32),
+    'calibration text (hash of its windows)': hashOfWindows(windows),
     ...(masks && { 'option mask (hash)': await fingerprint(masks.all) }),
     ...(await modelIdentity(engine, 'model')),
     ...(dense && (await modelIdentity(dense, 'option dense'))),
   }
+}
+
+/** A hash of the token ids of windows. */
+export function hashOfWindows(windows: readonly Int32Array[]): string {
+  const hash = createHash('sha256')
+  for (const { buffer, byteOffset, byteLength } of windows) {
+    hash.update(new Uint8Array(buffer, byteOffset, byteLength))
+  }
+  return hash.digest('hex').slice(0, 32)
+}
+
+/** A hash that tells a model from others: of its config.json and of samples of its weights. Throws FILE_NOT_FOUND. */
+export async function hashOfModel(engine: Engine): Promise<string> {
+  const parts = Object.values(await modelIdentity(engine, ''))
+  return createHash('sha256').update(parts.join()).digest('hex').slice(0, 32)
 }
 
 /** What tells a model from others, by names that begin with `name`. Throws FILE_NOT_FOUND. */

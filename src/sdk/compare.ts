@@ -8,6 +8,9 @@ import type { DeviceName } from '../native/device.js'
 import { resolveModel } from '../hub/model-folder.js'
 import { deviceName } from '../native/devices.js'
 import { parseOptions, path, type PathOrUrl } from '../options.js'
+import { checkMeasurementFolder, writeMeasurement } from '../reporting/measurement.js'
+import { comparisonPage } from '../reporting/measurement-pages.js'
+import { plainOptions } from '../reporting/plain-options.js'
 import { textSource, type TextSource } from '../text/source.js'
 import { decodeSpeed } from './benchmark/decode.js'
 import { engineOf, loadModel } from './model.js'
@@ -21,6 +24,10 @@ export interface CompareOptions {
   text?: TextSource & { sequenceLength?: number; windows?: number }
   /** The tasks that the models are evaluated on; see TaskOptions. Default: none. */
   tasks?: Pick<TaskOptions, 'tasks' | 'shots' | 'limit' | 'data'>
+  /** A folder for the report: sparsegpt-report.json, and charts in sparsegpt-report.html. Default: none. */
+  out?: string
+  /** Whether a report that lies in `out` is replaced. Default false. */
+  force?: boolean
   /** The device to compute on, as for loadModel. */
   device?: DeviceName
   /** The element type of activations. Default 'float32'. */
@@ -69,6 +76,8 @@ const schema = z.strictObject({
     .strict()
     .optional(),
   tasks: taskChoice.optional(),
+  out: path.optional(),
+  force: z.boolean().default(false),
   device: deviceName.default('auto'),
   dtype: z.enum(['float32', 'bfloat16']).default('float32'),
   threads: z.int().min(0).max(1024).default(0),
@@ -81,30 +90,36 @@ const schema = z.strictObject({
  * Measures some models, one after the other: sparsity, size and the speed of generation, and where they are asked for perplexity and
  * accuracy on tasks.
  *
- * Throws what loadModel, perplexity and evaluateTasks throw.
+ * Throws what loadModel, perplexity and evaluateTasks throw; OUTPUT_EXISTS, WRITE_FAILED.
  */
 export async function compare(
   models: readonly PathOrUrl[],
   options: CompareOptions = {},
 ): Promise<CompareReport> {
   const paths = parseOptions(modelPaths, models, 'compare', 'model')
-  const { onProgress, ...o } = parseOptions(schema, options, 'compare')
+  const { onProgress, out, force, ...o } = parseOptions(schema, options, 'compare')
+  if (out !== undefined) await checkMeasurementFolder({ out, force })
   // A path that leads nowhere is found before hours of work on those before it.
   const { signal, onDownload } = o
   for (const path of paths)
     await resolveModel(path, { ...(signal && { signal }), ...(onDownload && { onDownload }) })
   const results: ComparedModel[] = []
-  for (const [i, path] of paths.entries()) {
-    const report = (fraction: number) => onProgress?.((i + fraction) / paths.length, path)
-    results.push(await measured(path, o, report))
+  for (const [i, model] of paths.entries()) {
+    const report = (fraction: number) => onProgress?.((i + fraction) / paths.length, model)
+    results.push(await measured(model, o, report))
     report(1)
   }
-  return { ...(o.tasks && { harness }), models: results }
+  const result = { ...(o.tasks && { harness }), models: results }
+  if (out !== undefined) {
+    const { plain } = await plainOptions(options)
+    await writeMeasurement(out, 'compare', { ...plain, models: paths }, result, comparisonPage)
+  }
+  return result
 }
 
 async function measured(
   path: string,
-  o: Omit<z.output<typeof schema>, 'onProgress'>,
+  o: Omit<z.output<typeof schema>, 'onProgress' | 'out' | 'force'>,
   report: (fraction: number) => void,
 ): Promise<ComparedModel> {
   const { text, tasks, device, dtype, threads } = o

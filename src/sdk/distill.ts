@@ -13,6 +13,7 @@ import { FolderDestination, MemoryDestination } from '../pruning/destination.js'
 import { jobIdentity } from '../pruning/job-identity.js'
 import { selectLayers } from '../pruning/pipeline.js'
 import type { LayerReport, PruneReport } from '../pruning/report.js'
+import { JobRecord, hashInputs } from '../reporting/job-record.js'
 import { allWindows, calibrationSource, calibrationWindows, type CalibrationSource } from '../text/source.js'
 import {
   Distillation,
@@ -115,7 +116,7 @@ export function distill(student: Model, options: DistillOptions): Job<DistillRep
     const engine = engineOf(student, 'distill')
     const { onProgress, ...o } = parseOptions(schema, options, 'distill')
     listeners.add(onProgress)
-    return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, listeners, start))
+    return engine.job(o.signal, (signal) => distillModel(engine, { ...o, signal }, listeners, start, options))
   })
 }
 
@@ -124,6 +125,7 @@ async function distillModel(
   o: Parsed,
   listeners: Listeners<DistillationProgress>,
   start: number,
+  given: DistillOptions,
 ): Promise<DistillReport> {
   const source = engine.folder
   // What decides the result must all be in files.
@@ -153,6 +155,8 @@ async function distillModel(
     try {
       const windows = await drawWindows(engine, teacher, o)
       let saved: SavedTraining | undefined
+      const inputs = o.out === undefined ? {} : await hashInputs(engine, { dense: teacher, windows })
+      const record = new JobRecord(engine, 'distill', { given, resolved: o }, inputs)
       if (destination instanceof FolderDestination && resumable) {
         await destination.begin(await identityOf(engine, teacher, o, windows))
         saved = new SavedTraining(engine.device, destination)
@@ -164,18 +168,25 @@ async function distillModel(
       }
       const { losses, layers } = await train(engine, teacher, windows, settings, destination, report, saved)
       abortable(o.signal)
-      await destination.commit()
       const achieved = meanShare(layers, ({ sparsity }) => sparsity)
-      return {
+      const { folder } = destination
+      const resultNow = (): DistillReport => ({
         model: source,
-        out: destination.folder,
+        out: folder,
         method: 'distill',
         sparsity: { target: achieved, achieved },
         seconds: (performance.now() - start) / 1000,
         peakRssBytes: process.resourceUsage().maxRSS * 1024,
         layers,
         losses,
-      }
+      })
+      const ofFolder = destination instanceof FolderDestination ? destination : undefined
+      const files = ofFolder && (await record.files(resultNow()))
+      for (const [name, text] of files ?? []) ofFolder?.addFile(name, text)
+      await destination.commit()
+      const result = resultNow()
+      if (ofFolder) await record.complete(ofFolder.folder, linears, result)
+      return result
     } catch (error) {
       throw await destination.abort(error)
     }

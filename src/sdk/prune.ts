@@ -43,6 +43,9 @@ import { blocksToPass, pruneBlocks, selectLayers } from '../pruning/pipeline.js'
 import { ProgressMeter } from '../pruning/progress.js'
 import { FollowedDestination, Ranks } from '../pruning/ranks.js'
 import type { LayerReport, PruneProgress, PruneReport } from '../pruning/report.js'
+import { hashInputs, JobRecord } from '../reporting/job-record.js'
+import type { InputHashes } from '../reporting/report.js'
+import { inputHashes, requireInputs } from '../reporting/inputs.js'
 import type { DistillationProgress } from '../training/distillation.js'
 import type { DistillationLosses } from '../training/saved-training.js'
 
@@ -133,6 +136,11 @@ interface PruneSettings extends PruningSettings {
    * docs/many-machines.md. Rank 0 alone reads the text and writes `out`, in a folder that all see. Default: this process alone.
    */
   communicator?: Communicator
+  /**
+   * The hashes that what is read must have, as those of a report (readRecipe): a job with other inputs is refused. Default: anything
+   * is read.
+   */
+  inputs?: InputHashes
   /** A function that is told how far the work has come. */
   onProgress?: (progress: PruneProgress) => void
   /** A signal that stops the work (ABORTED). */
@@ -176,6 +184,7 @@ const schema = modelPruningOptions
     offload: path.optional(),
     memory: memorySize.optional(),
     communicator: z.instanceof(Communicator).optional(),
+    inputs: inputHashes.optional(),
     onProgress: z
       .custom<(progress: PruneProgress) => void>((value) => typeof value === 'function')
       .optional(),
@@ -252,7 +261,7 @@ export function prune(model: Model, options: PruneOptions): Job<PruneReport, Pru
     listeners.add(onProgress)
     const job = engine.job(o.signal, async (signal) => {
       const allocation = await readAllocation(o.allocation)
-      return pruneModel(engine, { ...o, signal, allocation }, listeners, start)
+      return pruneModel(engine, { ...o, signal, allocation }, listeners, start, options)
     })
     return endingAll(o.communicator, job)
   })
@@ -267,6 +276,7 @@ async function pruneModel(
   o: Parsed,
   listeners: Listeners<PruneProgress>,
   start: number,
+  given: PruneOptions,
 ): Promise<PruneReport> {
   const source = engine.folder
   const { communicator } = o
@@ -299,6 +309,10 @@ async function pruneModel(
     const training = o.distill && (await drawTraining(engine, o, text))
     const calibration = secondsSince(reading)
     abortable(o.signal)
+    const inputs =
+      leads && (o.out ?? o.inputs) ? await hashInputs(engine, { dense, windows, training, masks }) : {}
+    if (leads) requireInputs(o.inputs, inputs)
+    const record = new JobRecord(engine, 'prune', { given, resolved: o }, inputs)
     if (o.out !== undefined && resumable)
       await destination.begin(leads ? await identityOf(engine, o, { windows, masks, dense }) : {})
     const finished = destination.finished.length
@@ -313,15 +327,11 @@ async function pruneModel(
     const { reports, losses } = await runSteps(student, stages, layers, windows, destination)
     const operations = o.profile ? await engine.device.profile() : undefined
     abortable(o.signal)
-    const committing = performance.now()
-    await destination.commit()
-    meter.end()
-    const commit = secondsSince(committing)
     const achieved = meanShare(reports, ({ sparsity }) => sparsity)
-    const seconds = secondsSince(start)
-    return {
+    const { folder } = destination
+    const report = (seconds: number, commit: number): PruneReport => ({
       model: source,
-      out: destination.folder,
+      out: folder,
       method: o.method,
       sparsity: { target: target(o, reports, achieved), achieved },
       ...(o.allocation !== 'uniform' && { targets: targetsByBlock(layers, targetsOf(reports)) }),
@@ -331,7 +341,16 @@ async function pruneModel(
       ...(ranks && { ranks: ranksReport(ranks.communicator, receivedBefore) }),
       ...(operations && { phases: phaseSeconds(operations, { seconds, calibration, commit }) }),
       layers: reports,
-    }
+    })
+    const ofFolder = destination instanceof FolderDestination ? destination : undefined
+    const files = ofFolder && (await record.files(report(secondsSince(start), 0)))
+    for (const [name, text] of files ?? []) ofFolder?.addFile(name, text)
+    const committing = performance.now()
+    await destination.commit()
+    const result = report(secondsSince(start), secondsSince(committing))
+    if (ofFolder) await record.complete(ofFolder.folder, layers.flat(), result)
+    meter.end()
+    return result
   } catch (error) {
     throw destination ? await destination.abort(error) : error
   } finally {
@@ -552,7 +571,7 @@ function identityOf(
   }: { windows: readonly Int32Array[]; masks: MaskFile | undefined; dense: Engine | undefined },
 ): Promise<JobIdentity> {
   // The mask is known by its contents, the text by its tokens; the rest does not change the result.
-  const { out, force, resume, profile, offload, memory, signal, communicator, ...more } = o
+  const { out, force, resume, profile, offload, memory, signal, communicator, inputs, ...more } = o
   const { calibration, mask, ...rest } = more
   const { quality, dense, ...deciding } = rest
   const alpha = o.target === 'dense' ? (o.alpha ?? defaultAlpha) : undefined

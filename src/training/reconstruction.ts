@@ -25,6 +25,8 @@ export interface ReconstructionReport {
   steps: number
   /** The number of epochs whose result was kept; 0 when none was better than what pruning had left. */
   bestEpoch: number
+  /** The held-out error before the first epoch and after each. */
+  curve: number[]
 }
 
 /** Gradients of a block that stays as it is. */
@@ -87,6 +89,7 @@ export async function reconstructBlock(
     const before = await meanError(task, heldOut, norms)
     trainer.snapshot()
     let [best, bestEpoch] = [before, 0]
+    const curve = [before]
     const counts = await ofAll(task, [training.length])
     const perEpoch = Math.max(...counts)
     const total = epochs * perEpoch
@@ -105,13 +108,14 @@ export async function reconstructBlock(
       while (parts.length < perEpoch) parts.push(undefined)
       await engine.paced(parts, pass, step)
       const current = await meanError(task, heldOut, norms)
+      curve.push(current)
       if (current < best) {
         ;[best, bestEpoch] = [current, epoch]
         trainer.snapshot()
       }
     }
     if (bestEpoch < epochs) trainer.restore()
-    return { heldOut: { before, after: best }, steps, bestEpoch, parameters: trainer.others }
+    return { heldOut: { before, after: best }, steps, bestEpoch, curve, parameters: trainer.others }
   } finally {
     for (const view of views) view.dispose()
     trainer.dispose()

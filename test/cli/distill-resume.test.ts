@@ -26,8 +26,13 @@ const job = (...more: string[]) => {
   return ['distill', student, '--dense', dense, '--out', out, ...calibrated, '--json', ...more]
 }
 
+/** The files of a folder but its report, which has times. */
 const contents = (folder: string) =>
-  new Map(readdirSync(folder).map((name) => [name, readFileSync(join(folder, name)).toString('base64')]))
+  new Map(
+    readdirSync(folder)
+      .filter((name) => !name.startsWith('sparsegpt-report.'))
+      .map((name) => [name, readFileSync(join(folder, name)).toString('base64')]),
+  )
 
 /** A report without what depends on the clock and the system. */
 function timeless({ stdout }: Run): string {

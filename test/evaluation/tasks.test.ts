@@ -178,7 +178,19 @@ describeWithShared('models side by side', () => {
     const { stdout } = await sparsegpt([...args, '--tasks', 'arc_easy', '--task-data', own, '--limit', '5'])
     for (const row of ['perplexity', 'arc_easy acc', 'arc_easy acc_norm', 'sparsity', 'MB', 'tokens/s'])
       expect(stdout).toMatch(new RegExp(`│ ${row} +│.*\\d.*│.*\\d`))
-    const { models } = JSON.parse((await sparsegpt([...args, '--json'])).stdout)
+    const out = await temporaryFolder()
+    const report = JSON.parse((await sparsegpt([...args, '--json', '--out', out])).stdout)
+    const { models } = report
+    const written = JSON.parse(await readFile(join(out, 'sparsegpt-report.json'), 'utf8'))
+    expect(written).toMatchObject({
+      format: 1,
+      job: 'compare',
+      options: { models: [model, pruned] },
+      result: report,
+    })
+    expect(await readFile(join(out, 'sparsegpt-report.html'), 'utf8')).toContain('tokens per second')
+    const again = await sparsegpt([...args, '--out', out])
+    expect(again).toMatchObject({ code: 1, stderr: expect.stringContaining('[OUTPUT_EXISTS]') })
     expect(models).toMatchObject([
       { model, sparsity: 0, bytes: expect.any(Number), perplexity: expect.any(Number) },
       { model: pruned, sparsity: expect.closeTo(0.75, 2), tokensPerSecond: expect.any(Number) },

@@ -47,7 +47,9 @@ async function pruned(size: number, options: PruneOptions) {
         return [report]
       })
     : onRanks(size, (model, communicator) => prune(model, { ...job, communicator })))
-  const files = new Map((await readdir(out)).map((name) => [name, sha256(readFileSync(join(out, name)))]))
+  // A report has times.
+  const names = (await readdir(out)).filter((name) => !name.startsWith('sparsegpt-report.'))
+  const files = new Map(names.map((name) => [name, sha256(readFileSync(join(out, name)))]))
   return { files, reports, weights: () => readTensors(join(out, 'model.safetensors')) }
 }
 

@@ -242,7 +242,8 @@ describe('the form of the output', () => {
       const stop = { ...options, onProgress, signal: controller.signal }
       await expectError(pruned(model, out, stop), 'ABORTED', /1 block/)
       await pruned(model, out, { ...options, resume: true })
-      for (const name of await readdir(whole))
+      const names = (await readdir(whole)).filter((name) => !name.startsWith('sparsegpt-report.'))
+      for (const name of names)
         expect([name, (await readFile(join(out, name))).equals(await readFile(join(whole, name)))]).toEqual([
           name,
           true,

@@ -15,9 +15,9 @@ import { asText, randomTokens, writeTinyModel } from '../tiny-model.js'
 
 const file = 'packed.safetensors'
 
-/** All files of a folder by name. */
+/** All files of a folder by name, but for what tells of the job that made it. */
 async function filesOf(folder: string): Promise<Record<string, Buffer>> {
-  const names = (await readdir(folder)).sort()
+  const names = (await readdir(folder)).filter((name) => !/^(sparsegpt-report\.|README)/.test(name)).sort()
   return Object.fromEntries(
     await Promise.all(names.map(async (name) => [name, await readFile(join(folder, name))] as const)),
   )

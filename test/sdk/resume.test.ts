@@ -69,9 +69,9 @@ function stopped(folder: string, block: number, options: PruneOptions, load: Loa
   )
 }
 
-/** All files of a folder. */
+/** All files of a folder but its report, which has times. */
 async function contents(folder: string): Promise<Map<string, Buffer>> {
-  const names = (await readdir(folder)).sort()
+  const names = (await readdir(folder)).filter((name) => !name.startsWith('sparsegpt-report.')).sort()
   return new Map(
     await Promise.all(
       names.map(async (name): Promise<[string, Buffer]> => [name, await readFile(join(folder, name))]),

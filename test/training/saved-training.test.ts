@@ -61,9 +61,9 @@ function stopped(
   )
 }
 
-/** All files of a folder. */
+/** All files of a folder but its report, which has times. */
 async function contents(folder: string): Promise<Map<string, Buffer>> {
-  const names = (await readdir(folder)).sort()
+  const names = (await readdir(folder)).filter((name) => !name.startsWith('sparsegpt-report.')).sort()
   const files = names.map(async (name): Promise<[string, Buffer]> => [
     name,
     await readFile(join(folder, name)),
