@@ -92,6 +92,10 @@ const json = (value: unknown) => JSON.stringify(value).replaceAll('<', '\\u003c'
 
 const hash = (text: string) => `'sha256-${createHash('sha256').update(text).digest('base64')}'`
 
+/** What goes before the library, which fails for a browser that names a language that is none, such as en-US@posix. */
+const knownLanguage =
+  "try{new Intl.NumberFormat(navigator.language)}catch{Object.defineProperty(navigator,'language',{value:'en-US'})}"
+
 /** What the package of the charts has: its program for pages, its styles and its licence. */
 async function uplot(): Promise<{ library: string; styles: string; licence: string }> {
   const program = createRequire(import.meta.url).resolve('uplot/dist/uPlot.iife.min.js')
@@ -101,7 +105,7 @@ async function uplot(): Promise<{ library: string; styles: string; licence: stri
     read('uPlot.min.css'),
     read(join('..', 'LICENSE')),
   ])
-  return { library, styles, licence }
+  return { library: `${knownLanguage};${library}`, styles, licence }
 }
 
 function sectionHtml(

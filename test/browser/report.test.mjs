@@ -28,8 +28,8 @@ before(async () => {
     import('puppeteer-core'),
   ])
   const executablePath = process.env.CHROMIUM ?? (await chromium.executablePath())
-  // Without a language of its own Chromium takes one from the environment that it does not know.
-  const env = { ...process.env, LANG: 'en_US.UTF-8', LC_ALL: 'en_US.UTF-8' }
+  // Chromium takes a language from this that no formatter knows.
+  const env = { ...process.env, LANG: 'C', LC_ALL: 'C' }
   browser = await puppeteer.launch({ executablePath, args: chromium.args, headless: 'shell', env })
   folder = await mkdtemp(join(tmpdir(), 'sparsegpt-report-'))
 })
