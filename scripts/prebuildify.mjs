@@ -46,7 +46,8 @@ function build(target) {
     CMAKE_LIBRARY_OUTPUT_DIRECTORY: output,
     // No path of the machine that compiles is part of the result.
     CMAKE_CXX_FLAGS: `-ffile-prefix-map=${root}=.`,
-    CMAKE_MODULE_LINKER_FLAGS: '-s',
+    // Stays loaded until the process ends: what Zig's libraries register to be done then would be gone with the last worker thread.
+    CMAKE_MODULE_LINKER_FLAGS: target.file.startsWith('linux') ? '-s -Wl,-z,nodelete' : '-s',
   }
   const options = [
     `--out=${join(folder, 'cmake')}`,
