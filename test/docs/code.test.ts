@@ -15,7 +15,7 @@ import { startHub, World } from './world.js'
 const languages = ['sh', 'ts', 'js', 'json', 'yaml', 'python', 'text']
 /** Programs that the documents name and that are not ours, and those that CMake makes of our sources. */
 const others = [
-  ...['npm', 'apt-get', 'pip', 'python', 'cmake', 'vllm', 'curl', 'redis-server'],
+  ...['npm', 'apt-get', 'pip', 'python', 'cmake', 'vllm', 'curl', 'redis-server', 'taskset'],
   ...['sparsegpt_bench', 'sparsegpt_cuda_bench'],
 ]
 const { scripts } = JSON.parse(readFileSync(join(project, 'package.json'), 'utf8')) as {
@@ -49,7 +49,7 @@ for (const document of documents) {
       else if (language === 'sh' && marks['no-run'] === undefined) {
         await runs(world, 'bash', ['-euo', 'pipefail', '-c', code])
       } else if (language === 'sh') await expectParses(code)
-      else if (language === 'ts' || language === 'js') {
+      else if (isTypeScript(block)) {
         const { problems, program } = checked.get(block)!
         expect(problems).toEqual([])
         if (marks['no-run'] === undefined) await runProgram(program)
@@ -68,8 +68,9 @@ async function runs(world: World, command: string, args: readonly string[]): Pro
   if (code !== 0) throw new Error(`exit code ${String(code)}:\n${output}`)
 }
 
+/** What the compiler checks: TypeScript, and JavaScript that runs here, with what it imports. */
 const isTypeScript = ({ language, marks }: Block) =>
-  (language === 'ts' || language === 'js') && marks['from'] === undefined
+  (language === 'ts' || (language === 'js' && marks['no-run'] === undefined)) && marks['from'] === undefined
 
 interface Checked {
   /** What the compiler says against the block. */

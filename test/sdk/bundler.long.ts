@@ -12,7 +12,7 @@ const repository = fileURLToPath(new URL('../..', import.meta.url))
 /** The block of docs/bundlers.md that begins with the name of a file. */
 async function documented(file: string): Promise<string> {
   const text = await readFile(join(repository, 'docs/bundlers.md'), 'utf8')
-  return new RegExp('```js\\n(// ' + file.replaceAll('.', '\\.') + '\\n.*?)```', 's').exec(text)![1]!
+  return new RegExp('```js[^\\n]*\\n(// ' + file.replaceAll('.', '\\.') + '\\n.*?)```', 's').exec(text)![1]!
 }
 
 /** A project that has installed the package and a bundler. */
