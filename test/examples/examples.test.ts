@@ -172,7 +172,9 @@ describe('queue.ts', () => {
   })
 
   test('a worker prunes what is queued; one that was killed is gone on from', async () => {
-    await run('queue', 'add', url, 'opt-125m', 'train.txt', 'queue-1')
+    // A model of six blocks, so that there is time to kill the worker behind the first.
+    const model = join(project, 'models', 'sotu-3m')
+    await run('queue', 'add', url, model, 'train.txt', 'queue-1')
     const first = start('queue', 'work', url)
     // The first block is finished and noted when a layer of the second is pruned.
     await first.says(/queue-1: model\.layers\.1\.\S+ pruned/)
@@ -181,13 +183,13 @@ describe('queue.ts', () => {
     expect(existsSync(join(world.folder, 'queue-1'))).toBe(false)
     const [partial = ''] = (await readdir(world.folder)).filter((name) => name.startsWith('queue-1.partial-'))
     expect(await readdir(join(world.folder, partial))).not.toEqual([])
-    await run('queue', 'add', url, 'opt-125m', 'train.txt', 'queue-2')
+    await run('queue', 'add', url, model, 'train.txt', 'queue-2')
 
     const second = start('queue', 'work', url)
     await second.says(/queue-1: done, 50\.0 % zeros/)
     await second.says(/queue-2: done, 50\.0 % zeros/)
     // The first block was not pruned again.
-    expect(second.output).toMatch(/queue-1: model\.layers\.1\.\S+ pruned/)
+    expect(second.output).toMatch(/queue-1: model\.layers\.5\.\S+ pruned/)
     expect(second.output).not.toMatch(/queue-1: model\.layers\.0\.\S+ pruned/)
     second.child.kill('SIGTERM')
     expect(await second.ended).toBe(0)
