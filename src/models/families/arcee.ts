@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { llamaArchitecture, llamaConfig } from './llama.js'
+import { llamaArchitecture, llamaConfig, mlpSizes } from './llama.js'
 import { activation, parseConfig, type Family } from '../family.js'
 import { plainMlp } from '../feed-forward.js'
 
@@ -16,15 +16,9 @@ export const arcee: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema, config)
-    const sizes = {
-      hidden: c.hidden_size,
-      inner: c.intermediate_size,
-      activation: c.hidden_act,
-      bias: c.mlp_bias,
-    }
     return llamaArchitecture(c, weights, {
       bias: { qkv: c.attention_bias, output: c.attention_bias },
-      feedForward: plainMlp(sizes, 'mlp.up_proj', 'mlp.down_proj'),
+      feedForward: plainMlp(mlpSizes(c, c.mlp_bias), 'mlp.up_proj', 'mlp.down_proj'),
     })
   },
 }

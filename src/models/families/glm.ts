@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { llamaArchitecture, llamaConfig, type LlamaVariant } from './llama.js'
+import { llamaArchitecture, llamaConfig, mlpSizes, type LlamaVariant } from './llama.js'
 import { parseConfig, size, type Family } from '../family.js'
 import { fusedMlp } from '../feed-forward.js'
 
@@ -15,7 +15,7 @@ function common(c: z.output<typeof schema>): LlamaVariant {
     bias: { qkv: c.attention_bias },
     interleaved: true,
     partialRotary: 0.5,
-    feedForward: fusedMlp({ hidden: c.hidden_size, inner: c.intermediate_size, activation: c.hidden_act }),
+    feedForward: fusedMlp(mlpSizes(c)),
   }
 }
 

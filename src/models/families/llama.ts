@@ -24,6 +24,12 @@ export const llamaConfig = rotaryConfig.extend({
 })
 export type LlamaConfig = z.output<typeof llamaConfig>
 
+/** The sizes of the MLP that a config of this kind describes, with biases or without. */
+export const mlpSizes = (
+  c: Pick<LlamaConfig, 'hidden_size' | 'intermediate_size' | 'hidden_act'>,
+  bias = false,
+) => ({ hidden: c.hidden_size, inner: c.intermediate_size, activation: c.hidden_act, bias })
+
 /** The names of the norms on both sides of a block's sublayers; there are only those that are named. */
 export interface SublayerNorms {
   beforeAttention?: string
@@ -92,7 +98,7 @@ export function llamaArchitecture(
   }
 
   const bias = { qkv: false, output: false, mlp: false, ...variant.bias }
-  const mlp: Mlp = gatedMlp({ hidden, inner: c.intermediate_size, activation: c.hidden_act, bias: bias.mlp })
+  const mlp: Mlp = gatedMlp(mlpSizes(c, bias.mlp))
   const given = variant.feedForward ?? mlp
   const feedForwardOf = typeof given === 'function' ? given : () => given
   const attention = variant.attention ?? selfAttention(c, variant)

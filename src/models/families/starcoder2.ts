@@ -1,5 +1,5 @@
 import * as z from 'zod'
-import { llamaArchitecture, llamaConfig } from './llama.js'
+import { llamaArchitecture, llamaConfig, mlpSizes } from './llama.js'
 import { activation, parseConfig, size, tokenCount, type Family } from '../family.js'
 import { plainMlp } from '../feed-forward.js'
 
@@ -18,17 +18,11 @@ export const starcoder2: Family = {
 
   build(config, weights) {
     const c = parseConfig(schema, config)
-    const sizes = {
-      hidden: c.hidden_size,
-      inner: c.intermediate_size,
-      activation: c.hidden_act,
-      bias: c.use_bias,
-    }
     return llamaArchitecture(c, weights, {
       bias: { qkv: c.use_bias, output: c.use_bias },
       norm: 'layer',
       epsilon: c.norm_epsilon,
-      feedForward: plainMlp(sizes, 'mlp.c_fc', 'mlp.c_proj'),
+      feedForward: plainMlp(mlpSizes(c, c.use_bias), 'mlp.c_fc', 'mlp.c_proj'),
       window: () => c.sliding_window ?? undefined,
     })
   },
