@@ -63,7 +63,7 @@ describe('a job outlives its readers', () => {
   })
 })
 
-/** Ends a job by two signals, once `ready(partial folder)`, which come in one turn of the event loop: it has no time to clean up. */
+/** Ends a job by two signals, once `ready(partial folder)`. It is stopped while they are sent and finds both: it has no time to clean up. */
 async function stoppedTwice(name: string, samples: number, ready: (partial: string) => boolean) {
   const child = spawn(process.execPath, job(join(parent, name), samples), {
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -72,8 +72,7 @@ async function stoppedTwice(name: string, samples: number, ready: (partial: stri
     const partial = readdirSync(parent).find((entry) => entry.startsWith(`${name}.partial-`))
     if (partial === undefined || !ready(join(parent, partial))) return
     clearInterval(started)
-    child.kill('SIGINT')
-    child.kill('SIGTERM')
+    for (const signal of ['SIGSTOP', 'SIGINT', 'SIGTERM', 'SIGCONT'] as const) child.kill(signal)
   }, 5)
   expect(await once(child, 'close')).toEqual([1, null])
   return readdirSync(parent).filter((entry) => entry.startsWith(name))

@@ -10,7 +10,6 @@ describeWithShared('models of every family, pruned and reloaded', () => {
   const tokens = Int32Array.from({ length: 2000 }, (_, i) => (i * 7919 + ((i * i) % 31)) % 96)
   const calibration = { tokens, samples: 32, sequenceLength: 32 }
   const cases = goldenModels.flatMap((name) => [
-    [name, { pattern: '2:4' }, 'block'] as const,
     [name, { pattern: '2:4' }, 'layer'] as const,
     [name, { sparsity: 0.5 }, 'block'] as const,
   ])
