@@ -203,8 +203,8 @@ async function continued(model: Model, prompt: string, signal: AbortSignal): Pro
 const dryLine = ({ windows }: DryRun) =>
   `Nothing is missing${windows > 0 ? `: ${windows} calibration windows can be drawn` : ''}. Nothing was written.\n`
 
-const layerLine = ({ name, rows, columns, sparsity, loss, seconds }: LayerReport) =>
-  `${name} [${rows}, ${columns}]: ${percent(sparsity)} zeros${loss === null ? '' : `, loss ${loss.toPrecision(4)}`}, ${seconds.toFixed(2)} s`
+const layerLine = ({ name, rows, columns, sparsity, error, seconds }: LayerReport) =>
+  `${name} [${rows}, ${columns}]: ${percent(sparsity)} zeros${error === undefined ? '' : `, relative output error ${error.toPrecision(3)}`}, ${seconds.toFixed(2)} s`
 
 /** What people do next with a pruned model. */
 function nextSteps(out: string, encoding: EncodingName): string {

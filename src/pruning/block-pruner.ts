@@ -464,7 +464,7 @@ type Prepared = Partial<Preparation> & { seconds: number }
 function layerReport(
   name: string,
   { spec: { rows, columns } }: LinearWeight,
-  { loss, zeros, fit, seconds }: SolvedLayer,
+  { loss, energy, zeros, fit, seconds }: SolvedLayer,
   { dampening, retries = 0, deadColumns = 0, ...preparation }: Prepared = { seconds: 0 },
 ): LayerReport {
   return {
@@ -473,6 +473,7 @@ function layerReport(
     columns,
     sparsity: zeros / (rows * columns),
     loss,
+    ...(loss !== null && energy !== undefined && { error: energy > 0 ? loss / energy : 0 }),
     ...(fit && { error: fit.after, errorBefore: fit.before, iterations: fit.iterations }),
     seconds: seconds + preparation.seconds,
     ...(retries > 0 && dampening !== undefined ? { dampening } : {}),

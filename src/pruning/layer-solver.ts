@@ -94,6 +94,8 @@ export interface SolvedLayer {
   mask: Tensor
   /** The loss ½ tr(ΔW H ΔWᵀ); null where the method does not know it. */
   loss: number | null
+  /** ½ tr(W H Wᵀ) of the matrix before, of which the loss is a share; undefined where that is not known, or `fit` tells of it. */
+  energy: number | undefined
   /** What the kept weights were rounded to; undefined where they were not. */
   grids: Grids | undefined
   /** The number of zeros in the matrix. */
@@ -114,6 +116,7 @@ export async function solveLayer(
   const watch = new Stopwatch(device)
   if (regrow) freeZeros(device, weight)
   const goal = fitting && goalOf(device, fitting, weight)
+  const energy = goal ? undefined : solver.energy?.(weight)
   const { mask, loss, grids } = solver.prune(weight, selection)
   const precision = fitting?.near && !selection.given ? tolerance.near : tolerance.far
   const fitted = goal && fitting.squares.fit(weight, goal, fitting.refit ? precision : undefined)
@@ -123,11 +126,12 @@ export async function solveLayer(
   const reads = [
     device.read(counted),
     loss ? device.read(loss) : Promise.resolve(undefined),
+    energy ?? Promise.resolve(undefined),
     fitted ?? Promise.resolve(undefined),
     watch.seconds(),
   ] as const
-  const [[zeros = 0], losses, fit, seconds] = await Promise.all(reads)
-  return { mask, grids, loss: losses?.[0] ?? null, zeros, fit, seconds }
+  const [[zeros = 0], losses, whole, fit, seconds] = await Promise.all(reads)
+  return { mask, grids, loss: losses?.[0] ?? null, energy: whole, zeros, fit, seconds }
 }
 
 /** What the outputs are to come near, as weights in the scale of LeastSquares; with a dense stream `weight` becomes these, its zeros apart. */

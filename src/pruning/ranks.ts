@@ -85,8 +85,8 @@ export class Ranks {
       }
       await this.exchangeRows(grids[name], parts)
     }
-    const { loss = 0, seconds = 0, zeros = 0 } = own ?? {}
-    return { mask: device.markZeros(weight), grids, loss, zeros, seconds, fit: undefined }
+    const { loss = 0, energy, seconds = 0, zeros = 0 } = own ?? {}
+    return { mask: device.markZeros(weight), grids, loss, energy, zeros, seconds, fit: undefined }
   }
 
   /** The rank that solves each of `layers`, where these are dealt whole: the costliest first, each to who has least to do. */
@@ -145,11 +145,15 @@ export class Ranks {
 /** What several ranks say of their shares of a layer as one. */
 function mergeReports(a: LayerReport, b: LayerReport): LayerReport {
   const weights = a.rows * a.columns
+  const loss = a.loss === null || b.loss === null ? null : a.loss + b.loss
+  // What a share of the loss is of; unknown, and small, where nothing was lost.
+  const energy = [a, b].reduce((sum, { loss: own, error }) => sum + (own && error ? own / error : 0), 0)
   return {
     ...a,
     ...b,
     sparsity: Math.round((a.sparsity + b.sparsity) * weights) / weights,
-    loss: a.loss === null || b.loss === null ? null : a.loss + b.loss,
+    loss,
+    ...(loss !== null && energy > 0 && { error: loss / energy }),
     seconds: Math.max(a.seconds, b.seconds),
   }
 }

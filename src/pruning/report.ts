@@ -21,10 +21,10 @@ export interface LayerReport {
   /**
    * The relative error of the layer's outputs, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H = Σ x xᵀ, damped, and W the weights that bring the
    * outputs nearest to the target: the dense ones, or with target 'dense' those that make up for the layers before. Absent where
-   * weights are not fitted.
+   * the method looks at no Gram matrix: magnitude and wanda without a fit.
    */
   error?: number
-  /** The same before the kept weights were fitted. */
+  /** The same before the kept weights were fitted; absent where they were not. */
   errorBefore?: number
   /** The iterations that fitting the kept weights took; 0 when they were not. */
   iterations?: number

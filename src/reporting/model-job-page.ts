@@ -136,7 +136,7 @@ export function mean(values: readonly (number | null | undefined)[]): number | n
 function errorSections(layers: readonly LayerReport[]): Section[] {
   const after = (layer: LayerReport) => layer.error
   const before = (layer: LayerReport) => layer.errorBefore
-  if (!layers.some((layer) => after(layer) !== undefined)) return lossSections(layers)
+  if (!layers.some((layer) => after(layer) !== undefined)) return []
   const fitted = layers.some((layer) => before(layer) !== undefined && before(layer) !== after(layer))
   const text = 'The squared change of the outputs on the calibration text, as a share of the squared outputs.'
   return [
@@ -156,19 +156,6 @@ function errorSections(layers: readonly LayerReport[]): Section[] {
           }),
         ]
       : []),
-  ]
-}
-
-/** What takes the place of the relative error where no weights were fitted. */
-function lossSections(layers: readonly LayerReport[]): Section[] {
-  if (layers.every(({ loss }) => loss === null)) return []
-  return [
-    layerSection(layers, {
-      title: 'Loss by layer',
-      text: "Half of the squared change of the outputs on the calibration text, by window, which the method kept as small as it could; its scale is the layer's own.",
-      label: 'loss',
-      curves: [{ label: '', value: ({ loss }) => loss ?? undefined }],
-    }),
   ]
 }
 

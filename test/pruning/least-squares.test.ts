@@ -1,6 +1,8 @@
 import { afterAll, describe, expect, test } from '@jest/globals'
 import { Device, type Tensor } from '../../src/native/device.js'
+import { prepareSolver, solveLayer } from '../../src/pruning/layer-solver.js'
 import { LeastSquares } from '../../src/pruning/least-squares.js'
+import { sparsegpt } from '../../src/pruning/methods/sparsegpt.js'
 import { gramMatrix } from '../../src/pruning/statistic.js'
 import { Statistics } from '../../src/pruning/statistics.js'
 import { PythonRandom } from '../../src/text/python-random.js'
@@ -140,6 +142,29 @@ describe('against a direct solution in float64', () => {
         expected.map((row) => row.map((value, j) => value * scales[j]!)),
         0.03,
       )
+    })
+  })
+
+  test('without a fit the loss is told, and what it is a share of', async () => {
+    await device.within(made, async () => {
+      const settings = { blockSize: 128, dampening: 0.01 }
+      const own = { sum: device.cast(sum, 'float32'), shift: undefined }
+      const solver = prepareSolver(device, sparsegpt, settings, own, { refit: false, alpha: 1 })
+      const matrix = upload(weight)
+      const { loss, energy, fit } = await solveLayer(device, solver, matrix, { sparsity: 0.5 })
+      const left = await device.readFloat32(matrix)
+      // Damped by a share of the mean of the diagonal, in which an input that is always zero has a one.
+      const mean = gram.reduce((total, row, i) => total + (row[i]! || 1), 0) / columns
+      const h = gram.map((row, i) =>
+        row.map((v, j) => (i === 5 || j === 5 ? 0 : i === j ? v + 0.01 * mean : v)),
+      )
+      const half = (a: Matrix) =>
+        product(a, h).reduce((total, row, i) => total + row.reduce((t, v, j) => t + v * a[i]![j]!, 0), 0) / 2
+      const gap = weight.map((row, i) => row.map((value, j) => value - left[i * columns + j]!))
+      expect(loss! / half(gap)).toBeCloseTo(1, 4)
+      expect(energy! / half(weight)).toBeCloseTo(1, 4)
+      expect(energy!).toBeGreaterThan(loss!)
+      expect(fit).toBeUndefined()
     })
   })
 })

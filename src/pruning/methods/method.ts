@@ -53,6 +53,11 @@ export type RoundingOptions = {
 export interface Solver {
   /** Enqueues the pruning of `weight`, float32 [rows, columns], in place. */
   prune(weight: Tensor, selection: Selection): Pruned
+  /**
+   * Enqueues ½ tr(W H Wᵀ) of a matrix before it is pruned, of which the loss is a share, and resolves to it; absent where the loss is
+   * not known.
+   */
+  energy?(weight: Tensor): Promise<number>
   /** Waits for the preparation and tells what it did; absent where there is nothing to tell. */
   preparation?(): Promise<Preparation>
 }

@@ -38,9 +38,33 @@ export const sparsegpt: Method<typeof options> = {
         })
         return { ...pruned, grids: steps && zeros && { bits, steps, zeros } }
       },
+      energy: (weight) => energyOf(device, weight, factor),
       preparation: () => readReport(device, report),
     }
   },
+}
+
+/** ½ tr(W H Wᵀ) without the inputs that are always zero, of which a factor has only that H is diagonal there. */
+async function energyOf(
+  device: Device,
+  weight: Tensor,
+  { factor, dead }: { factor: Tensor; dead: Tensor },
+): Promise<number> {
+  const squares = device.tidy(() => {
+    const sums = device.zeros('float32', [weight.width])
+    // As large as the mask that comes after it, which this makes room for.
+    const rows = Math.ceil(weight.rows / 4)
+    for (let first = 0; first < weight.rows; first += rows) {
+      device.tidy(() => {
+        const part = device.adopt(weight.rowRange(first, Math.min(rows, weight.rows - first)))
+        device.accumulateSquares(sums, device.triangularProduct(part, factor), 0.5)
+        return undefined
+      })
+    }
+    return sums
+  })
+  const [sums, unused] = await Promise.all([device.readFloat32(squares), device.read(dead)])
+  return sums.reduce((total, sum, column) => (unused[column] ? total : total + sum), 0)
 }
 
 /** Decodes the report of a factorisation, as factor_report in native/core/operations.h lays it out. */
