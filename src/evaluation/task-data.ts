@@ -4,7 +4,8 @@ import { ZodError } from 'zod'
 import { abortable } from '../abort.js'
 import { SparseGptError } from '../errors.js'
 import { readError } from '../files/read-error.js'
-import { Snapshot, type DownloadOptions } from '../hub/snapshot.js'
+import { openSnapshot } from '../hub/open-snapshot.js'
+import type { DownloadOptions } from '../hub/snapshot.js'
 import { readRows, type Row } from '../text/documents.js'
 import { textReadError } from '../text/text.js'
 import { taskOf, type Question, type Split, type Task, type TaskName } from './tasks.js'
@@ -85,7 +86,7 @@ async function downloaded(name: TaskName, split: Split, options: DownloadOptions
     throw new SparseGptError('INVALID_OPTION', message)
   }
   const repository = { type: 'dataset', name: hub.name, revision: 'refs/convert/parquet' } as const
-  const snapshot = await Snapshot.open(repository, options)
+  const snapshot = await openSnapshot(repository, options)
   let failure: unknown
   for (const configuration of hub.configurations) {
     const file = `${configuration}/${split}/0000.parquet`

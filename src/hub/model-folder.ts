@@ -4,7 +4,8 @@ import { formats, readWeightMap } from '../files/checkpoint.js'
 import { readIfThere } from '../files/regular-file.js'
 import { SparseGptError } from '../errors.js'
 import { pathOf, type PathOrUrl } from '../options.js'
-import { Snapshot, type DownloadOptions } from './snapshot.js'
+import { openSnapshot } from './open-snapshot.js'
+import type { DownloadOptions } from './snapshot.js'
 
 /** Where a model is, and what it is called. */
 interface ModelFolder {
@@ -50,7 +51,7 @@ export async function resolveModel(
         'org/name@revision)',
     )
   }
-  const snapshot = await Snapshot.open({ type: 'model', name, revision }, options).catch((error: unknown) => {
+  const snapshot = await openSnapshot({ type: 'model', name, revision }, options).catch((error: unknown) => {
     // A name without a slash may have been meant for a folder.
     const folder = !name.includes('/') && error instanceof SparseGptError && error.code === 'DOWNLOAD_FAILED'
     if (!folder) throw error

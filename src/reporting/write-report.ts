@@ -1,7 +1,6 @@
 import { join } from 'node:path'
 import { readIfThere } from '../files/regular-file.js'
 import { replaceFile } from '../files/replace-file.js'
-import { modelCard } from './model-card.js'
 import { modelJobPage } from './model-job-page.js'
 import { reportFiles, reportIn, reportText, type Evaluation, type ModelJobReport } from './report.js'
 
@@ -13,7 +12,10 @@ export async function reportTexts(folder: string, report: ModelJobReport): Promi
   const texts = new Map<string, string>([[reportFiles.json, reportText(report)]])
   // What cannot be read is left alone.
   const readme = await readIfThere(join(folder, readmeFile), maxReadmeBytes).catch(() => null)
-  if (readme !== null) texts.set(readmeFile, modelCard(readme ?? '', report))
+  if (readme === null) return texts
+  // With a reader of YAML, which most commands do without.
+  const { modelCard } = await import('./model-card.js')
+  texts.set(readmeFile, modelCard(readme ?? '', report))
   return texts
 }
 

@@ -5,7 +5,8 @@ import { basename, join, resolve } from 'node:path'
 import { writeFully } from '../files/copy-range.js'
 import { reason } from '../files/read-error.js'
 import { SparseGptError } from '../errors.js'
-import { Snapshot, type DownloadOptions, type Repository } from '../hub/snapshot.js'
+import { openSnapshot } from '../hub/open-snapshot.js'
+import type { DownloadOptions, Repository } from '../hub/snapshot.js'
 import { parseLine, readDocuments, readLines } from './documents.js'
 import { joinDocuments, textReadError } from './text.js'
 
@@ -68,7 +69,7 @@ const datasets: Record<DatasetName, Dataset> = {
 
 /** The file of a part of a data set, from the hub or its cache. Throws DOWNLOAD_FAILED, WRITE_FAILED, ABORTED. */
 async function fetchPart(name: DatasetName, part: Part, options: DownloadOptions): Promise<string> {
-  const snapshot = await Snapshot.open(datasets[name].repository, options)
+  const snapshot = await openSnapshot(datasets[name].repository, options)
   await snapshot.fetch([part.file])
   return join(snapshot.folder, part.file)
 }
