@@ -58,6 +58,7 @@ export function zigToolchain(folder, { zig, system, processor }) {
     const lines = [
       '#!/bin/sh',
       `export ZIG_GLOBAL_CACHE_DIR='${cache}' ZIG_LOCAL_CACHE_DIR='${cache}'`,
+      ...(system === 'Darwin' ? [dylibs] : []),
       `exec '${program}' ${command} "$@"`,
     ]
     writeFileSync(path, `${lines.join('\n')}\n`)
@@ -72,6 +73,9 @@ export function zigToolchain(folder, { zig, system, processor }) {
     CMAKE_RANLIB: tool('ranlib', 'ranlib'),
   }
 }
+
+/** Zig's linker ends with a segmentation fault for a bundle, the form that CMake gives modules on macOS; Node loads a library as well. */
+const dylibs = 'for arg; do shift; [ "$arg" = -bundle ] && arg=-dynamiclib; set -- "$@" "$arg"; done'
 
 /** The licence texts of what Zig links into a binary: pairs of a name and a path. */
 export function zigLicences() {

@@ -24,7 +24,8 @@ export const path = z.preprocess(
   z
     .string()
     .min(1)
-    .regex(/^[^\0]*$/, 'must not contain a NUL character'),
+    .regex(/^[^\0]*$/, 'must not contain a NUL character')
+    .regex(/^(?![a-z][a-z\d+.-]+:\/\/)/i, 'must be a path or a file: URL, and a URL no text'),
 )
 
 /**

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { InvalidArgumentError, Option, type Command } from 'commander'
 import { SparseGptError } from '../errors.js'
 import { taskNames, type TaskName } from '../evaluation/tasks.js'
@@ -11,6 +12,7 @@ import {
   type PruningMethod,
 } from '../pruning/methods/names.js'
 import { qualities, type Quality } from '../pruning/options.js'
+import { quoted } from '../quoted.js'
 import { datasetNames, type DatasetName } from '../text/dataset.js'
 import { documentFormat } from '../text/documents.js'
 
@@ -28,7 +30,8 @@ export function number(text: string): number {
 export const numbers = (text: string) => text.split(',').map(number)
 
 /** Of an option whose kind the SDK knows. */
-const numberOrText = (text: string) => (Number.isFinite(Number(text)) ? Number(text) : text)
+const numberOrText = (text: string) =>
+  text.trim() === '' || Number.isNaN(Number(text)) ? text : Number(text)
 
 /** The description of the argument `<model>`. */
 export const modelArgument = 'folder in Hugging Face layout, or a hub id such as facebook/opt-125m'
@@ -376,10 +379,18 @@ export function calibrationSource({ calibration = [], textField, chat }: Calibra
   }
 }
 
-/** The weight behind the last '=' of a source; undefined where there is none. */
+/**
+ * The weight behind the last '=' of a source; undefined where there is none. Throws INVALID_OPTION for what stands behind a source that
+ * there is, and is no weight.
+ */
 function weightOf(typed: string): number | undefined {
-  const [, weight] = /=(\d+(?:\.\d+)?)$/.exec(typed) ?? []
-  return weight === undefined ? undefined : Number(weight)
+  const [, source = '', weight] = /^(.+)=([^=]*)$/.exec(typed) ?? []
+  if (weight === undefined) return undefined
+  if (/^\d+(\.\d+)?$/.test(weight) && Number(weight) > 0) return Number(weight)
+  const isSource = 'dataset' in textSource(source) || existsSync(source)
+  if (!isSource || existsSync(typed)) return undefined
+  const message = `option calibration: ${typed}: ${quoted(weight)} is no weight: give a number greater than 0, as in ${source}=3`
+  throw new SparseGptError('INVALID_OPTION', message)
 }
 
 /** The options without those that were not given, so that the SDK's defaults hold. */

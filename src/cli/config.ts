@@ -27,14 +27,16 @@ export function configOption(command: Command): void {
 /**
  * Gives the command that `args` name the options of the configuration file, which flags that are typed go before. The file has an
  * object: options by the names of flags in camel case, and under the name of a command those for it alone, which go first. Of the
- * options outside of commands each command takes those that it has. Throws FILE_NOT_FOUND, INVALID_OPTION.
+ * options outside of commands each command takes those that it has. Returns the file, where it has given the command an option. Throws
+ * FILE_NOT_FOUND, INVALID_OPTION.
  */
-export async function applyConfig(program: Command, args: readonly string[]): Promise<void> {
+export async function applyConfig(program: Command, args: readonly string[]): Promise<string | undefined> {
   const command = commandOf(program, args)
-  if (!command) return
+  if (!command) return undefined
   const named = typed(args, '--config')
   const file = resolve(named ?? usual)
-  if (named === undefined && !existsSync(file)) return
+  // A job is repeated as it was, wherever that is done.
+  if (named === undefined && (!existsSync(file) || isTyped(args, '--recipe'))) return undefined
   const contents = await readConfig(file)
   const commands = program.commands.flatMap((each) => [each, ...each.commands])
   const names = new Set(program.commands.map((each) => each.name()))
@@ -47,6 +49,7 @@ export async function applyConfig(program: Command, args: readonly string[]): Pr
     if (!known) throw invalid(file, `${name}: there is no such option or command`)
   }
   const typedAlternative = alternatives.some((name) => optionOf(command, name) && isTyped(args, `--${name}`))
+  let taken = false
   for (const [name, value] of new Map([...shared!, ...inner!])) {
     const option = optionOf(command, name)
     if (!option) {
@@ -56,7 +59,9 @@ export async function applyConfig(program: Command, args: readonly string[]): Pr
     }
     if (isTyped(args, option.long ?? '') || (typedAlternative && alternatives.includes(name))) continue
     command.setOptionValueWithSource(name, valueOf(option, value, `${file}: ${name}`), 'config')
+    taken = true
   }
+  return taken ? file : undefined
 }
 
 /** The subcommand that the arguments call. */
@@ -81,7 +86,9 @@ function typed(args: readonly string[], flag: string): string | undefined {
 }
 
 async function readConfig(file: string): Promise<Record<string, unknown>> {
-  const value = /\.[cm]?js$/.test(file) ? await imported(file) : await parsed(file)
+  if (!/\.(json|[cm]?js)$/.test(file))
+    throw invalid(file, 'a configuration is a .json file, or a .js, .mjs or .cjs file that exports one')
+  const value = file.endsWith('.json') ? await parsed(file) : await imported(file)
   if (!isMap(value)) throw invalid(file, 'must hold an object with options')
   return value
 }
@@ -89,7 +96,8 @@ async function readConfig(file: string): Promise<Record<string, unknown>> {
 async function parsed(file: string): Promise<unknown> {
   const bytes = await readRegularFile(file, { advice: 'give an existing configuration file', maxBytes })
   try {
-    return JSON.parse(bytes.toString('utf8')) as unknown
+    // Without the mark that some editors put at the start.
+    return JSON.parse(bytes.toString('utf8').replace(/^\uFEFF/, '')) as unknown
   } catch (cause) {
     throw new SparseGptError('INVALID_OPTION', `${file} is not valid JSON: ${reason(cause)}`, { cause })
   }
@@ -112,7 +120,12 @@ function valueOf(option: Option, value: unknown, subject: string): unknown {
   if (typeof value === 'boolean' && (option.isBoolean() || option.optional || option.negate))
     return value || undefined
   const texts = (Array.isArray(value) ? value : [value]) as unknown[]
-  if (option.isBoolean() || texts.some((text) => typeof text !== 'string' && typeof text !== 'number')) {
+  const isOne = option.parseArg === undefined && Array.isArray(value)
+  if (
+    isOne ||
+    option.isBoolean() ||
+    texts.some((text) => typeof text !== 'string' && typeof text !== 'number')
+  ) {
     throw new SparseGptError('INVALID_OPTION', `${subject}: ${option.flags} cannot be ${quoted(value)}`)
   }
   try {

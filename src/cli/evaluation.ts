@@ -45,6 +45,10 @@ export async function prepareEvaluation(
       onEncode: showEncoding(progress),
       signal,
       onProgress: (fraction) => evaluating?.update(fraction),
+    }).catch((error: unknown) => {
+      // Beside a calibration text it is to be told which of the two is meant.
+      if (!(error instanceof SparseGptError) || error.code !== 'INVALID_TEXT') throw error
+      throw new SparseGptError(error.code, `option eval: ${text}: ${error.message}`, { cause: error })
     }),
   )
   return (title) =>

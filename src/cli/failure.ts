@@ -47,11 +47,16 @@ export function failureText(error: unknown): string {
   return `${text}\n${inspect(error)}`
 }
 
+/** A text with its control characters shown, of which a name in a file may have such as clear the screen. */
+export const printable = (text: string): string =>
+  // eslint-disable-next-line no-control-regex
+  text.replace(/[\0-\x08\x0B-\x1F\x7F-\x9F]/g, (control) => JSON.stringify(control).slice(1, -1))
+
 function shortText(error: unknown): string {
   if (!(error instanceof SparseGptError))
     return error instanceof Error ? (error.stack ?? error.message) : String(error)
   const message = error.message.replace(/\boption ([\w.]+):/g, (_, name: string) => `${flagOf(name)}:`)
-  return `sparsegpt: ${message} [${error.code}]`
+  return `sparsegpt: ${printable(message)} [${error.code}]`
 }
 
 const flagOf = (name: string) =>

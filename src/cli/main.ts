@@ -59,8 +59,9 @@ for (const command of [program, ...program.commands.flatMap((one) => [one, ...on
 
 program.hook('preAction', (_, command) => takeVerbosity(command))
 
+let config: string | undefined
 try {
-  await applyConfig(program, process.argv.slice(2))
+  config = await applyConfig(program, process.argv.slice(2))
   await program.parseAsync()
 } catch (error) {
   if (error instanceof CommanderError) {
@@ -69,5 +70,7 @@ try {
   } else {
     process.stderr.write(`${failureText(error)}\n`)
     process.exitCode = exitCodes.of(error, stopSignal())
+    if (config !== undefined && process.exitCode === exitCodes.badUsage)
+      process.stderr.write(`Options were taken from ${config} too.\n`)
   }
 }

@@ -154,6 +154,8 @@ async function run(typedModel: string | undefined, flags: Flags, command: Comman
     const result = await interruptible((signal) =>
       withModel(model, ofRank(load, communicator), signal, async (opened) => {
         const evaluation = { text, seqlen, windows, signal, communicator }
+        // A prompt that cannot be read is to fail before hours of work.
+        if (prompt !== undefined && leads) await (await opened.tokenizer()).encode(prompt, { signal })
         if (isDry) {
           await prepareEvaluation(opened, evaluation)
           const checked = await withProgress('checking', (progress) =>
@@ -161,15 +163,16 @@ async function run(typedModel: string | undefined, flags: Flags, command: Comman
           )
           return { checked, device: opened.device }
         }
-        const { report, failure } = await withEvaluation(opened, evaluation, () =>
+        const done = await withEvaluation(opened, evaluation, () =>
           withProgress('pruning', (progress) => {
             progress.update(0, 'reading the calibration text')
             return prune(opened, optionsOf(progress, signal))
           }),
         )
-        const sample =
-          prompt === undefined || failure || !leads ? {} : { sample: await continued(opened, prompt, signal) }
-        return { report: { ...report, ...sample }, failure }
+        const { report } = done
+        if (prompt === undefined || done.failure || !leads) return { report, failure: done.failure }
+        const { sample, failure } = await continued(opened, prompt, signal)
+        return { report: { ...report, ...given({ sample }) }, failure }
       }),
     )
     return { result, reports: leads }
@@ -195,9 +198,18 @@ interface Sample {
   text: string
 }
 
-async function continued(model: Model, prompt: string, signal: AbortSignal): Promise<Sample> {
-  const { text } = await model.generate(prompt, { maxTokens: 64, signal }).result
-  return { prompt, text }
+/** What the model makes of a prompt, or why it makes nothing of it. */
+async function continued(
+  model: Model,
+  prompt: string,
+  signal: AbortSignal,
+): Promise<{ sample?: Sample; failure?: Error }> {
+  try {
+    const { text } = await model.generate(prompt, { maxTokens: 64, signal }).result
+    return { sample: { prompt, text } }
+  } catch (error) {
+    return { failure: error as Error }
+  }
 }
 
 const dryLine = ({ windows }: DryRun) =>

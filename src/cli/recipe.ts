@@ -1,6 +1,7 @@
 import { SparseGptError } from '../errors.js'
 import { overRecipe, readRecipe, type PruneRecipe } from '../sdk/recipe.js'
 import { version as packageVersion } from '../package.js'
+import { printable } from './failure.js'
 
 /** What a recipe makes of the command: which model is loaded, where, and what it is pruned with. */
 export interface AppliedRecipe {
@@ -33,7 +34,7 @@ export async function applyRecipe(
   }
   if (version !== packageVersion) {
     process.stderr.write(
-      `sparsegpt: ${file} was made by version ${version}, this is ${packageVersion}: the result may differ\n`,
+      `sparsegpt: ${file} was made by version ${printable(version)}, this is ${packageVersion}: the result may differ\n`,
     )
   }
   const options = overRecipe({ ...recipe.options }, given, { model: model !== undefined })

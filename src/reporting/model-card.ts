@@ -13,8 +13,9 @@ const frontMatter = /^\uFEFF?---[ \t]*\r?\n([\s\S]*?)(?:\r?\n)?---[ \t]*(?:\r?\n
  */
 export function modelCard(readme: string, report: ModelJobReport): string {
   const [whole = '', yaml = ''] = frontMatter.exec(readme) ?? []
-  const front = frontOf(yaml, report) ?? whole
-  return front + withSection(readme.slice(whole.length), section(report))
+  const lines = (text: string) => (readme.includes('\r\n') ? text.replaceAll('\n', '\r\n') : text)
+  const front = frontOf(yaml.replaceAll('\r\n', '\n'), report)
+  return (front === undefined ? whole : lines(front)) + withSection(readme.slice(whole.length), report, lines)
 }
 
 /** The front matter with what is to be in it; undefined where what is there cannot be read. */
@@ -27,7 +28,7 @@ function frontOf(yaml: string, { model }: ModelJobReport): string | undefined {
   const known: unknown[] = isSeq(tags) ? tags.toJSON() : typeof tags === 'string' ? [tags] : []
   const missing = ['sparse', 'sparsegpt'].filter((tag) => !known.includes(tag))
   if (isSeq(tags)) for (const tag of missing) tags.add(tag)
-  else if (missing.length > 0) document.set('tags', [...known, ...missing])
+  else if (missing.length > 0 && !isMap(tags)) document.set('tags', [...known, ...missing])
   return `---\n${document.toString({ lineWidth: 0 })}---\n`
 }
 
@@ -35,12 +36,12 @@ function frontOf(yaml: string, { model }: ModelJobReport): string | undefined {
 export const hubId = (model: string): string | undefined =>
   /^([\w.-]+(?:\/[\w.-]+)?)(?:@[^/]+)?$/.exec(model)?.[1]
 
-function withSection(text: string, section: string): string {
-  const first = text.indexOf(begin)
-  const last = text.indexOf(end, first)
-  if (first >= 0 && last >= 0) return text.slice(0, first) + section + text.slice(last + end.length)
-  const gap = text.endsWith('\n\n') ? '' : text.endsWith('\n') || text === '' ? '\n' : '\n\n'
-  return `${text}${gap}${section}\n`
+function withSection(text: string, report: ModelJobReport, lines: (text: string) => string): string {
+  const [first, last] = [text.indexOf(begin), text.indexOf(end, text.indexOf(begin))]
+  const own = lines(section(report))
+  if (first >= 0 && last >= 0) return text.slice(0, first) + own + text.slice(last + end.length)
+  const gap = /\n\r?\n$/.test(text) ? '' : text.endsWith('\n') || text === '' ? '\n' : '\n\n'
+  return `${text}${lines(gap)}${own}${lines('\n')}`
 }
 
 function section(report: ModelJobReport): string {

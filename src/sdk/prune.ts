@@ -1,7 +1,7 @@
 import * as z from 'zod'
 import { abortable } from '../abort.js'
 import { calibrationSource, calibrationWindows, type CalibrationSource } from '../text/source.js'
-import { saveTokens } from '../text/token-file.js'
+import { requireWritable, saveTokens } from '../text/token-file.js'
 import type { Grid } from '../files/coded.js'
 import { encodings, type EncodingName } from '../files/encodings/registry.js'
 import type { JobIdentity } from '../files/journal.js'
@@ -397,17 +397,19 @@ export async function dryRun(model: Model, options: PruneOptions): Promise<DryRu
     const o = { ...parsed, signal, allocation: await readAllocation(parsed.allocation) }
     const { layers } = checkedLayers(engine, o)
     const { offload } = await planMemory(engine, o)
-    if (o.mask !== undefined) await openMasks(o.mask, layers)
+    const masks = o.mask === undefined ? undefined : await openMasks(o.mask, layers)
     const dense = await openOther(engine, o)
     try {
       if (o.out !== undefined)
         await FolderDestination.rehearse(engine, o.out, folderOptions(engine, o, layers, dense))
       const { calibration } = o
+      if (calibration?.saveTokens !== undefined) await requireWritable(calibration.saveTokens)
       const { windows, text } = await drawCalibration(engine, {
         ...o,
         calibration: calibration && { ...calibration, saveTokens: undefined },
       })
       const training = o.distill && (await drawTraining(engine, o, text))
+      if (o.inputs) requireInputs(o.inputs, await hashInputs(engine, { dense, windows, training, masks }))
       const plan = await planPruning(engine.name, engine.checkpoint.config, {
         ...plannedJob(engine, o),
         offload: offload !== undefined,
@@ -592,13 +594,14 @@ async function drawCalibration(
   const isNeeded = needsInputs(o)
   if (!o.calibration || !(isNeeded || o.calibration.saveTokens !== undefined)) return { windows: [] }
   const sequenceLength = engine.sequenceLength(o.calibration.sequenceLength)
-  const { samples: count, seed } = o.calibration
+  const { samples: count, seed, saveTokens: savedTo } = o.calibration
+  if (savedTo !== undefined) await requireWritable(savedTo)
   // What is limited of a GPU is its own memory.
   const memory = engine.device.traits.inHostMemory ? o.memory : undefined
   const options = { samples: count, seed, sequenceLength, memory, signal: o.signal }
   const { windows, text } = await calibrationWindows(engine, o.calibration, options)
   if (memory !== undefined) await engine.closeTokenizer()
-  if (o.calibration.saveTokens !== undefined) await saveTokens(o.calibration.saveTokens, text ?? windows)
+  if (savedTo !== undefined) await saveTokens(savedTo, text ?? windows)
   return { windows: isNeeded ? windows : [], text }
 }
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import { readFile, rename, rm, writeFile } from 'node:fs/promises'
-import { extname, resolve } from 'node:path'
+import { access, constants, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { dirname, extname, resolve } from 'node:path'
 import { readError, reason } from '../files/read-error.js'
 import { readSafetensorsHeader, serializeHeader } from '../files/safetensors.js'
 import { SparseGptError } from '../errors.js'
@@ -17,6 +17,14 @@ interface TokenFile {
   ids: Int32Array
   /** The number of tokens of each window; undefined when `ids` is a text to draw windows from. */
   windowLength?: number
+}
+
+/** Throws WRITE_FAILED where saveTokens could not write: before a text is read for it, which can take long. */
+export async function requireWritable(path: string): Promise<void> {
+  const file = resolve(path)
+  await access(dirname(file), constants.W_OK).catch((cause: unknown) => {
+    throw new SparseGptError('WRITE_FAILED', `cannot write ${file}: ${reason(cause)}`, { cause })
+  })
 }
 
 /**

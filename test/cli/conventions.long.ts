@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync } from 'node:fs'
-import { mkdir, writeFile } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { beforeAll, describe, expect, test } from '@jest/globals'
@@ -124,6 +124,20 @@ test('--sample lets the pruned model continue a text', async () => {
   )
 })
 
+test('--sample of a model without a tokenizer is refused before it is pruned', async () => {
+  const mute = await writeTinyModel(join(parent, 'mute'))
+  for (const name of ['tokenizer.json', 'tokenizer_config.json']) await rm(join(mute, name), { force: true })
+  const out = join(parent, 'from-mute')
+  const run = ['prune', mute, '--out', out, '--method', 'magnitude', '--sample', 'w1']
+  for (const args of [run, [...run, '--dry-run']])
+    expect(await sparsegpt(args)).toMatchObject({
+      code: 1,
+      stdout: '',
+      stderr: expect.stringMatching(/mute.tokenizer\.json/),
+    })
+  expect(existsSync(out)).toBe(false)
+})
+
 describe('--dry-run', () => {
   test('plans the job, checks what it reads, and writes nothing', async () => {
     const before = readdirSync(parent)
@@ -145,6 +159,14 @@ describe('--dry-run', () => {
     ['a missing evaluation text', ['--eval', 'MISSING'], /missing does not exist/],
     ['a missing calibration text', ['--calibration', 'MISSING'], /missing does not exist/],
     ['a short calibration text', ['--calibration', 'SHORT'], /2 tokens.*INVALID_TEXT/s],
+    ['a short evaluation text', ['--eval', 'SHORT'], /--eval: .*short\.txt: .* 2 tokens.*INVALID_TEXT/s],
+    [
+      'a file for tokens in no folder',
+      ['--save-tokens', 'NOWHERE'],
+      /write .*x\.safetensors: .*WRITE_FAILED/s,
+    ],
+    ['a weight that is none', ['--calibration', 'NEGATIVE'], /--calibration: .*"-1" is no weight.*=3 \[/],
+    ['a dampening beyond all', ['--dampening', '1e400'], /--dampening: .*finite|--dampening: .*Infinity/],
     ['a mask without masks', ['--mask', 'MASK'], /mask\.safetensors/],
     ['another dense model', ['--target', 'dense', '--dense', 'GPT2'], /--dense: /],
     ['too little memory', ['--memory', '10MB'], /memory allows 10\.00 MB/],
@@ -157,6 +179,7 @@ describe('--dry-run', () => {
     const paths: Record<string, string> = { MODEL: model, TAKEN: join(parent, 'taken') }
     Object.assign(paths, { MISSING: join(parent, 'missing'), SHORT: join(parent, 'short.txt') })
     Object.assign(paths, { MASK: join(parent, 'mask.safetensors'), GPT2: join(parent, 'gpt2') })
+    Object.assign(paths, { NOWHERE: join(parent, 'no', 'x.safetensors'), NEGATIVE: `${text}=-1` })
     const replaced = flags.map((flag) => paths[flag] ?? flag)
     const usual = flags.includes('--calibration') ? [] : ['--calibration', text]
     const out = flags.includes('--out') ? [] : ['--out', join(parent, 'dry')]
@@ -203,6 +226,26 @@ describe('the configuration file', () => {
     const args = [program, 'prune', model, '--out', join(folder, 'out')]
     const { stdout } = spawnSync(process.execPath, args, { cwd: folder, encoding: 'utf8' })
     expect(JSON.parse(stdout)).toMatchObject({ method: 'magnitude' })
+    const repeated = [
+      '--recipe',
+      join(folder, 'out', 'sparsegpt-report.json'),
+      '--out',
+      join(folder, 'again'),
+    ]
+    await writeFile(join(folder, 'sparsegpt.config.json'), '{"prune": {"sparsity": 0.25}}')
+    const again = spawnSync(process.execPath, [program, 'prune', ...repeated, '--json'], { cwd: folder })
+    expect(JSON.parse(String(again.stdout))).toMatchObject({ sparsity: { target: 0.5 } })
+  })
+
+  test('is named where one of its options is refused later', async () => {
+    const file = await config('config.json', `\uFEFF${JSON.stringify({ prune: { sparsity: 2 } })}`)
+    const refused = await run(file, '--calibration', text)
+    expect(refused).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/--sparsity: .*\n.*config\.json/),
+    })
+    const other = await run(await config('config.yaml', 'prune:'), '--calibration', text)
+    expect(other).toMatchObject({ code: 2, stderr: expect.stringMatching(/config\.yaml: .*\.json file/) })
   })
 
   test.each<[unknown, RegExp]>([
@@ -215,6 +258,7 @@ describe('the configuration file', () => {
     [{ method: 'obd' }, /config\.json: method: .*Allowed choices.*given: "obd"/],
     [{ json: 'yes' }, /config\.json: json: --json cannot be "yes"/],
     [{ sparsity: { of: 1 } }, /config\.json: sparsity: .*cannot be/],
+    [{ include: ['q', 'k'] }, /config\.json: include: .*cannot be \["q","k"\]/],
   ])('%j is refused', async (contents, message) => {
     const refused = await run(await config('config.json', contents), '--calibration', text)
     expect(refused).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(message) })

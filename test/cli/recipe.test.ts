@@ -38,6 +38,17 @@ test('prune --recipe repeats a job, what is given beside it wins, and --eval is 
   expect(options.given).toMatchObject({ sparsity: 0.25, calibration: { file: text, samples: 4 } })
   expect(options.given).not.toHaveProperty('pattern')
 
+  const damaged = { ...json, inputs: { ...json.inputs, model: '0'.repeat(32) } }
+  const changed = async (report: object) => {
+    await writeFile(join(parent, 'changed.json'), JSON.stringify(report))
+    return sparsegpt(['prune', '--recipe', join(parent, 'changed.json'), ...out('e'), '--dry-run'])
+  }
+  expect(await changed(damaged)).toMatchObject({ code: 2, stderr: expect.stringMatching(/the model is not/) })
+  // Names of a file from elsewhere do not clear the screen.
+  expect((await changed({ ...json, model: '\u001b[2Jmodel' })).stderr).toMatch(
+    /\\u001b\[2Jmodel does not exist/,
+  )
+
   expect(await sparsegpt(['prune', ...out('d')])).toMatchObject({
     code: 2,
     stderr: expect.stringMatching(/give <model>, or --recipe/),

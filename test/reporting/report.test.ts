@@ -205,6 +205,14 @@ describe('the model card', () => {
     expect((await read(out, 'README.md')).startsWith(`${readme}\n<!-- sparsegpt: begin -->`)).toBe(true)
   })
 
+  test('keeps the ends of lines, and tags that are no list', async () => {
+    const model = await writeTinyModel(join(parent, 'card with returns'))
+    await writeFile(join(model, 'README.md'), '---\r\nlicense: mit\r\ntags: {a: b}\r\n---\r\n# Hi\r\n')
+    const card = await read((await pruned('out with returns', {}, model)).out, 'README.md')
+    expect(card).toMatch(/^---\r\nlicense: mit\r\ntags: \{ ?a: b ?\}\r\n---\r\n# Hi\r\n\r\n<!--/)
+    expect(card.replaceAll('\r\n', '')).not.toContain('\n')
+  })
+
   test('is made where there was none', async () => {
     await rm(join(source, 'README.md'), { force: true })
     const { out } = await pruned('new-card', {})

@@ -148,6 +148,7 @@ describe('URLs', () => {
     await withModel(folder, async (model) => {
       const message = /^prune: option out: must be a path or a file: URL: .*given: https:/
       await expectError(prune(model, { calibration, out: web }), 'INVALID_OPTION', message)
+      await expectError(model.save(web.href), 'INVALID_OPTION', /must be a path or a file: URL/)
       const file = /option calibration\.file: must be a path or a file: URL/
       await expectError(prune(model, { calibration: { file: web } }), 'INVALID_OPTION', file)
       await expectError(
