@@ -107,6 +107,7 @@ test('prune --json prints one object with what the contract names; eval and insp
     columns: 24,
     sparsity: 0.5,
     loss: expect.any(Number),
+    error: expect.any(Number),
     seconds: expect.any(Number),
   })
 

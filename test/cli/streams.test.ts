@@ -74,7 +74,13 @@ async function stoppedTwice(name: string, samples: number, ready: (partial: stri
     clearInterval(started)
     for (const signal of ['SIGSTOP', 'SIGINT', 'SIGTERM', 'SIGCONT'] as const) child.kill(signal)
   }, 5)
-  expect(await once(child, 'close')).toEqual([1, null])
+  let stderr = ''
+  child.stderr.setEncoding('utf8').on('data', (part: string) => (stderr += part))
+  const [code] = (await once(child, 'close')) as [number]
+  // Two threads may take the two: the code is that of the later one.
+  expect([1, 130]).toContain(code)
+  // Which the first one alone would have ended with.
+  expect(stderr).not.toContain('ABORTED')
   return readdirSync(parent).filter((entry) => entry.startsWith(name))
 }
 
