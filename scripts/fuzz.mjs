@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// Runs by hand, for longer, what `npm test` does for a minute: mutated inputs, kills and resumes, loads and aborts.
+// Runs by hand, for longer, what the tests do for a minute: mutated inputs, kills and resumes, loads and aborts.
 //
 //   npm run fuzz -- [--seconds 60] [--inputs N] [--seed 1]    mutated inputs, from number SEED on, until either limit
 //   npm run fuzz -- --kills 100                               jobs that are killed at random moments, and resumed
@@ -25,10 +25,12 @@ const signals = ['SIGINT', 'SIGTERM', 'SIGHUP']
 
 // In band: Jest's worker processes would go on without it.
 const jest = ['--experimental-vm-modules', '--no-warnings', 'node_modules/jest/bin/jest.js', '--runInBand']
+// Some of them are among the long ones.
+const match = ['--testMatch', '**/*.{test,long}.ts', '--testPathPatterns']
 
 async function run(test, environment) {
   const given = Object.entries(environment).filter(([, value]) => value !== undefined)
-  const child = spawn(process.execPath, [...jest, test, '--testTimeout', '7200000'], {
+  const child = spawn(process.execPath, [...jest, ...match, test, '--testTimeout', '7200000'], {
     cwd: root,
     stdio: 'inherit',
     env: { ...process.env, ...Object.fromEntries(given) },

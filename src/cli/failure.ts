@@ -47,10 +47,9 @@ export function failureText(error: unknown): string {
   return `${text}\n${inspect(error)}`
 }
 
-/** A text with its control characters shown, of which a name in a file may have such as clear the screen. */
+/** A text with its control characters shown, tabs and ends of lines apart, of which a name in a file may have such as clear the screen. */
 export const printable = (text: string): string =>
-  // eslint-disable-next-line no-control-regex
-  text.replace(/[\0-\x08\x0B-\x1F\x7F-\x9F]/g, (control) => JSON.stringify(control).slice(1, -1))
+  text.replace(/(?![\t\n])\p{Cc}/gu, (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, '0')}`)
 
 function shortText(error: unknown): string {
   if (!(error instanceof SparseGptError))

@@ -37,7 +37,8 @@ export const hubId = (model: string): string | undefined =>
   /^([\w.-]+(?:\/[\w.-]+)?)(?:@[^/]+)?$/.exec(model)?.[1]
 
 function withSection(text: string, report: ModelJobReport, lines: (text: string) => string): string {
-  const [first, last] = [text.indexOf(begin), text.indexOf(end, text.indexOf(begin))]
+  const first = text.indexOf(begin)
+  const last = text.indexOf(end, first)
   const own = lines(section(report))
   if (first >= 0 && last >= 0) return text.slice(0, first) + own + text.slice(last + end.length)
   const gap = /\n\r?\n$/.test(text) ? '' : text.endsWith('\n') || text === '' ? '\n' : '\n\n'

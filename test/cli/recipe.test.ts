@@ -48,6 +48,7 @@ test('prune --recipe repeats a job, what is given beside it wins, and --eval is 
   expect((await changed({ ...json, model: '\u001b[2Jmodel' })).stderr).toMatch(
     /\\u001b\[2Jmodel does not exist/,
   )
+  expect((await changed({ ...json, model: 'model\u009b2J' })).stderr).toMatch(/model\\u009b2J does not exist/)
 
   expect(await sparsegpt(['prune', ...out('d')])).toMatchObject({
     code: 2,
