@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { isDeepStrictEqual } from 'node:util'
@@ -7,6 +7,7 @@ import { loadModel, prune } from '../../src/index.js'
 import { PythonRandom } from '../../src/text/python-random.js'
 import { temporaryFolder } from '../temporary.js'
 import { sparsegpt, type Run } from './run.js'
+import { begun, contents, finished, when } from './stopped-jobs.js'
 
 const dense = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
 const text = fileURLToPath(new URL('../../docs/performance.md', import.meta.url))
@@ -26,41 +27,11 @@ const job = (...more: string[]) => {
   return ['distill', student, '--dense', dense, '--out', out, ...calibrated, '--json', ...more]
 }
 
-/** The files of a folder but its report, which has times. */
-const contents = (folder: string) =>
-  new Map(
-    readdirSync(folder)
-      .filter((name) => !name.startsWith('sparsegpt-report.'))
-      .map((name) => [name, readFileSync(join(folder, name)).toString('base64')]),
-  )
-
 /** A report without what depends on the clock and the system. */
 function timeless({ stdout }: Run): string {
   return JSON.stringify(JSON.parse(stdout), (name, value: unknown) =>
     ['seconds', 'peakRssBytes'].includes(name) ? undefined : value,
   )
-}
-
-/** The number of states that the journal in the partial folder of `out` tells of. */
-function saved(): number {
-  const name = readdirSync(parent).find((entry) => entry.startsWith('out.partial-'))
-  const journal = name === undefined ? '' : join(parent, name, 'journal')
-  return existsSync(journal) ? Math.max(0, readFileSync(journal, 'utf8').split('\n').length - 2) : 0
-}
-
-/** Calls `then` as soon as `condition` is true. */
-function when(condition: () => boolean, then: () => void): void {
-  const watching = setInterval(() => {
-    if (!condition()) return
-    clearInterval(watching)
-    then()
-  }, 1)
-}
-
-/** Whether a job that has just been started has a partial folder of its own. */
-function begun(): () => boolean {
-  const before = new Set(readdirSync(parent))
-  return () => existsSync(parent) && readdirSync(parent).some((name) => !before.has(name))
 }
 
 beforeAll(async () => {
@@ -71,7 +42,7 @@ beforeAll(async () => {
   await prune(model, { method: 'magnitude', pattern: '2:4', out: student })
   await model.dispose()
   let start = 0
-  const run = await sparsegpt(job(), () => when(begun(), () => (start = performance.now())))
+  const run = await sparsegpt(job(), () => when(begun(parent), () => (start = performance.now())))
   duration = performance.now() - start
   expect(run).toMatchObject({ code: 0, stderr: expect.not.stringMatching(/WARN/i) })
   report = timeless(run)
@@ -88,13 +59,13 @@ test(
     while (killed < kills) {
       const delay = (random.randint(0, 1000) / 1000) * duration
       const run = await sparsegpt(job('--resume'), (kill) =>
-        when(begun(), () => setTimeout(() => kill('SIGKILL'), delay)),
+        when(begun(parent), () => setTimeout(() => kill('SIGKILL'), delay)),
       )
       if (run.code === null) killed++
       else expect(run).toMatchObject({ code: 0 })
       const stands = existsSync(out)
       if (!stands) {
-        const now = saved()
+        const now = finished(parent)
         expect(now).toBeGreaterThanOrEqual(states)
         states = now
         if (killed < kills) continue
@@ -119,7 +90,7 @@ test(
 test('Ctrl-C says how the job goes on, and --resume does', async () => {
   const stopped = await sparsegpt(job(), (kill) =>
     when(
-      () => saved() > 0,
+      () => finished(parent) > 0,
       () => kill('SIGINT'),
     ),
   )

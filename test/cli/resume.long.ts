@@ -1,4 +1,4 @@
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { cpSync, existsSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { isDeepStrictEqual } from 'node:util'
@@ -6,6 +6,7 @@ import { beforeAll, describe, expect, test } from '@jest/globals'
 import { PythonRandom } from '../../src/text/python-random.js'
 import { temporaryFolder } from '../temporary.js'
 import { sparsegpt, type Run } from './run.js'
+import { begun, contents, finished, when } from './stopped-jobs.js'
 
 const model = fileURLToPath(new URL('../../models/sotu-3m', import.meta.url))
 const text = fileURLToPath(new URL('../../docs/performance.md', import.meta.url))
@@ -24,14 +25,6 @@ const job = (...more: string[]) => {
   return ['prune', model, '--out', out, ...calibrated, '--json', ...more]
 }
 
-/** The files of a folder but its report, which has times. */
-const contents = (folder: string) =>
-  new Map(
-    readdirSync(folder)
-      .filter((name) => !name.startsWith('sparsegpt-report.'))
-      .map((name) => [name, readFileSync(join(folder, name)).toString('base64')]),
-  )
-
 /** A report without what depends on the clock, the system and the folder's name. */
 function timeless({ stdout }: Run): string {
   return JSON.stringify(JSON.parse(stdout), (name, value: unknown) =>
@@ -39,33 +32,11 @@ function timeless({ stdout }: Run): string {
   )
 }
 
-/** The number of blocks that are finished in the partial folder of `out`. */
-function finished(): number {
-  const name = readdirSync(parent).find((entry) => entry.startsWith('out.partial-'))
-  if (name === undefined) return 0
-  try {
-    return Math.max(0, readFileSync(join(parent, name, 'journal'), 'utf8').split('\n').length - 2)
-  } catch {
-    return 0
-  }
-}
-
-/** Calls `then` when a job that has just been started has a partial folder of its own. */
-function onPartialFolder(then: () => void): void {
-  const before = new Set(readdirSync(parent))
-  const watching = setInterval(() => {
-    const names = existsSync(parent) ? readdirSync(parent) : []
-    if (names.every((name) => before.has(name))) return
-    clearInterval(watching)
-    then()
-  }, 1)
-}
-
 beforeAll(async () => {
   parent = await temporaryFolder()
   out = join(parent, 'out')
   let start = 0
-  const run = await sparsegpt(job(), () => onPartialFolder(() => (start = performance.now())))
+  const run = await sparsegpt(job(), () => when(begun(parent), () => (start = performance.now())))
   duration = performance.now() - start
   expect(run.code).toBe(0)
   report = timeless(run)
@@ -89,7 +60,7 @@ test(
       do {
         const delay = (random.randint(0, 1000) / 1000) * duration
         run = await sparsegpt(job('--resume', ...force), (kill) =>
-          onPartialFolder(() => setTimeout(() => kill('SIGKILL'), delay)),
+          when(begun(parent), () => setTimeout(() => kill('SIGKILL'), delay)),
         )
         if (run.code === null) counts.killed++
         else expect(run).toMatchObject({ code: 0 })
@@ -97,7 +68,7 @@ test(
         complete = isDeepStrictEqual(stands, whole)
         if (complete) break
         expect(stands).toEqual(replaces ? contents(model) : undefined)
-        const now = finished()
+        const now = finished(parent)
         expect(now).toBeGreaterThanOrEqual(done)
         done = now
       } while (random.randint(0, 1) === 0) // killed again on its way
@@ -137,11 +108,10 @@ describe('a job that was stopped', () => {
       parent = await temporaryFolder()
       out = join(parent, 'out')
       const stopped = await sparsegpt(job(), (kill) => {
-        const watching = setInterval(() => {
-          if (finished() === 0) return
-          clearInterval(watching)
-          kill(signal)
-        }, 1)
+        when(
+          () => finished(parent) > 0,
+          () => kill(signal),
+        )
       })
       expect(stopped).toMatchObject({
         code: signal === 'SIGINT' ? 130 : 1,
@@ -172,11 +142,10 @@ describe('a job that was stopped', () => {
     parent = await temporaryFolder()
     out = join(parent, 'out')
     await sparsegpt(job(), (kill) => {
-      const watching = setInterval(() => {
-        if (finished() === 0) return
-        clearInterval(watching)
-        kill('SIGKILL')
-      }, 1)
+      when(
+        () => finished(parent) > 0,
+        () => kill('SIGKILL'),
+      )
     })
     expect(readdirSync(parent)).toEqual([expect.stringMatching(/^out\.partial-/)])
     expect((await sparsegpt(job('--force'))).code).toBe(0)
